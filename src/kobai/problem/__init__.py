@@ -1,0 +1,47 @@
+"""What goes in: batches, parameters as a vector, likelihoods, objectives, captured layers."""
+
+from kobai.problem.batch import Batch
+from kobai.problem.capture import Call, Capture, attach, capture
+from kobai.problem.categorical import Categorical
+from kobai.problem.elementwise import Bernoulli, Gaussian
+from kobai.problem.examples import Examples
+from kobai.problem.likelihood import Likelihood
+from kobai.problem.losses import as_likelihood
+from kobai.problem.objective import (
+    Analytic,
+    EmpiricalRisk,
+    Objective,
+    WeightedSum,
+    call_arguments,
+    output_tensor,
+)
+from kobai.problem.parameters import Block, ParameterSpace
+from kobai.problem.problem import Problem
+from kobai.problem.purity import evaluation_mode, impurities, pure, require_pure
+
+__all__ = [
+    "Analytic",
+    "Batch",
+    "Bernoulli",
+    "Block",
+    "Call",
+    "Capture",
+    "Categorical",
+    "EmpiricalRisk",
+    "Examples",
+    "Gaussian",
+    "Likelihood",
+    "Objective",
+    "ParameterSpace",
+    "Problem",
+    "WeightedSum",
+    "as_likelihood",
+    "attach",
+    "call_arguments",
+    "capture",
+    "evaluation_mode",
+    "impurities",
+    "output_tensor",
+    "pure",
+    "require_pure",
+]

@@ -1,0 +1,142 @@
+"""What curvature sees of layers: their inputs, and gradients in their outputs.
+
+A forward hook notes each call of a layer: its input and the place of its output in the autograd
+graph. The place is taken before anything after the layer can modify the output, so activations that
+work in place do no harm, and gradients with respect to it can be asked for as often as needed.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One call of a layer in a forward pass.
+
+    Attributes:
+        layer: Name of the layer (its path in the model).
+        inputs: The layer's first positional argument, detached; not copied.
+        edge: The output's place in the graph, or None where no gradient flows.
+        shape: Shape of the output.
+    """
+
+    layer: str
+    inputs: Tensor
+    edge: GradientEdge | None
+    shape: torch.Size
+
+
+class Capture:
+    """Calls of chosen layers during forward passes, in order.
+
+    Made by `capture`; holds what was seen until `clear`.
+
+    Attributes:
+        calls: One entry a call; a layer that is used twice appears twice.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.enabled = True
+
+    def clear(self) -> None:
+        """Forget all calls and let go of their graphs."""
+        self.calls.clear()
+
+    def output_gradients(
+        self,
+        outputs: Tensor,
+        cotangents: Tensor,
+        *,
+        batched: bool = False,
+        retain_graph: bool = True,
+    ) -> list[Tensor | None]:
+        """Gradients of ⟨outputs, cotangents⟩ in the outputs of every captured call.
+
+        Args:
+            outputs: The model's outputs, with their graph.
+            cotangents: Shaped like the outputs; with `batched`, one more axis first.
+            batched: Pull all cotangents back in one vectorised pass.
+            retain_graph: Keep the graph for later passes.
+
+        Returns:
+            One tensor a call in the order of `calls`, shaped like that call's output (with the
+            extra axis first if `batched`), None where no gradient flows. Parameter gradients are
+            not touched. Cost: the part of a backward pass that concerns activations.
+        """
+        edges = [call.edge for call in self.calls if call.edge is not None]
+        if not edges:
+            return [None] * len(self.calls)
+        found = iter(
+            torch.autograd.grad(
+                outputs,
+                edges,
+                cotangents,
+                retain_graph=retain_graph,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+        )
+        return [None if call.edge is None else next(found) for call in self.calls]
+
+
+def _by_type(types: tuple[type[nn.Module], ...]) -> Callable[[nn.Module], bool]:
+    return lambda module: isinstance(module, types)
+
+
+@contextlib.contextmanager
+def capture(
+    model: nn.Module,
+    layers: Sequence[type[nn.Module]] | Callable[[nn.Module], bool] = (nn.Linear, nn.Conv2d),
+) -> Iterator[Capture]:
+    """Record the calls of a model's layers while the context is open.
+
+    Args:
+        model: The model whose forward passes are watched.
+        layers: Which submodules: their types, or a function that says yes.
+
+    Yields:
+        A `Capture`, filled by every forward pass while `enabled`.
+    """
+    record = Capture()
+    handles = attach(model, layers if callable(layers) else _by_type(tuple(layers)), record)
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attach(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], record: Capture
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Install the hooks behind `capture` for as long as their handles are kept.
+
+    Args:
+        model: The model to watch.
+        wanted: Says which submodules.
+        record: Where the calls go.
+
+    Returns:
+        Handles; removing them ends the recording.
+    """
+
+    def watch(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+            if not record.enabled:
+                return
+            edge = get_gradient_edge(output) if output.requires_grad else None
+            record.calls.append(Call(name, arguments[0].detach(), edge, output.shape))
+
+        return hook
+
+    return [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if wanted(module)
+    ]

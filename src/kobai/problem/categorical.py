@@ -1,0 +1,206 @@
+"""Softmax classification."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.problem.likelihood import (
+    Likelihood,
+    Outputs,
+    Reduction,
+    check_settings,
+    require_finite,
+    sum_per_example,
+)
+
+
+@final
+class Categorical(Likelihood):
+    """Softmax classification with class indices or soft targets.
+
+    Args:
+        ignore_index: Class index that marks a term as absent.
+        label_smoothing: ε in [0, 1): targets become (1 − ε) y + ε/C.
+        axis: Axis of the classes in the outputs: -1 (kobai's convention, (N, …, C)) or 1 (torch's
+            cross-entropy convention, (N, C, …)). The same for matrices of outputs (N, C).
+        reduction: "examples" or "terms" (positions that are not ignored).
+        scale: Factor on the loss.
+
+    Class indices are int64 of the outputs' shape without the class axis; soft targets are floating
+    point of the outputs' shape. The Hessian is m (diag p − p pᵀ) with m the mass of the target (1,
+    or 0 where ignored); its factor is S = √m (diag √p − p √pᵀ).
+    """
+
+    name = "categorical"
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "examples",
+        scale: float = 1.0,
+    ) -> None:
+        check_settings(scale, reduction)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        if axis not in (-1, 1):
+            raise ValueError(f"axis of the classes must be -1 or 1, got {axis}")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.axis = axis
+        self.reduction = reduction
+        self.scale = scale
+
+    def __repr__(self) -> str:
+        return (
+            f"Categorical(ignore_index={self.ignore_index}, "
+            f"label_smoothing={self.label_smoothing}, axis={self.axis}, "
+            f"reduction={self.reduction!r}, scale={self.scale})"
+        )
+
+    def _mass(self, targets: Tensor, like: Tensor) -> Tensor:
+        """Mass of each term's target, shape (N, …, 1), in the dtype of `like` (classes last)."""
+        if targets.is_floating_point():
+            return targets.movedim(self.axis, -1).sum(-1, keepdim=True).to(like.dtype)
+        return (targets != self.ignore_index).unsqueeze(-1).to(like.dtype)
+
+    def _distribution(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Target distribution with classes last, zero where ignored."""
+        classes = outputs.shape[-1]
+        if targets.is_floating_point():
+            soft = targets.movedim(self.axis, -1).to(outputs.dtype)
+        else:
+            kept = targets != self.ignore_index
+            soft = F.one_hot(torch.where(kept, targets, 0), classes).to(outputs.dtype)
+            soft = soft * kept.unsqueeze(-1)
+        if self.label_smoothing:
+            mass = soft.sum(-1, keepdim=True)
+            soft = (1 - self.label_smoothing) * soft + self.label_smoothing * mass / classes
+        return soft
+
+    def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
+        """Cross-entropy of each example; see `Likelihood.nll`."""
+        axis = 1 if self.axis == 1 else outputs.ndim - 1
+        logits = outputs.movedim(axis, 1)
+        if targets.is_floating_point():
+            targets = targets.movedim(axis, 1).to(outputs.dtype)
+        loss = F.cross_entropy(
+            logits,
+            targets,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        return self.scale * sum_per_example(loss)
+
+    def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
+        """Number of positions that are not ignored; soft targets count one a position."""
+        if targets.is_floating_point():
+            count = targets.numel() // (targets.shape[0] * targets.shape[self.axis])
+            return torch.full((targets.shape[0],), float(count), device=targets.device)
+        return sum_per_example((targets != self.ignore_index).float())
+
+    def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
+        """m p − y, with m the mass of the target."""
+        logits = outputs.movedim(self.axis, -1)
+        target = self._distribution(logits, targets)
+        p = torch.softmax(logits, -1)
+        residual = target.sum(-1, keepdim=True) * p - target
+        return (self.scale * residual).movedim(-1, self.axis)
+
+    def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """m (p ∘ u − p (pᵀu))."""
+        logits, u = outputs.movedim(self.axis, -1), u.movedim(self.axis, -1)
+        p = torch.softmax(logits, -1)
+        pu = p * u
+        product = pu - p * pu.sum(-1, keepdim=True)
+        return (self.scale * self._mass(targets, logits) * product).movedim(-1, self.axis)
+
+    def factor_product(self, outputs: Outputs, targets: Tensor, s: Outputs) -> Outputs:
+        """√m (√p ∘ s − p (√pᵀs))."""
+        logits, s = outputs.movedim(self.axis, -1), s.movedim(self.axis, -1)
+        p = torch.softmax(logits, -1)
+        root = p.sqrt()
+        product = root * s - p * (root * s).sum(-1, keepdim=True)
+        mass = (self.scale * self._mass(targets, logits)).sqrt()
+        return (mass * product).movedim(-1, self.axis)
+
+    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """√m (√p ∘ u − √p (pᵀu))."""
+        logits, u = outputs.movedim(self.axis, -1), u.movedim(self.axis, -1)
+        p = torch.softmax(logits, -1)
+        product = p.sqrt() * (u - (p * u).sum(-1, keepdim=True))
+        mass = (self.scale * self._mass(targets, logits)).sqrt()
+        return (mass * product).movedim(-1, self.axis)
+
+    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Class indices drawn from softmax(outputs); ignored positions keep `ignore_index`."""
+        logits = outputs.detach().movedim(self.axis, -1)
+        # The Gumbel trick needs one uniform draw a class and no normalised probabilities, so it
+        # cannot fail on a saturated softmax as multinomial sampling does.
+        uniform = torch.rand(
+            logits.shape, generator=generator, device=generator.device, dtype=logits.dtype
+        ).to(logits.device)
+        tiny = torch.finfo(logits.dtype).tiny
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+        labels = (logits + gumbel).argmax(-1)
+        if targets.is_floating_point():
+            return labels
+        return torch.where(targets == self.ignore_index, self.ignore_index, labels)
+
+    def fisher_sample(
+        self, outputs: Outputs, targets: Tensor, generator: torch.Generator
+    ) -> Outputs:
+        """√m (p − e_y), y drawn from p; label smoothing plays no part in the model's own labels."""
+        logits = outputs.detach().movedim(self.axis, -1)
+        labels = self.sample(outputs, targets, generator).clamp(min=0)
+        score = torch.softmax(logits, -1)
+        score.scatter_add_(-1, labels.unsqueeze(-1), -torch.ones_like(score[..., :1]))
+        mass = (self.scale * self._mass(targets, logits)).sqrt()
+        return (mass * score).movedim(-1, self.axis)
+
+    def correct(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
+        """Positions whose largest output is the target's class (the largest soft target's)."""
+        predicted = outputs.argmax(self.axis)
+        labels = targets.argmax(self.axis) if targets.is_floating_point() else targets
+        return sum_per_example((predicted == labels).float())
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Raise `ValueError` on wrong shapes, classes out of range, negative targets."""
+        classes = outputs.shape[self.axis]
+        if outputs.ndim < 2:
+            raise ValueError(
+                f"categorical outputs need a class axis, (N, C), got shape {tuple(outputs.shape)}"
+            )
+        if targets.is_floating_point():
+            if targets.shape != outputs.shape:
+                raise ValueError(
+                    f"soft targets must have the outputs' shape {tuple(outputs.shape)}, got "
+                    f"{tuple(targets.shape)}; for class indices pass int64 targets"
+                )
+            require_finite(targets)
+            if bool((targets < 0).any()):
+                raise ValueError("soft targets must not be negative")
+            return
+        if targets.dtype != torch.int64:
+            raise ValueError(
+                f"class indices must be int64, got {targets.dtype}; convert by targets.long()"
+            )
+        expected = list(outputs.shape)
+        del expected[self.axis]
+        if list(targets.shape) != expected:
+            raise ValueError(
+                f"for outputs {tuple(outputs.shape)} with the classes on axis {self.axis}, class "
+                f"indices must have shape {tuple(expected)}, got {tuple(targets.shape)}"
+            )
+        kept = targets[targets != self.ignore_index]
+        if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= classes):
+            raise ValueError(
+                f"class indices must lie in 0…{classes - 1} for a model with {classes} outputs, "
+                f"got {int(kept.min())}…{int(kept.max())}; widen the model or fix the labels"
+            )

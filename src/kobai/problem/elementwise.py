@@ -1,0 +1,182 @@
+"""Likelihoods whose terms are single outputs: independent binary outputs, and regression."""
+
+import math
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.problem.likelihood import (
+    Likelihood,
+    Outputs,
+    Reduction,
+    check_settings,
+    require_finite,
+    sum_per_example,
+)
+
+
+@final
+class Bernoulli(Likelihood):
+    """Independent binary outputs given by logits; targets in [0, 1], shaped like the outputs.
+
+    The Hessian is diagonal, p (1 − p).
+
+    Args:
+        reduction: "examples" or "terms" (single outputs).
+        scale: Factor on the loss.
+    """
+
+    name = "bernoulli"
+
+    def __init__(self, *, reduction: Reduction = "examples", scale: float = 1.0) -> None:
+        check_settings(scale, reduction)
+        self.reduction = reduction
+        self.scale = scale
+
+    def __repr__(self) -> str:
+        return f"Bernoulli(reduction={self.reduction!r}, scale={self.scale})"
+
+    def _root(self, outputs: Tensor) -> Tensor:
+        """√(scale p (1 − p)), from both tails so that it does not underflow early."""
+        log_variance = F.logsigmoid(outputs) + F.logsigmoid(-outputs)
+        return math.sqrt(self.scale) * torch.exp(0.5 * log_variance)
+
+    def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
+        """Binary cross-entropy of each example summed over its outputs."""
+        loss = F.binary_cross_entropy_with_logits(
+            outputs, targets.to(outputs.dtype), reduction="none"
+        )
+        return self.scale * sum_per_example(loss)
+
+    def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
+        """Number of outputs of an example."""
+        return _count(targets)
+
+    def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
+        """σ(f) − y."""
+        return self.scale * (torch.sigmoid(outputs) - targets.to(outputs.dtype))
+
+    def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """p (1 − p) u."""
+        return self._root(outputs).square() * u
+
+    def factor_product(self, outputs: Outputs, targets: Tensor, s: Outputs) -> Outputs:
+        """√(p (1 − p)) s."""
+        return self._root(outputs) * s
+
+    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """√(p (1 − p)) u."""
+        return self._root(outputs) * u
+
+    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Zeros and ones drawn with probability σ(outputs)."""
+        uniform = torch.rand(
+            outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
+        ).to(outputs.device)
+        return (uniform < torch.sigmoid(outputs.detach())).to(outputs.dtype)
+
+    def fisher_sample(
+        self, outputs: Outputs, targets: Tensor, generator: torch.Generator
+    ) -> Outputs:
+        """√scale (p − y), y drawn from p."""
+        labels = self.sample(outputs, targets, generator)
+        return math.sqrt(self.scale) * (torch.sigmoid(outputs.detach()) - labels)
+
+    def correct(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
+        """Outputs on the target's side of one half."""
+        return sum_per_example(((outputs > 0) == (targets > 0.5)).float())
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Raise `ValueError` on wrong shapes or targets outside [0, 1]."""
+        _check("bernoulli", outputs, targets)
+        if bool(((targets < 0) | (targets > 1)).any()):
+            raise ValueError(
+                f"bernoulli targets must lie in [0, 1], got "
+                f"{float(targets.min()):g}…{float(targets.max()):g}"
+            )
+
+
+@final
+class Gaussian(Likelihood):
+    """Regression: ½‖f − y‖² an example, unit variance; targets shaped like the outputs.
+
+    Args:
+        reduction: "examples" or "terms" (single outputs).
+        scale: Factor on the loss; the Hessian is scale · I.
+    """
+
+    name = "gaussian"
+
+    def __init__(self, *, reduction: Reduction = "examples", scale: float = 1.0) -> None:
+        check_settings(scale, reduction)
+        self.reduction = reduction
+        self.scale = scale
+
+    def __repr__(self) -> str:
+        return f"Gaussian(reduction={self.reduction!r}, scale={self.scale})"
+
+    def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
+        """½‖f − y‖² of each example (the constant of the density left out)."""
+        return self.scale * sum_per_example(0.5 * (outputs - targets.to(outputs.dtype)).square())
+
+    def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
+        """Number of outputs of an example."""
+        return _count(targets)
+
+    def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
+        """The difference f − y."""
+        return self.scale * (outputs - targets.to(outputs.dtype))
+
+    def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """The same u, times scale."""
+        return self.scale * u
+
+    def factor_product(self, outputs: Outputs, targets: Tensor, s: Outputs) -> Outputs:
+        """The same s, times √scale."""
+        return math.sqrt(self.scale) * s
+
+    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
+        """The same u, times √scale."""
+        return math.sqrt(self.scale) * u
+
+    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Outputs plus Gaussian noise of variance 1/scale."""
+        noise = torch.randn(
+            outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
+        ).to(outputs.device)
+        return outputs.detach() + noise / math.sqrt(self.scale)
+
+    def fisher_sample(
+        self, outputs: Outputs, targets: Tensor, generator: torch.Generator
+    ) -> Outputs:
+        """√scale times standard Gaussian noise."""
+        return self.residual(outputs.detach(), self.sample(outputs, targets, generator))
+
+    def correct(self, outputs: Outputs, targets: Tensor) -> None:
+        """None: regression has no notion of a right answer."""
+        return None
+
+    def check(self, outputs: Outputs, targets: Tensor) -> None:
+        """Raise `ValueError` on wrong shapes or non-finite targets."""
+        _check("gaussian", outputs, targets)
+
+
+def _count(targets: Tensor) -> Tensor:
+    per_example = targets.numel() // targets.shape[0]
+    return torch.full((targets.shape[0],), float(per_example), device=targets.device)
+
+
+def _check(name: str, outputs: Tensor, targets: Tensor) -> None:
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"{name} targets must have the outputs' shape {tuple(outputs.shape)}, got "
+            f"{tuple(targets.shape)}; reshape one of them, broadcasting would be wrong here"
+        )
+    if not targets.is_floating_point():
+        raise ValueError(
+            f"{name} targets must be floating point, got {targets.dtype}; convert by .to(dtype)"
+        )
+    require_finite(targets)

@@ -1,0 +1,210 @@
+"""A module's trainable parameters as one flat vector θ, and the named blocks of that vector."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BlockKind = Literal["parameter", "layer", "unit", "filter"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A named set of coordinates of θ.
+
+    Attributes:
+        name: Such as "0.weight" (parameter), "0" (layer), "0[3]" (unit or filter 3 of layer 0).
+        indices: Positions in θ, int64, shape (size,).
+        parameters: Names of the parameters it draws from.
+    """
+
+    name: str
+    indices: Tensor
+    parameters: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return int(self.indices.numel())
+
+
+class ParameterSpace:
+    """The map between a module's trainable parameters and a vector θ ∈ ℝᴾ.
+
+    Parameters that do not require a gradient are constants and stay out; a parameter used under
+    several names (tied weights) counts once, under its first name. The order is that of
+    `module.named_parameters()`.
+
+    Args:
+        module: Any module with at least one trainable parameter.
+
+    Raises:
+        ValueError: If nothing is trainable, or parameters differ in dtype or device.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError(
+                f"{type(module).__name__} has no trainable parameters; "
+                "set requires_grad=True on those to be learned"
+            )
+        kinds = {(p.dtype, p.device) for _, p in named}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"trainable parameters must share one dtype and device, got "
+                f"{sorted(map(str, kinds))}"
+                "; "
+                "move the module with .to(dtype, device) first"
+            )
+        self.names = tuple(name for name, _ in named)
+        self.shapes = tuple(torch.Size(parameter.shape) for _, parameter in named)
+        self.sizes = tuple(parameter.numel() for _, parameter in named)
+        self.dimension = sum(self.sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of θ, the module's own."""
+        return self._parameters()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of θ, the module's own."""
+        return self._parameters()[0].device
+
+    def _parameters(self) -> list[nn.Parameter]:
+        named = dict(self.module.named_parameters())
+        return [named[name] for name in self.names]
+
+    def theta(self) -> Float[Tensor, " P"]:
+        """A copy of the module's parameters now, flat."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters()])
+
+    def assign(self, theta: Float[Tensor, " P"]) -> None:
+        """Write θ into the module in place.
+
+        Raises:
+            ValueError: If θ has the wrong length.
+        """
+        with torch.no_grad():
+            for parameter, value in zip(
+                self._parameters(), self.unflatten(theta).values(), strict=True
+            ):
+                parameter.copy_(value)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " P"]:
+        """Join one tensor per parameter name into a vector.
+
+        Raises:
+            ValueError: If names are missing or unknown.
+        """
+        if set(tensors) != set(self.names):
+            raise ValueError(f"expected one tensor for each of {self.names}, got {tuple(tensors)}")
+        return torch.cat([tensors[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, theta: Float[Tensor, " P"]) -> dict[str, Tensor]:
+        """Cut a vector into views shaped like the parameters.
+
+        One `split` serves all parameters: its backward is one concatenation, where a slice for
+        each would fill a vector of length P for each.
+
+        Raises:
+            ValueError: If θ has the wrong length.
+        """
+        if theta.shape != (self.dimension,):
+            raise ValueError(f"theta must have shape ({self.dimension},), got {tuple(theta.shape)}")
+        return {
+            name: piece.view(shape)
+            for name, piece, shape in zip(
+                self.names, theta.split(self.sizes), self.shapes, strict=True
+            )
+        }
+
+    def unflatten_columns(self, block: Float[Tensor, "P K"]) -> dict[str, Tensor]:
+        """Cut K columns into tensors (K, *parameter shape).
+
+        Raises:
+            ValueError: If the block does not have P rows.
+        """
+        if block.ndim != 2 or block.shape[0] != self.dimension:
+            raise ValueError(
+                f"a block of columns must have shape ({self.dimension}, K), "
+                f"got {tuple(block.shape)}"
+            )
+        pieces = block.T.contiguous().split(self.sizes, dim=1)
+        return {
+            name: piece.reshape(-1, *shape)
+            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
+        }
+
+    def blocks(self, by: BlockKind) -> tuple[Block, ...]:
+        """The blocks of θ, which together hold every coordinate once.
+
+        Args:
+            by: "parameter", one block each; "layer", all parameters of one module; "unit", what
+                feeds one output unit or channel (its weights and its bias; for scale-and-shift
+                layers, its scale and shift); "filter", the weights of one output unit or channel
+                alone, with every parameter of fewer than two axes as one block.
+
+        Raises:
+            ValueError: If `by` is none of these.
+        """
+        spans, start = {}, 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            spans[name] = torch.arange(start, start + size)
+            start += size
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        if by == "parameter":
+            return tuple(_block(name, [spans[name]], [name]) for name in self.names)
+        if by == "filter":
+            return tuple(
+                block
+                for name in self.names
+                for block in (
+                    _rows(name, [spans[name]], [name], shapes[name][0])
+                    if len(shapes[name]) > 1
+                    else (_block(name, [spans[name]], [name]),)
+                )
+            )
+        layers: dict[str, list[str]] = {}
+        for name in self.names:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        if by == "layer":
+            return tuple(
+                _block(layer or "(root)", [spans[name] for name in names], names)
+                for layer, names in layers.items()
+            )
+        if by == "unit":
+            blocks: list[Block] = []
+            for layer, names in layers.items():
+                # Parameters of a layer with the same number of rows describe the same units;
+                # gates of recurrent layers stack their units, so their rows agree as well.
+                groups: dict[int, list[str]] = {}
+                for name in names:
+                    groups.setdefault(shapes[name][0] if shapes[name] else 1, []).append(name)
+                for count, group in groups.items():
+                    label = layer if len(groups) == 1 else group[0]
+                    blocks += _rows(label or "(root)", [spans[n] for n in group], group, count)
+            return tuple(blocks)
+        raise ValueError(f"blocks by 'parameter', 'layer', 'unit' or 'filter', got {by!r}")
+
+
+def _block(name: str, spans: list[Tensor], parameters: list[str]) -> Block:
+    return Block(name=name, indices=torch.cat(spans), parameters=tuple(parameters))
+
+
+def _rows(name: str, spans: list[Tensor], parameters: list[str], count: int) -> list[Block]:
+    """One block per row of the given parameters, all of which have `count` rows."""
+    rows = [span.view(count, -1) for span in spans]
+    return [
+        Block(
+            name=f"{name}[{i}]",
+            indices=torch.cat([row[i] for row in rows]),
+            parameters=tuple(parameters),
+        )
+        for i in range(count)
+    ]

@@ -1,0 +1,208 @@
+"""A problem: a model, what its outputs mean, and the data it is to learn from."""
+
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from kobai.problem.batch import Batch, input_tensors
+from kobai.problem.examples import (
+    Examples,
+    TensorExamples,
+    as_examples,
+    first_example,
+    split_off,
+)
+from kobai.problem.likelihood import Likelihood
+from kobai.problem.losses import as_likelihood
+from kobai.problem.objective import EmpiricalRisk, call_arguments, output_tensor
+from kobai.problem.parameters import ParameterSpace
+from kobai.problem.purity import evaluation_mode
+
+Split = Literal["train", "validation", "test"]
+
+MEMORY_BOUND = 2**30
+"""Bytes that the saved activations of one chunk may take when no chunk size is given."""
+
+
+@final
+class Problem:
+    """Model, likelihood and data: a declaration that hands out objectives.
+
+    Args:
+        model: Any module from inputs to outputs, examples first.
+        likelihood: "categorical", "bernoulli", "gaussian", a kobai likelihood, or a torch loss
+            module (``CrossEntropyLoss``, ``BCEWithLogitsLoss``, ``MSELoss``), whose scale is kept.
+        train: Training data: tensors (inputs, targets), a `Batch`, a `Dataset` or a `DataLoader`.
+        validation: Likewise, or a fraction of the training data, drawn by the generator.
+        test: Likewise, or None.
+        generator: Draws the validation split; needed only then.
+
+    Raises:
+        ValueError: If shapes, labels, dtypes or values do not fit; nothing is adjusted in silence.
+
+    Example:
+        >>> import torch
+        >>> from kobai import Problem
+        >>> model = torch.nn.utils.skip_init(torch.nn.Linear, 3, 1)
+        >>> x, y = torch.ones(5, 3), torch.zeros(5, 1)
+        >>> Problem(model, "gaussian", train=(x, y)).objective().size
+        5
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module,
+        train: Any,
+        validation: Any = None,
+        test: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.model = model
+        self.likelihood = as_likelihood(likelihood)
+        self.space = ParameterSpace(model)
+        self.train = as_examples(train, name="train")
+        self.validation: Examples | None = None
+        if isinstance(validation, float):
+            if generator is None:
+                raise ValueError(
+                    "drawing a validation fraction needs generator=torch.Generator(); "
+                    "or pass the validation data itself"
+                )
+            self.train, self.validation = split_off(self.train, validation, generator=generator)
+        elif validation is not None:
+            self.validation = as_examples(validation, name="validation")
+        self.test = None if test is None else as_examples(test, name="test")
+        self._chunk: int | None = None
+        for name in self.splits:
+            self._check(name, self.examples(name))
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Names of the splits there are."""
+        known: list[Split] = ["train"]
+        if self.validation is not None:
+            known.append("validation")
+        if self.test is not None:
+            known.append("test")
+        return tuple(known)
+
+    def examples(self, split: Split) -> Examples:
+        """The examples of a split.
+
+        Raises:
+            ValueError: If the problem has no such split.
+        """
+        found = {"train": self.train, "validation": self.validation, "test": self.test}.get(split)
+        if found is None:
+            raise ValueError(f"this problem has the splits {self.splits}, got split={split!r}")
+        return found
+
+    def objective(
+        self,
+        batch: Batch | None = None,
+        *,
+        split: Split = "train",
+        coupled: bool = False,
+        chunk: int | None = None,
+    ) -> EmpiricalRisk:
+        """The empirical risk over a whole split, or over one batch.
+
+        Args:
+            batch: Only these examples; then `split` and `chunk` play no part.
+            split: Which data.
+            coupled: See `EmpiricalRisk`; the whole split becomes one batch.
+            chunk: Examples a forward pass. Default: as many as keep the saved activations, measured
+                by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
+        """
+        if batch is not None:
+            return EmpiricalRisk(self.model, self.likelihood, (batch,), coupled=coupled)
+        examples = self.examples(split)
+        if coupled:
+            chunk = examples.size
+        elif chunk is None:
+            chunk = self._chunk_size(examples)
+        batches: Collection[Batch] = examples.batches(chunk)
+        return EmpiricalRisk(self.model, self.likelihood, batches, coupled=coupled)
+
+    def minibatches(self, size: int, *, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch of shuffled training batches.
+
+        Raises:
+            ValueError: If the size is not positive.
+        """
+        if size < 1:
+            raise ValueError(f"batch size must be at least 1, got {size}")
+        return self.train.minibatches(min(size, self.train.size), generator=generator)
+
+    def to(self, device: torch.device | str) -> "Problem":
+        """Move the model, and the data that is held in memory, to a device; returns itself."""
+        self.model.to(device)
+
+        def move(examples: Examples | None) -> Examples | None:
+            return examples.to(device) if isinstance(examples, TensorExamples) else examples
+
+        self.train = self.train.to(device) if isinstance(self.train, TensorExamples) else self.train
+        self.validation, self.test = move(self.validation), move(self.test)
+        return self
+
+    def _probe(self, batch: Batch) -> torch.Tensor:
+        """Outputs of a batch in eval mode, leaving modes and random state as they were."""
+        devices = [self.space.device] if self.space.device.type == "cuda" else []
+        with evaluation_mode(self.model), torch.random.fork_rng(devices=devices):
+            args, kwargs = call_arguments(batch.to(self.space.device))
+            return output_tensor(self.model(*args, **kwargs))
+
+    def _check(self, name: str, examples: Examples) -> None:
+        """Hold a split against the model: dtype, output shape, range of the targets."""
+        one = first_example(examples)
+        for tensor in input_tensors(one.inputs):
+            if tensor.is_floating_point() and tensor.dtype != self.space.dtype:
+                raise ValueError(
+                    f"{name}: inputs are {tensor.dtype} but the model computes in "
+                    f"{self.space.dtype}; convert one of them by .to(dtype)"
+                )
+        with torch.no_grad():
+            try:
+                outputs = self._probe(one)
+            except RuntimeError as error:
+                shapes = [tuple(t.shape[1:]) for t in input_tensors(one.inputs)]
+                raise ValueError(
+                    f"{name}: the model does not accept inputs of shape {shapes} an example: "
+                    f"{error}"
+                ) from error
+        if outputs.ndim == 0 or outputs.shape[0] != 1:
+            raise ValueError(
+                f"{name}: the model must return one row of outputs an example, got shape "
+                f"{tuple(outputs.shape)} for one example"
+            )
+        targets = examples.all.targets if isinstance(examples, TensorExamples) else one.targets
+        try:
+            self.likelihood.check(
+                outputs.expand(targets.shape[0], *outputs.shape[1:]), targets.to(outputs.device)
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def _chunk_size(self, examples: Examples) -> int:
+        if self._chunk is None:
+            batch = next(iter(examples.batches(2)))
+            seen: dict[int, int] = {}
+
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with (
+                torch.enable_grad(),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            ):
+                self._probe(batch)
+            own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+            own |= {t.untyped_storage().data_ptr() for t in input_tensors(batch.inputs)}
+            saved = sum(size for pointer, size in seen.items() if pointer not in own)
+            self._chunk = max(1, int(MEMORY_BOUND * batch.size / max(saved, 1)))
+        return min(self._chunk, examples.size)
