@@ -1,0 +1,38 @@
+"""What comes out: frozen dataclasses of NumPy arrays that save, load and explain themselves.
+
+Every computation of kobai ends in one of these; pictures and the report read them and nothing
+else. A run folder holds one ``NAME.json`` (and ``NAME.npz``) a result.
+"""
+
+from kobai.results.codec import ResultError, identical
+from kobai.results.comparison import Aggregate, Comparison, ComparisonRow, aggregate
+from kobai.results.files import atomic_write
+from kobai.results.history import History, history_to_csv
+from kobai.results.origin import Provenance, provenance
+from kobai.results.plane import Check, Plane, Trajectory
+from kobai.results.registry import register
+from kobai.results.spectrum import Spectrum
+from kobai.results.store import load, load_all, result_names, save
+
+__all__ = [
+    "Aggregate",
+    "Check",
+    "Comparison",
+    "ComparisonRow",
+    "History",
+    "Plane",
+    "Provenance",
+    "ResultError",
+    "Spectrum",
+    "Trajectory",
+    "aggregate",
+    "atomic_write",
+    "history_to_csv",
+    "identical",
+    "load",
+    "load_all",
+    "provenance",
+    "register",
+    "result_names",
+    "save",
+]
