@@ -1,0 +1,199 @@
+"""Extreme eigenpairs by Lanczos that keeps its basis orthogonal, finds repeated eigenvalues and restarts.
+
+The basis holds vectors that were multiplied and a *frontier* of vectors that were not yet. Every product
+is decomposed over the whole basis by two passes of Gram-Schmidt and what remains joins the frontier, so
+A v_i = sum_j v_j H_ji holds to rounding for each multiplied v_i. Three things follow:
+
+- the residual of a Ritz pair is known exactly, without further products;
+- a fresh random vector may join the frontier at any time, which is how further copies of a repeated
+  eigenvalue are found (one Krylov sequence contains each eigenvalue once);
+- H tells whether the operator was symmetric, and deterministic, in fact.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.linalg.operator import LinearOperator
+from kobai.linalg.probes import gaussian
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ritz:
+    """All Ritz pairs of the present basis.
+
+    Attributes:
+        values: (j,) ascending, float64, CPU.
+        coefficients: (j, j) columns: the Ritz vectors over the multiplied basis vectors.
+        residuals: (j,) norms of A y - value y.
+        frontier_shares: (f, j) component of each residual along each frontier vector.
+        asymmetry: largest |H - Hᵀ|.
+    """
+
+    values: Float[Tensor, "j"]
+    coefficients: Float[Tensor, "j j"]
+    residuals: Float[Tensor, "j"]
+    frontier_shares: Float[Tensor, "f j"]
+    asymmetry: float
+
+
+class KrylovBasis:
+    """An orthonormal basis that grows by products and shrinks by thick restarts.
+
+    Args:
+        operator: the symmetric matrix.
+        capacity: most vectors stored; memory is ``capacity * n`` numbers of the operator's dtype.
+        generator: source of the random starting vectors.
+    """
+
+    def __init__(
+        self, operator: LinearOperator, capacity: int, *, generator: torch.Generator
+    ) -> None:
+        self._operator = operator
+        self._generator = generator
+        size = operator.shape[0]
+        self._rows = torch.empty(capacity, size, dtype=operator.dtype, device=operator.device)
+        self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+        # Per multiplied vector: what was left of its product after closing the space; only rounding.
+        self._lost = torch.zeros(capacity, dtype=torch.float64)
+        self._epsilon = torch.finfo(operator.dtype).eps
+        self.capacity = capacity
+        self.count = 0
+        self.multiplied: list[int] = []
+        self.frontier: list[int] = []
+        self.num_products = 0
+        self.scale = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return self.count == self._operator.shape[0]
+
+    def inject(self, columns: Float[Tensor, "n b"]) -> int:
+        """Add the parts of given vectors outside the basis to the frontier; returns how many were."""
+        before = self.count
+        for row in columns.T.contiguous():
+            self._append(row, None)
+        return self.count - before
+
+    def inject_random(self, count: int) -> int:
+        """Add random directions to the frontier; returns how many the space still had room for."""
+        room = min(count, self._operator.shape[0] - self.count, self.capacity - self.count)
+        if room <= 0:
+            return 0
+        return self.inject(gaussian(self._operator, room, generator=self._generator))
+
+    def expand(self, chosen: list[int]) -> bool:
+        """Multiply the chosen frontier vectors; False when a product is not finite."""
+        block = self._rows[chosen]
+        products = (self._operator @ block.T).detach().T.contiguous()
+        self.num_products += len(chosen)
+        if not bool(torch.isfinite(products).all()):
+            return False
+        self.scale = max(self.scale, float(products.norm(dim=1).max()))
+        self.frontier = [index for index in self.frontier if index not in chosen]
+        self.multiplied.extend(chosen)
+        for index, row in zip(chosen, products, strict=True):
+            self._append(row, index)
+        return True
+
+    def ritz(self) -> Ritz:
+        """Rayleigh-Ritz over the multiplied vectors; small dense float64 work on the CPU."""
+        among = self._projected[self.multiplied][:, self.multiplied]
+        leaving = self._projected[self.frontier][:, self.multiplied]
+        values, coefficients = torch.linalg.eigh((among + among.T) / 2)
+        shares = leaving @ coefficients
+        inside = among @ coefficients - coefficients * values
+        lost = self._lost[self.multiplied] @ coefficients.abs()
+        residuals = (inside.square().sum(dim=0) + shares.square().sum(dim=0)).sqrt() + lost
+        return Ritz(
+            values=values,
+            coefficients=coefficients,
+            residuals=residuals,
+            frontier_shares=shares,
+            asymmetry=float((among - among.T).abs().max()) if among.numel() else 0.0,
+        )
+
+    def vectors(self, coefficients: Float[Tensor, "j k"]) -> Float[Tensor, "n k"]:
+        """Combinations of the multiplied basis vectors, as columns."""
+        weights = coefficients.to(device=self._rows.device, dtype=self._rows.dtype)
+        return self._rows[self.multiplied].T @ weights
+
+    def restart(self, ritz: Ritz, keep: list[int]) -> dict[int, int]:
+        """Keep the given Ritz vectors and the frontier, forget the rest (thick restart).
+
+        Returns:
+            The new position of each frontier vector, by its old one.
+        """
+        coefficients = ritz.coefficients[:, keep]
+        among = self._projected[self.multiplied][:, self.multiplied]
+        kept = self.vectors(coefficients).T
+        frontier = self._rows[self.frontier]
+        lost = self._lost[self.multiplied] @ coefficients.abs()
+        count, total = len(keep), len(keep) + len(self.frontier)
+        self._projected.zero_()
+        self._projected[:count, :count] = coefficients.T @ among @ coefficients
+        self._projected[count:total, :count] = ritz.frontier_shares[:, keep]
+        self._lost.zero_()
+        self._lost[:count] = lost
+        self._rows[:count] = kept
+        self._rows[count:total] = frontier
+        moved = dict(zip(self.frontier, range(count, total), strict=True))
+        self.multiplied = list(range(count))
+        self.frontier = list(range(count, total))
+        self.count = total
+        return moved
+
+    def _append(self, row: Tensor, source: int | None) -> None:
+        """Orthogonalise a vector; record its coefficients under ``source``; keep what is new."""
+        length = float(row.norm())
+        if length == 0.0:
+            return
+        basis = self._rows[: self.count]
+        coefficients = torch.zeros(self.count, dtype=torch.float64)
+        remaining = length
+        # Two passes are enough in general; cancellation by more than the rounding of a pass asks for more.
+        for passes in range(4):
+            part = basis @ row
+            row = row - basis.T @ part
+            coefficients += part.to(device="cpu", dtype=torch.float64)
+            shrunk = float(row.norm())
+            enough = shrunk > 0.5 * remaining or shrunk <= 4 * self._epsilon * length
+            remaining = shrunk
+            if passes >= 1 and enough:
+                break
+        # What is left of a vector of the basis is rounding: the space it spans is closed.
+        new = remaining > 32 * self._epsilon * max(
+            length, self.scale if source is not None else 0.0
+        )
+        new = new and self.count < min(self.capacity, self._operator.shape[0])
+        if source is not None:
+            self._projected[: self.count, source] = coefficients
+            if new:
+                self._projected[self.count, source] = remaining
+            else:
+                self._lost[source] = remaining
+        if new:
+            self._rows[self.count] = row / remaining
+            self.frontier.append(self.count)
+            self.count += 1
+
+
+def error_bounds(ritz: Ritz) -> Float[Tensor, "j"]:
+    """Bound on the error of each Ritz value: min(residual, residual² / gap).
+
+    The first holds always. The second [Kato 1949, Temple 1928; Parlett, The Symmetric Eigenvalue
+    Problem, §10-11] needs the distance to the other eigenvalues, taken here from the other Ritz
+    values less their own residuals.
+    """
+    values, residuals = ritz.values, ritz.residuals
+    if values.numel() < 2:
+        return residuals
+    distance = (values[:, None] - values[None, :]).abs() - residuals[None, :]
+    distance.fill_diagonal_(math.inf)
+    gap = distance.min(dim=1).values
+    sharp = torch.where(gap > 0, residuals.square() / gap.clamp(min=1e-300), math.inf)
+    return torch.minimum(residuals, sharp)
