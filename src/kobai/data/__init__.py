@@ -1,0 +1,28 @@
+"""Named data sets as tensors: digits, MNIST, CIFAR-10, pictures, tables, arrays, synthetic ones.
+
+`load` gives `DataSplits`; `available`, `fetch` and `verify` look after the files.
+"""
+
+from kobai.data.prepare import standardize, subset
+from kobai.data.registry import FORMS, Availability, FileCheck, available, fetch, load, verify
+from kobai.data.splits import DataError, DataSplits, LikelihoodName, Standardization
+from kobai.data.synthetic import blobs, spirals, teacher
+
+__all__ = [
+    "FORMS",
+    "Availability",
+    "DataError",
+    "DataSplits",
+    "FileCheck",
+    "LikelihoodName",
+    "Standardization",
+    "available",
+    "blobs",
+    "fetch",
+    "load",
+    "spirals",
+    "standardize",
+    "subset",
+    "teacher",
+    "verify",
+]

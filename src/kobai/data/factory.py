@@ -1,0 +1,75 @@
+"""Data sets from a function of the user's own, named as package.module:factory."""
+
+import importlib
+import inspect
+from typing import Any
+
+from torch import Generator
+
+from kobai.data.arrays import from_arrays
+from kobai.data.splits import DataError, DataSplits, LikelihoodName
+
+__all__ = ["call_factory"]
+
+
+def call_factory(
+    reference: str,
+    *,
+    generator: Generator,
+    likelihood: LikelihoodName | None = None,
+    test_fraction: float | None = None,
+) -> DataSplits:
+    """Import `package.module` and call `factory`.
+
+    The function is called without arguments, or with `generator` if it has a parameter of that
+    name. It returns a `DataSplits`, a pair (x, y) to draw a test set from, or a pair of pairs
+    ((x, y), (xt, yt)); x and y are tensors or arrays.
+
+    Args:
+        reference: "package.module:factory"; the module must be importable.
+        generator: Handed to the factory, and draws the test set of a pair.
+        likelihood: As in `from_arrays`.
+        test_fraction: As in `from_arrays`.
+
+    Raises:
+        DataError: If there is no such module or function, or it returns something else. What the
+            module and the function raise themselves passes through.
+    """
+    module_name, _, function_name = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise DataError(
+            f"there is no module {module_name} ({error}); install it, or start Python where it is"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise DataError(f"{module_name} has no function {function_name!r}")
+    wants = "generator" in inspect.signature(function).parameters
+    made: Any = function(generator=generator) if wants else function()
+    if isinstance(made, DataSplits):
+        if likelihood is not None or test_fraction is not None:
+            raise DataError(
+                f"{reference} returns finished DataSplits; leave likelihood and test_fraction out"
+            )
+        return made
+    if not _is_pair(made):
+        raise DataError(
+            f"{reference} returned {type(made).__name__}; expected DataSplits, (x, y) or "
+            "((x, y), (x_test, y_test))"
+        )
+    train, test = made if all(_is_pair(half) for half in made) else (made, None)
+    return from_arrays(
+        reference,
+        train,
+        test,
+        generator=generator,
+        likelihood=likelihood,
+        test_fraction=test_fraction,
+    )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
