@@ -148,7 +148,8 @@ class EmpiricalRisk(Objective):
         batch = batch.to(self.space.device)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         args, kwargs = call_arguments(batch)
-        return output_tensor(functional_call(self.model, {**parameters, **buffers}, args, kwargs))
+        state = {**self.space.places(parameters), **buffers}
+        return output_tensor(functional_call(self.model, state, args, kwargs, tie_weights=False))
 
     def risk(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, ""]:
         """One batch's share of L(θ), differentiable; call it inside `pure`."""

@@ -65,6 +65,7 @@ class ParameterSpace:
         self.shapes = tuple(torch.Size(parameter.shape) for _, parameter in named)
         self.sizes = tuple(parameter.numel() for _, parameter in named)
         self.dimension = sum(self.sizes)
+        self._slots = _slots(module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,7 +77,7 @@ class ParameterSpace:
         """Device of θ, the module's own."""
         return self._parameters()[0].device
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _parameters(self) -> list[Tensor]:
         named = dict(self.module.named_parameters())
         return [named[name] for name in self.names]
 
@@ -141,6 +142,14 @@ class ParameterSpace:
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
+    def places(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Repeat each tensor for every place of the module tree that holds its parameter.
+
+        `torch.func.functional_call` needs this: left to tie weights itself it swaps a submodule
+        registered under two names twice, and afterwards the module keeps the swapped tensors.
+        """
+        return {place: tensor for n, tensor in parameters.items() for place in self._slots[n]}
+
     def blocks(self, by: BlockKind) -> tuple[Block, ...]:
         """The blocks of θ, which together hold every coordinate once.
 
@@ -191,6 +200,15 @@ class ParameterSpace:
                     blocks += _rows(label or "(root)", [spans[n] for n in group], group, count)
             return tuple(blocks)
         raise ValueError(f"blocks by 'parameter', 'layer', 'unit' or 'filter', got {by!r}")
+
+
+def _slots(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter's first name, all places that hold it; every submodule visited once."""
+    found: dict[int, list[str]] = {}
+    for path, part in module.named_modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            found.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
+    return {places[0]: tuple(places) for places in found.values()}
 
 
 def _block(name: str, spans: list[Tensor], parameters: list[str]) -> Block:

@@ -80,7 +80,9 @@ def pure(module: nn.Module, *, coupled: bool = False) -> Iterator[None]:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            # allow_tf32 is left alone: setting it warns on machines without such hardware.
+            flags = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # pyright: ignore
+            stack.enter_context(flags)
             if device.type == "cuda":
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
