@@ -14,6 +14,7 @@ from kobai.models.lstm import LSTM, LSTMConfig
 from kobai.models.mlp import MLP, MLPConfig
 from kobai.models.normalization import (
     BatchNorm,
+    LayerNorm,
     MeanSubtraction,
     batch_center,
     batch_standardize,
@@ -35,6 +36,7 @@ __all__ = [
     "Erf",
     "Init",
     "LSTMConfig",
+    "LayerNorm",
     "LinearConfig",
     "LinearNet",
     "MLPConfig",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from kobai.models.normalization import BatchNorm, MeanSubtraction
+from kobai.models.normalization import BatchNorm, LayerNorm, MeanSubtraction
 from kobai.models.parameterization import NTKLinear
 from kobai.models.validation import require_choice
 
@@ -18,6 +18,7 @@ _SHIFTING = (
     nn.Conv2d,
     nn.Conv3d,
     BatchNorm,
+    LayerNorm,
     MeanSubtraction,
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,

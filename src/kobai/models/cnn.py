@@ -35,18 +35,17 @@ class CNNConfig:
     channels: tuple[int, ...] = (32, 64)
     """channels of each 3×3 convolution"""
     pool: PoolName = "max"
-    """max or mean: halve height and width after every convolution; none: keep them"""
+    """how to halve height and width after every convolution; none keeps them"""
     head: HeadName = "flatten"
-    """flatten: dense layer on all positions; mean: dense layer on the average position; conv: one
-    more 3×3 convolution, to the outputs, averaged over positions"""
+    """dense layer on all positions or on their mean; conv: mean of one more 3×3 layer"""
     activation: ActivationName = "relu"
-    """relu, tanh, erf, gelu, hardtanh, leaky_relu, sigmoid, linear or maxout"""
+    """what every hidden unit applies"""
     pieces: int = 2
     """linear pieces of a maxout channel; read by maxout alone"""
     normalization: Literal["none", "batch"] = "none"
-    """none, or batch: of every convolution's output"""
+    """of every convolution's output"""
     init: PlainInitName = "he"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse, random-walk or standard"""
+    """law of the initial weights"""
     weight_variance: float | None = None
     """σ_w² of standard (default 2), orthogonal (default 1) and sparse (default unit normal)"""
     bias_variance: float = 0.0

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from kobai.models.normalization import BatchNorm, MeanSubtraction
+from kobai.models.normalization import BatchNorm, LayerNorm, MeanSubtraction
 from kobai.models.parameterization import NTKLinear
 from kobai.models.validation import require_choice, require_positive
 
@@ -64,6 +64,7 @@ _EMBEDDING_SD = 0.02
 
 _NORMS = (
     BatchNorm,
+    LayerNorm,
     MeanSubtraction,
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,

@@ -26,7 +26,7 @@ class LinearConfig:
     bias: bool = False
     """learn a bias in every layer"""
     init: InitName = "lecun"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse, random-walk, standard or ntk"""
+    """law of the initial weights"""
     weight_variance: float | None = None
     """σ_w² of standard and ntk (default 2), orthogonal (default 1), sparse (default unit normal)"""
     bias_variance: float = 0.0

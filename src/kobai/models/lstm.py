@@ -23,7 +23,7 @@ class LSTMConfig:
     layers: int = 1
     """recurrent layers on top of each other"""
     init: PlainInitName = "glorot-uniform"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse or standard; drawn per gate"""
+    """law of the initial weights; each gate is a matrix of its own"""
     forget_bias: float = 1.0
     """initial bias of the forget gate; 1 lets memory last from the start"""
 

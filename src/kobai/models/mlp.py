@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kobai.models.activations import ACTIVATIONS, ActivationName, activation
 from kobai.models.biases import set_hidden_bias
 from kobai.models.init import Init, InitName, dense, initialize, materialize
-from kobai.models.normalization import BatchNorm, MeanSubtraction
+from kobai.models.normalization import BatchNorm, LayerNorm, MeanSubtraction
 from kobai.models.validation import require_choice, require_outputs, require_positive
 
 __all__ = ["MLP", "MLPConfig", "NormalizationName"]
@@ -29,18 +29,17 @@ class MLPConfig:
     widths: tuple[int, ...] = (256, 128)
     """units of each hidden layer; none gives a linear model"""
     activation: ActivationName = "relu"
-    """relu, tanh, erf, gelu, hardtanh, leaky_relu, sigmoid, linear or maxout"""
+    """what every hidden unit applies"""
     pieces: int = 2
     """linear pieces of a maxout unit; read by maxout alone"""
     normalization: NormalizationName = "none"
-    """none; batch or layer: of every hidden pre-activation; last-batch: the outputs standardised
-    over the batch; last-mean: the outputs minus their batch mean"""
+    """batch, layer: of hidden pre-activations; last-batch, last-mean: of outputs over a batch"""
     affine: bool = True
     """learn scale and shift in batch, layer and last-batch normalisation"""
     bias: bool = True
     """learn biases (a hidden layer under batch normalisation has none: the mean would remove it)"""
     init: InitName = "he"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse, random-walk, standard or ntk"""
+    """law of the initial weights"""
     weight_variance: float | None = None
     """σ_w² of standard and ntk (default 2), orthogonal (default 1), sparse (default unit normal)"""
     bias_variance: float = 0.0
@@ -103,18 +102,18 @@ class MLP(nn.Module):
         require_outputs(input_shape, num_outputs)
         law, last = config.law, math.prod(input_shape)
         pieces = config.pieces if config.activation == "maxout" else 1
-        hidden_bias = config.bias and config.normalization != "batch"
+        biased = config.bias and config.normalization != "batch"
         with torch.device("meta"):
             self.hidden = nn.Sequential()
             feeding: list[nn.Module] = []
             for width in config.widths:
                 units = pieces * width
-                layer = dense(last, units, bias=hidden_bias, init=law, generator=generator)
+                layer = dense(last, units, bias=biased, init=law, generator=generator)
                 parts: OrderedDict[str, nn.Module] = OrderedDict(linear=layer)
                 if config.normalization == "batch":
                     parts["norm"] = BatchNorm(units, affine=config.affine)
                 elif config.normalization == "layer":
-                    parts["norm"] = nn.LayerNorm(units, elementwise_affine=config.affine)
+                    parts["norm"] = LayerNorm(units, affine=config.affine)
                 # Whatever the activation follows: a bias under a normalisation would be inert.
                 feeding.append(parts.get("norm", layer))
                 parts["activation"] = activation(config.activation, pieces=config.pieces)

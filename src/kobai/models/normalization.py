@@ -1,11 +1,15 @@
 """Normalisation over the batch, both as a training layer and as a pure full-batch function.
 
-The modules here share one contract. Their attribute `coupled_batch` is False by default and they
-behave like `torch.nn.BatchNorm1d`: batch statistics and moving averages in training mode, the
-averages in evaluation mode. With `coupled_batch = True` they compute the statistics of whatever
-batch they are given, with gradient through them, and neither read nor write a buffer, whatever the
-mode: the output is then a function of parameters and data alone, which the theory of normalisation
-and every transform of `torch.func` need.
+`BatchNorm` and `MeanSubtraction` share one contract. Their attribute `coupled_batch` is False by
+default and they behave like `torch.nn.BatchNorm1d`: batch statistics and moving averages in
+training mode, the averages in evaluation mode. With `coupled_batch = True` they compute the
+statistics of whatever batch they are given, with gradient through them, and neither read nor write
+a buffer, whatever the mode: the output is then a function of parameters and data alone, which the
+theory of normalisation and every transform of `torch.func` need.
+
+What must be differentiated twice is written in elementary operations: PyTorch's fused layer and
+training-mode batch normalisation have wrong second derivatives where a backward pass is batched or
+forward mode is nested (pytorch/pytorch#196699, #196700).
 """
 
 import torch
@@ -13,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["BatchNorm", "MeanSubtraction", "batch_center", "batch_standardize"]
+__all__ = ["BatchNorm", "LayerNorm", "MeanSubtraction", "batch_center", "batch_standardize"]
 
 
 def _axes(x: Tensor) -> list[int]:
@@ -216,3 +220,56 @@ class MeanSubtraction(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and settings, for printing."""
         return f"{self.num_features}, momentum={self.momentum}"
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of the last axis, example by example.
+
+    Parameters are named as in `torch.nn.LayerNorm`, so state dicts interchange; derivatives of
+    every order and mode are right (see the module's first lines).
+
+    Args:
+        num_features: Size of the last axis.
+        eps: Added to the variance.
+        affine: Learn a scale and a shift per feature.
+        dtype: Of the parameters.
+        device: Of the parameters.
+
+    Source: Ba, Kiros & Hinton 2016, eq. 4.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        for name in ("weight", "bias"):
+            blank = torch.empty(num_features, dtype=dtype, device=device)
+            self.register_parameter(name, nn.Parameter(blank) if affine else None)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set scale 1 and shift 0; draws nothing."""
+        if self.weight is not None and self.bias is not None:
+            self.weight.fill_(1.0)
+            self.bias.zero_()
+
+    def forward(self, x: Float[Tensor, "*N features"]) -> Float[Tensor, "*N features"]:
+        """Standardise every example over its features; cost linear in its size."""
+        centred = x - x.mean(-1, keepdim=True)
+        y = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes and settings, for printing."""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

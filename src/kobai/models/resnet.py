@@ -31,7 +31,7 @@ class ResNetConfig:
     skips: bool = True
     """add shortcuts; without them the same layers in a row"""
     init: PlainInitName = "he"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse, random-walk or standard"""
+    """law of the initial weights"""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -57,14 +57,13 @@ class ResNet50Config:
     """The bottleneck form: four stages of 3, 4, 6, 3 three-layer blocks."""
 
     stem: Literal["large", "small"] = "large"
-    """large: 7×7 convolution of stride 2 and 3×3 max-pooling of stride 2, for images of at least
-    32×32; small: 3×3 convolution of stride 1, for at least 8×8"""
+    """large: 7×7 of stride 2 and max-pooling, images ≥ 32×32; small: 3×3 of stride 1, ≥ 8×8"""
     width_multiplier: float = 1.0
     """factor on all channel counts (64, 128, 256, 512, four times that between blocks)"""
     skips: bool = True
     """add shortcuts; without them the same layers in a row"""
     init: PlainInitName = "he"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse, random-walk or standard"""
+    """law of the initial weights"""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

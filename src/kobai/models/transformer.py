@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from kobai.models.init import PLAIN_INITS, Init, PlainInitName, initialize, materialize
+from kobai.models.normalization import LayerNorm
 from kobai.models.validation import require_choice, require_outputs, require_positive
 
 __all__ = ["Transformer", "TransformerConfig"]
@@ -31,7 +32,7 @@ class TransformerConfig:
     vocabulary: int = 0
     """number of distinct tokens, for inputs that are token indices"""
     init: PlainInitName = "glorot-uniform"
-    """glorot-uniform, glorot-normal, he, lecun, orthogonal, sparse or standard"""
+    """law of the initial weights"""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -84,9 +85,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
-        self.attend = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.attend = nn.Sequential(LayerNorm(width), Attention(width, heads))
         self.feed = nn.Sequential(
-            nn.LayerNorm(width),
+            LayerNorm(width),
             nn.Linear(width, feedforward),
             nn.GELU(),
             nn.Linear(feedforward, width),
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
                     for _ in range(config.blocks)
                 )
             )
-            self.norm = nn.LayerNorm(width)
+            self.norm = LayerNorm(width)
             self.output = nn.Linear(width, num_outputs)
         materialize(self, dtype=dtype, device=device)
         stacked = {name: 3 for name, _ in self.named_parameters() if name.endswith("qkv.weight")}
