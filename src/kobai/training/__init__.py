@@ -1,0 +1,23 @@
+"""How θ moves: one loop for every optimizer, with schedules, clipping, stopping and checkpoints."""
+
+from kobai.training.checkpoint import Checkpoint, load_model
+from kobai.training.early_stopping import EarlyStopping
+from kobai.training.loop import train
+from kobai.training.progress import ConsoleProgress, Progress
+from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, Schedule
+from kobai.training.trajectory import snapshots
+
+__all__ = [
+    "SCHEDULES",
+    "Checkpoint",
+    "ConsoleProgress",
+    "Constant",
+    "Cosine",
+    "EarlyStopping",
+    "LinearDecay",
+    "Progress",
+    "Schedule",
+    "load_model",
+    "snapshots",
+    "train",
+]

@@ -1,0 +1,78 @@
+"""The training examples in minibatches, epoch after epoch, from any position."""
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from kobai.problem import Batch, Problem
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a module normalises by the statistics of a minibatch in training mode."""
+    return any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm) or hasattr(part, "coupled_batch")
+        for part in model.modules()
+    )
+
+
+@final
+class Order:
+    """Endless shuffled minibatches whose position can be saved and taken up again.
+
+    Each epoch is one draw from the generator. A last minibatch of a single example is left out if
+    the model normalises by minibatch statistics, which one example does not have; the shuffle makes
+    it another example each epoch.
+
+    Args:
+        problem: Its training data are served.
+        batch_size: Examples a minibatch, at most as many as there are.
+        generator: Draws the order of every epoch.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, *, generator: torch.Generator) -> None:
+        self._problem = problem
+        self._size = batch_size
+        self._generator = generator
+        full, rest = divmod(problem.train.size, batch_size)
+        self.leaves_one_out = rest == 1 and full > 0 and uses_batch_statistics(problem.model)
+        self.steps_per_epoch = full + (rest > 0 and not self.leaves_one_out)
+        self._position = 0
+        self._epoch_start = generator.get_state()
+        self._batches: Iterator[Batch] | None = None
+
+    def next(self) -> Batch:
+        """The next minibatch; draws a new order at the start of an epoch."""
+        if self._batches is None:
+            self._epoch_start = self._generator.get_state()
+            self._batches = self._problem.minibatches(self._size, generator=self._generator)
+        batch = next(self._batches)
+        self._position += 1
+        if self._position == self.steps_per_epoch:
+            self._position, self._batches = 0, None
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the epoch, and the generator at its start and now."""
+        return {
+            "position": self._position,
+            "epoch_start": self._epoch_start,
+            "now": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the position up again: draw the epoch's order anew and pass over what was used.
+
+        Data that are streamed are loaded once more up to the position.
+        """
+        self._position = state["position"]
+        self._epoch_start = state["epoch_start"]
+        self._batches = None
+        if self._position:
+            self._generator.set_state(self._epoch_start)
+            self._batches = self._problem.minibatches(self._size, generator=self._generator)
+            for _ in range(self._position):
+                next(self._batches)
+        # Someone else, such as the optimizer, may draw from the same generator within an epoch.
+        self._generator.set_state(state["now"])
