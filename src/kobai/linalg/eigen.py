@@ -8,38 +8,49 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.lanczos import KrylovBasis, Ritz, error_bounds
+from kobai.linalg.lanczos import KrylovBasis, Ritz, error_bounds, largest_hidden_weight
+from kobai.linalg.lobpcg import lobpcg
 from kobai.linalg.operator import LinearOperator
+from kobai.linalg.spectrum import Eigen, Which, thresholds, wanted_indices
 
-Which = Literal["largest", "smallest", "both", "magnitude"]
-EigenMethod = Literal["auto", "lanczos", "dense"]
+# A repeated eigenvalue is called found in full when a further copy would have shown itself in a random
+# vector with this probability. A standard normal number is below 0.0125 in size once in a hundred.
+_HIDDEN = 0.0125**2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eigen:
-    """Some eigenpairs of a symmetric operator.
+class Lanczos:
+    """Lanczos with full re-orthogonalisation and thick restarts.
 
     Attributes:
-        values: (k,) ascending, float64, CPU.
-        residuals: (k,) norms of A y - value y of the unit Ritz vectors y: each interval
-            value ± residual holds an eigenvalue of A.
-        errors: (k,) the bounds on the values that the stopping rule used, min(residual,
-            residual² / gap).
-        vectors: (n, k) columns in the operator's dtype, on its device; None unless asked for.
-        status: "converged"; "max-products" (the budget ended first: values and residuals are those
-            reached); "non-finite" (a product was not finite); "not-symmetric" (the products contradict
-            symmetry: the operator is not symmetric, or not deterministic).
-        method: "lanczos", "lobpcg" or "dense": what computed them.
-        num_products: products spent.
+        max_basis: most vectors held (memory: max_basis * n numbers of the operator's dtype);
+            default max(4 k, k + 60).
+        block_size: products made together. 1 needs the fewest; more is quicker where columns of a
+            block are cheaper than single products.
+        repeated: look for further copies of repeated eigenvalues with fresh random vectors, until
+            one brings nothing new. Costs up to log(n) / 2 + 1 products beyond the last copy.
     """
 
-    values: Float[Tensor, "k"]
-    residuals: Float[Tensor, "k"]
-    errors: Float[Tensor, "k"]
-    vectors: Float[Tensor, "n k"] | None
-    status: str
-    method: str
-    num_products: int
+    max_basis: int | None = None
+    block_size: int = 1
+    repeated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lobpcg:
+    """Locally optimal block preconditioned conjugate gradients [Knyazev 2001].
+
+    Holds 6 k vectors whatever the number of steps; pays with more products than `Lanczos` unless a
+    good preconditioner is at hand. Only "largest" and "smallest".
+
+    Attributes:
+        preconditioner: approximate inverse of the operator ("smallest"), symmetric positive definite.
+    """
+
+    preconditioner: LinearOperator | None = None
+
+
+Method = Literal["auto", "lanczos", "lobpcg", "dense"] | Lanczos | Lobpcg
 
 
 def eigenvalues(
@@ -49,32 +60,24 @@ def eigenvalues(
     which: Which = "largest",
     tol: float = 1e-3,
     max_products: int | None = None,
-    max_basis: int | None = None,
-    block_size: int = 1,
-    repeated: bool = True,
     vectors: bool = False,
-    method: EigenMethod = "auto",
+    method: Method = "auto",
     start: Float[Tensor, "n *j"] | None = None,
     generator: torch.Generator,
 ) -> Eigen:
-    """The k extreme eigenvalues of a symmetric operator.
+    """The k extreme eigenvalues of a symmetric operator, repeated ones as often as they occur.
 
     Args:
         operator: the symmetric matrix.
         k: how many eigenvalues, at most n.
-        which: "largest"; "smallest" (most negative first); "both" ends (ceil(k/2) of them the largest);
-            "magnitude" (largest absolute values).
+        which: "largest"; "smallest" (most negative first); "both" ends (ceil(k/2) of them the
+            largest); "magnitude" (largest absolute values).
         tol: relative accuracy. Each value θ is bounded to tol * |θ|, or to tol² * ‖A‖ where θ is
-            smaller than tol * ‖A‖ (and never below rounding).
+            smaller than tol * ‖A‖, and never below rounding.
         max_products: the budget; default 50 k + 500.
-        max_basis: most vectors held (memory: max_basis * n numbers); default max(4 k, k + 60).
-        block_size: products made together. 1 needs the fewest; more is quicker where columns of a
-            block are cheaper than single products, or when eigenvalues come in groups.
-        repeated: look for further copies of repeated eigenvalues with fresh random vectors, until
-            one brings nothing new.
-        vectors: also return the eigenvectors; their own accuracy is residual / gap.
-        method: "lanczos"; "dense" (n products, all eigenvalues); "auto" takes "dense" where n <=
-            max(32, 3 k).
+        vectors: also return the eigenvectors; their own error is about residual / gap.
+        method: "lanczos" or `Lanczos` with its options; "lobpcg" or `Lobpcg`; "dense" (n products,
+            all eigenvalues); "auto" is "dense" where n <= max(32, 3 k), otherwise "lanczos".
         start: (n,) or (n, j) vectors to start from, such as the eigenvectors at a nearby point.
         generator: source of the random starting vectors.
 
@@ -91,179 +94,195 @@ def eigenvalues(
         raise ValueError(f"which is largest, smallest, both or magnitude; got {which!r}")
     if not 0 < tol < 1:
         raise ValueError(f"tol is a relative accuracy between 0 and 1; got {tol}")
-    if block_size < 1:
-        raise ValueError(f"block_size is at least 1; got {block_size}")
     budget = 50 * k + 500 if max_products is None else max_products
     if budget < 1:
         raise ValueError(f"max_products is at least 1; got {max_products}")
+    if start is not None and (start.shape[0] != size or start.dtype != operator.dtype):
+        raise ValueError(
+            f"start is ({size},) or ({size}, j) in {operator.dtype}; got {tuple(start.shape)} "
+            f"in {start.dtype}"
+        )
+    started = None if start is None else start.reshape(size, -1)
     if method == "auto":
-        method = "dense" if size <= max(32, 3 * k) and size <= budget else "lanczos"
+        small = size <= max(32, 3 * k) and size <= budget
+        method = "dense" if small else "lanczos"
     if method == "dense":
         return _dense(operator, k, which, vectors)
-    capacity = max(4 * k, k + 60) if max_basis is None else max_basis
-    capacity = min(capacity, size)
-    if capacity < min(size, k + 2 * block_size + 2):
-        raise ValueError(
-            f"max_basis {capacity} cannot hold {k} eigenvectors and room to improve them; "
-            f"give at least {k + 2 * block_size + 2}"
+    if method == "lobpcg":
+        method = Lobpcg()
+    if isinstance(method, Lobpcg):
+        return lobpcg(
+            operator,
+            k,
+            which=which,
+            tol=tol,
+            max_products=budget,
+            vectors=vectors,
+            start=started,
+            preconditioner=method.preconditioner,
+            generator=generator,
         )
-    search = _Search(operator, k, which, tol, capacity, block_size, generator)
-    if start is not None:
-        if start.shape[0] != size or start.dtype != operator.dtype:
-            raise ValueError(
-                f"start is ({size},) or ({size}, j) in {operator.dtype}; got {start.shape}"
-            )
-        search.basis.inject(start.reshape(size, -1)[:, : capacity // 2])
-    return search.run(budget, repeated, vectors)
-
-
-def wanted_indices(values: Float[Tensor, "j"], k: int, which: str) -> list[int]:
-    """Positions of the wanted ones among ascending values; fewer than k where there are fewer."""
-    count = values.numel()
-    k = min(k, count)
-    if which == "largest":
-        return list(range(count - k, count))
-    if which == "smallest":
-        return list(range(k))
-    if which == "both":
-        low = k // 2
-        return [*range(low), *range(count - (k - low), count)]
-    return sorted(values.abs().argsort(descending=True)[:k].tolist())
+    if method == "lanczos":
+        method = Lanczos()
+    if not isinstance(method, Lanczos):
+        raise ValueError(f"method is auto, lanczos, lobpcg, dense or their options; got {method!r}")
+    search = _Search(operator, k, which, tol, method, budget, generator)
+    if started is not None:
+        search.basis.inject(started[:, : search.basis.capacity // 2])
+    return search.run(vectors)
 
 
 class _Search:
-    """One Lanczos search: grow until the wanted pairs are accurate, then look for missed copies."""
+    """One Lanczos search: refine until the wanted pairs are accurate, then look for missed copies."""
 
     def __init__(
         self,
         operator: LinearOperator,
         k: int,
-        which: str,
+        which: Which,
         tol: float,
-        capacity: int,
-        block_size: int,
+        options: Lanczos,
+        budget: int,
         generator: torch.Generator,
     ) -> None:
+        size = operator.shape[0]
+        self.block_size = options.block_size
+        self.repeated = options.repeated
+        if self.block_size < 1:
+            raise ValueError(f"block_size is at least 1; got {self.block_size}")
+        self.probe_steps = math.ceil(math.log(size) / 2) + 1
+        self.max_frontier = max(4, 2 * self.block_size)
+        need = min(size, k + 1 + self.max_frontier + max(self.probe_steps + 2, 2 * self.block_size))
+        capacity = max(4 * k, k + 60) if options.max_basis is None else options.max_basis
+        capacity = min(size, max(capacity, need) if options.max_basis is None else capacity)
+        if capacity < need:
+            raise ValueError(
+                f"max_basis {options.max_basis} cannot hold {k} eigenvectors and room to improve "
+                f"them; give at least {need}"
+            )
         self.basis = KrylovBasis(operator, capacity, generator=generator)
-        self.size = operator.shape[0]
+        self.size, self.budget = size, budget
         self.epsilon = torch.finfo(operator.dtype).eps
-        self.k, self.which, self.tol, self.block_size = k, which, tol, block_size
+        self.k, self.which, self.tol = k, which, tol
 
-    def run(self, budget: int, repeated: bool, vectors: bool) -> Eigen:
-        """Alternate between refining and probing until nothing is left to do."""
+    def run(self, vectors: bool) -> Eigen:
+        """Alternate between refining and probing until nothing is left to find."""
         if not self.basis.frontier:
             self.basis.inject_random(self.block_size)
-        probes = 1
-        status = self._refine(budget)
-        while status == "converged" and repeated and not self.basis.complete:
-            status = self._probe(budget, probes)
-            probes = min(2 * probes, 16)
-            if status != "found":
+        status = self._refine()
+        while status == "converged" and self.repeated and len(self.basis.multiplied) < self.size:
+            status = self._probe()
+            if status == "found":
+                status = self._refine()
+            else:
                 break
-            status = self._refine(budget)
-        return self._result(status, vectors)
-
-    def _refine(self, budget: int) -> str:
-        """Expand what the wanted residuals need most until all wanted pairs are accurate."""
-        while True:
-            ritz = self.basis.ritz()
-            wanted = wanted_indices(ritz.values, self.k, self.which)
-            if ritz.asymmetry > math.sqrt(self.epsilon) * max(self.basis.scale, 1e-300):
-                return "not-symmetric"
-            open_pairs = self._unconverged(ritz, wanted)
-            if len(wanted) == self.k and not open_pairs:
-                return "converged"
-            if not self.basis.frontier and self.basis.inject_random(self.block_size) == 0:
-                return "converged"
-            if self.basis.num_products >= budget:
-                return "max-products"
-            chosen = self._most_needed(ritz, open_pairs, budget)
-            if not self._expand(chosen):
-                return "non-finite"
-
-    def _probe(self, budget: int, count: int) -> str:
-        """Run Krylov sequences from fresh random vectors; "found" when the wanted values move."""
         ritz = self.basis.ritz()
-        wanted = wanted_indices(ritz.values, self.k, self.which)
-        before = ritz.values[wanted]
-        margin = 2 * self._thresholds(ritz, wanted)
-        self._make_room(count)
-        old = set(self.basis.frontier)
-        self.basis.inject_random(count)
-        current = [index for index in self.basis.frontier if index not in old]
-        # A copy hides in a random vector with weight about 1/sqrt(n); each step lifts it by a factor.
-        for _ in range(math.ceil(math.log(self.size) / 2) + 1):
-            if not current:
-                return "converged"
-            if self.basis.num_products + len(current) > budget:
-                return "max-products"
-            moved = self._make_room(len(current))
-            current = [moved.get(index, index) for index in current]
-            old = set(self.basis.frontier)
-            if not self.basis.expand(current):
-                return "non-finite"
-            current = [index for index in self.basis.frontier if index not in old]
-            ritz = self.basis.ritz()
-            now = ritz.values[wanted_indices(ritz.values, self.k, self.which)]
-            if bool(((now - before).abs() > margin).any()):
-                return "found"
-        return "converged"
-
-    def _expand(self, chosen: list[int]) -> bool:
-        """Expand, after a restart where the basis is full."""
-        moved = self._make_room(len(chosen))
-        return self.basis.expand([moved.get(index, index) for index in chosen])
-
-    def _make_room(self, count: int) -> dict[int, int]:
-        """Restart when ``count`` more vectors do not fit; keeps the wanted and the next best pairs."""
-        basis = self.basis
-        if basis.count + count <= min(basis.capacity, self.size):
-            return {}
-        if basis.capacity >= self.size:
-            return {}
-        ritz = basis.ritz()
-        room = basis.capacity - len(basis.frontier) - count
-        keep = max(self.k, min(self.k + (room - self.k) // 2, ritz.values.numel() - 1))
-        return basis.restart(ritz, wanted_indices(ritz.values, keep, self.which))
-
-    def _most_needed(self, ritz: Ritz, open_pairs: list[int], budget: int) -> list[int]:
-        """The frontier vectors that carry most of the residuals of the pairs still inaccurate."""
-        frontier = self.basis.frontier
-        count = min(self.block_size, len(frontier), budget - self.basis.num_products)
-        if not open_pairs or ritz.values.numel() == 0:
-            return frontier[-count:]
-        shares = ritz.frontier_shares[:, open_pairs].abs().max(dim=1).values
-        order = shares.argsort(descending=True).tolist()
-        return [frontier[position] for position in order[:count]]
-
-    def _thresholds(self, ritz: Ritz, wanted: list[int]) -> Tensor:
-        norm = float(ritz.values.abs().max())
-        relative = torch.maximum(ritz.values[wanted].abs(), torch.tensor(self.tol * norm))
-        return (self.tol * relative).clamp(min=64 * self.epsilon * norm)
-
-    def _unconverged(self, ritz: Ritz, wanted: list[int]) -> list[int]:
-        if not wanted:
-            return []
-        errors = error_bounds(ritz)[wanted]
-        late = errors > self._thresholds(ritz, wanted)
-        return [index for index, flag in zip(wanted, late.tolist(), strict=True) if flag]
-
-    def _result(self, status: str, vectors: bool) -> Eigen:
-        ritz = self.basis.ritz()
-        wanted = wanted_indices(ritz.values, self.k, self.which)
+        wanted = self._wanted(ritz)
         return Eigen(
             values=ritz.values[wanted],
             residuals=ritz.residuals[wanted],
-            errors=error_bounds(ritz)[wanted],
+            errors=error_bounds(ritz.values, ritz.residuals)[wanted],
             vectors=self.basis.vectors(ritz.coefficients[:, wanted]) if vectors else None,
             status=status,
             method="lanczos",
             num_products=self.basis.num_products,
         )
 
+    def _refine(self) -> str:
+        """Expand what the wanted residuals need most until all wanted pairs are accurate."""
+        basis = self.basis
+        while True:
+            ritz = basis.ritz()
+            if ritz.asymmetry > math.sqrt(self.epsilon) * basis.scale:
+                return "not-symmetric"
+            wanted = self._wanted(ritz)
+            late = error_bounds(ritz.values, ritz.residuals)[wanted] > thresholds(ritz.values, wanted, self.tol, self.epsilon)
+            open_pairs = [index for index, flag in zip(wanted, late.tolist(), strict=True) if flag]
+            if len(wanted) == self.k and not open_pairs:
+                return "converged"
+            if basis.num_products >= self.budget:
+                return "max-products"
+            if self._make_room(self.block_size, ritz):
+                continue
+            if not basis.frontier and not basis.inject_random(self.block_size):
+                return "converged"
+            if not basis.expand(self._most_needed(ritz, open_pairs)):
+                return "non-finite"
 
-def _dense(operator: LinearOperator, k: int, which: str, vectors: bool) -> Eigen:
-    """All eigenvalues of the matrix written out."""
+    def _probe(self) -> str:
+        """Run a Krylov sequence from a fresh random vector; "found" when the wanted values move."""
+        basis = self.basis
+        before = basis.ritz()
+        self._make_room(self.probe_steps + 2, before)
+        wanted = self._wanted(before)
+        margin = 2 * thresholds(before.values, wanted, self.tol, self.epsilon)
+        cuts = self._cuts(before.values[wanted])
+        # A complete basis has no room for new directions, but perhaps some not yet multiplied.
+        current = basis.inject_random(1) or basis.frontier[:1]
+        sequence = list(current)
+        for _ in range(self.probe_steps):
+            if not current:
+                return "converged"
+            if basis.num_products >= self.budget:
+                return "max-products"
+            count = basis.count
+            if not basis.expand(current):
+                return "non-finite"
+            current = list(range(count, basis.count))
+            sequence += current
+            ritz = basis.ritz()
+            now = ritz.values[self._wanted(ritz)]
+            if bool(((now - before.values[wanted]).abs() > margin).any()):
+                return "found"
+            # A missed copy would have weight chi²/n in the random vector.
+            hidden = max(largest_hidden_weight(*basis.sequence(sequence), cut) for cut in cuts)
+            if hidden < _HIDDEN / self.size:
+                return "converged"
+        return "converged"
+
+    def _wanted(self, ritz: Ritz) -> list[int]:
+        return wanted_indices(ritz.values, self.k, self.which)
+
+    def _cuts(self, values: Tensor) -> list[float]:
+        """The values beyond which a missed eigenvalue would belong to the wanted ones."""
+        if self.which == "largest":
+            return [float(values[0])]
+        if self.which == "smallest":
+            return [float(values[-1])]
+        if self.which == "magnitude":
+            size = float(values.abs().min())
+            return [-size, size]
+        low = self.k // 2
+        return [float(values[low]), *([float(values[low - 1])] if low else [])]
+
+    def _make_room(self, count: int, ritz: Ritz) -> bool:
+        """Restart when ``count`` more vectors do not fit; True when it did."""
+        basis = self.basis
+        if basis.capacity >= self.size or basis.count + count <= basis.capacity:
+            return False
+        room = basis.capacity - self.max_frontier - count
+        keep = min(self.k + (room - self.k) // 2, ritz.values.numel() - 1)
+        basis.restart(
+            ritz,
+            wanted_indices(ritz.values, max(keep, self.k), self.which),
+            self._wanted(ritz),
+            self.max_frontier,
+        )
+        return True
+
+    def _most_needed(self, ritz: Ritz, open_pairs: list[int]) -> list[int]:
+        """The frontier vectors that carry most of the residuals of the pairs still inaccurate."""
+        frontier = self.basis.frontier
+        count = min(self.block_size, len(frontier), self.budget - self.basis.num_products)
+        if not open_pairs:
+            return frontier[-count:]
+        shares = ritz.frontier_shares[:, open_pairs].abs().max(dim=1).values
+        order = shares.argsort(descending=True).tolist()
+        return [frontier[position] for position in order[:count]]
+
+
+def _dense(operator: LinearOperator, k: int, which: Which, vectors: bool) -> Eigen:
+    """All eigenvalues of the matrix written out, in float64."""
     matrix = operator.dense().detach().to(torch.float64)
     size = matrix.shape[0]
     if not bool(torch.isfinite(matrix).all()):
@@ -278,7 +297,7 @@ def _dense(operator: LinearOperator, k: int, which: str, vectors: bool) -> Eigen
             num_products=size,
         )
     asymmetry = float((matrix - matrix.T).abs().max())
-    limit = math.sqrt(torch.finfo(operator.dtype).eps) * float(matrix.abs().max())
+    limit = math.sqrt(torch.finfo(operator.dtype).eps) * float(matrix.norm())
     values, columns = torch.linalg.eigh((matrix + matrix.T) / 2)
     wanted = wanted_indices(values.cpu(), k, which)
     values, columns = values[wanted], columns[:, wanted]

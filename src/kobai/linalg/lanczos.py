@@ -1,12 +1,12 @@
-"""Extreme eigenpairs by Lanczos that keeps its basis orthogonal, finds repeated eigenvalues and restarts.
+"""Lanczos that keeps its basis orthogonal, finds repeated eigenvalues and restarts when full.
 
-The basis holds vectors that were multiplied and a *frontier* of vectors that were not yet. Every product
-is decomposed over the whole basis by two passes of Gram-Schmidt and what remains joins the frontier, so
-A v_i = sum_j v_j H_ji holds to rounding for each multiplied v_i. Three things follow:
+The basis holds vectors that were multiplied and a *frontier* of vectors that were not yet. Every
+product is decomposed over the whole basis by two passes of Gram-Schmidt, and what remains joins the
+frontier, so A v_i = sum_j v_j H_ji holds to rounding for each multiplied v_i. Three things follow:
 
-- the residual of a Ritz pair is known exactly, without further products;
+- the residual of a Ritz pair is known without further products;
 - a fresh random vector may join the frontier at any time, which is how further copies of a repeated
-  eigenvalue are found (one Krylov sequence contains each eigenvalue once);
+  eigenvalue are found (one Krylov sequence meets each eigenvalue once);
 - H tells whether the operator was symmetric, and deterministic, in fact.
 """
 
@@ -57,7 +57,7 @@ class KrylovBasis:
         size = operator.shape[0]
         self._rows = torch.empty(capacity, size, dtype=operator.dtype, device=operator.device)
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
-        # Per multiplied vector: what was left of its product after closing the space; only rounding.
+        # Per multiplied vector: the norm of the part of its product that is in no stored vector.
         self._lost = torch.zeros(capacity, dtype=torch.float64)
         self._epsilon = torch.finfo(operator.dtype).eps
         self.capacity = capacity
@@ -72,24 +72,26 @@ class KrylovBasis:
         """Whether the basis spans the whole space."""
         return self.count == self._operator.shape[0]
 
-    def inject(self, columns: Float[Tensor, "n b"]) -> int:
-        """Add the parts of given vectors outside the basis to the frontier; returns how many were."""
+    @property
+    def full(self) -> bool:
+        """Whether nothing more can be stored."""
+        return self.count == self.capacity
+
+    def inject(self, columns: Float[Tensor, "n b"]) -> list[int]:
+        """Add the parts of given vectors outside the basis to the frontier; returns the new positions."""
         before = self.count
         for row in columns.T.contiguous():
             self._append(row, None)
-        return self.count - before
+        return list(range(before, self.count))
 
-    def inject_random(self, count: int) -> int:
-        """Add random directions to the frontier; returns how many the space still had room for."""
-        room = min(count, self._operator.shape[0] - self.count, self.capacity - self.count)
-        if room <= 0:
-            return 0
+    def inject_random(self, count: int) -> list[int]:
+        """Add random directions to the frontier, as many as there is room for; their positions."""
+        room = min(count, self.capacity - self.count)
         return self.inject(gaussian(self._operator, room, generator=self._generator))
 
     def expand(self, chosen: list[int]) -> bool:
         """Multiply the chosen frontier vectors; False when a product is not finite."""
-        block = self._rows[chosen]
-        products = (self._operator @ block.T).detach().T.contiguous()
+        products = (self._operator @ self._rows[chosen].T).detach().T.contiguous()
         self.num_products += len(chosen)
         if not bool(torch.isfinite(products).all()):
             return False
@@ -101,18 +103,17 @@ class KrylovBasis:
         return True
 
     def ritz(self) -> Ritz:
-        """Rayleigh-Ritz over the multiplied vectors; small dense float64 work on the CPU."""
+        """Rayleigh-Ritz over the multiplied vectors: small dense float64 work on the CPU."""
         among = self._projected[self.multiplied][:, self.multiplied]
         leaving = self._projected[self.frontier][:, self.multiplied]
         values, coefficients = torch.linalg.eigh((among + among.T) / 2)
         shares = leaving @ coefficients
         inside = among @ coefficients - coefficients * values
         lost = self._lost[self.multiplied] @ coefficients.abs()
-        residuals = (inside.square().sum(dim=0) + shares.square().sum(dim=0)).sqrt() + lost
         return Ritz(
             values=values,
             coefficients=coefficients,
-            residuals=residuals,
+            residuals=(inside.square().sum(dim=0) + shares.square().sum(dim=0)).sqrt() + lost,
             frontier_shares=shares,
             asymmetry=float((among - among.T).abs().max()) if among.numel() else 0.0,
         )
@@ -122,30 +123,49 @@ class KrylovBasis:
         weights = coefficients.to(device=self._rows.device, dtype=self._rows.dtype)
         return self._rows[self.multiplied].T @ weights
 
-    def restart(self, ritz: Ritz, keep: list[int]) -> dict[int, int]:
-        """Keep the given Ritz vectors and the frontier, forget the rest (thick restart).
+    def restart(self, ritz: Ritz, keep: list[int], wanted: list[int], frontier: int) -> None:
+        """Forget all but some Ritz vectors and the directions into which their residuals point.
 
-        Returns:
-            The new position of each frontier vector, by its old one.
+        Args:
+            ritz: the present Ritz pairs.
+            keep: the pairs to keep (thick restart).
+            wanted: those of them whose residuals decide which directions matter.
+            frontier: most frontier vectors kept. What is dropped still counts in the residuals.
         """
         coefficients = ritz.coefficients[:, keep]
         among = self._projected[self.multiplied][:, self.multiplied]
+        turn = torch.linalg.svd(ritz.frontier_shares[:, wanted]).U
+        shares = turn.T @ ritz.frontier_shares[:, keep]
+        lost = self._lost[self.multiplied] @ coefficients.abs() + shares[frontier:].norm(dim=0)
         kept = self.vectors(coefficients).T
-        frontier = self._rows[self.frontier]
-        lost = self._lost[self.multiplied] @ coefficients.abs()
-        count, total = len(keep), len(keep) + len(self.frontier)
+        directions = (
+            turn[:, :frontier].T.to(device=self._rows.device, dtype=self._rows.dtype)
+            @ self._rows[self.frontier]
+        )
+        count, total = len(keep), len(keep) + directions.shape[0]
         self._projected.zero_()
         self._projected[:count, :count] = coefficients.T @ among @ coefficients
-        self._projected[count:total, :count] = ritz.frontier_shares[:, keep]
+        self._projected[count:total, :count] = shares[:frontier]
         self._lost.zero_()
         self._lost[:count] = lost
         self._rows[:count] = kept
-        self._rows[count:total] = frontier
-        moved = dict(zip(self.frontier, range(count, total), strict=True))
+        self._rows[count:total] = directions
         self.multiplied = list(range(count))
         self.frontier = list(range(count, total))
         self.count = total
-        return moved
+
+    def sequence(self, positions: list[int]) -> tuple[list[float], list[float]]:
+        """Diagonal and subdiagonal of H along successive vectors of one Krylov sequence.
+
+        Args:
+            positions: the vectors in order; all multiplied except perhaps the last.
+        """
+        diagonal = [float(self._projected[i, i]) for i in positions if i in self.multiplied]
+        below = [
+            float(self._projected[j, i])
+            for i, j in zip(positions[:-1], positions[1:], strict=True)
+        ]
+        return diagonal, below
 
     def _append(self, row: Tensor, source: int | None) -> None:
         """Orthogonalise a vector; record its coefficients under ``source``; keep what is new."""
@@ -155,7 +175,7 @@ class KrylovBasis:
         basis = self._rows[: self.count]
         coefficients = torch.zeros(self.count, dtype=torch.float64)
         remaining = length
-        # Two passes are enough in general; cancellation by more than the rounding of a pass asks for more.
+        # Two passes are enough in general; strong cancellation asks for more.
         for passes in range(4):
             part = basis @ row
             row = row - basis.T @ part
@@ -166,10 +186,8 @@ class KrylovBasis:
             if passes >= 1 and enough:
                 break
         # What is left of a vector of the basis is rounding: the space it spans is closed.
-        new = remaining > 32 * self._epsilon * max(
-            length, self.scale if source is not None else 0.0
-        )
-        new = new and self.count < min(self.capacity, self._operator.shape[0])
+        scale = length if source is None else max(length, self.scale)
+        new = remaining > 32 * self._epsilon * scale and not self.full and not self.complete
         if source is not None:
             self._projected[: self.count, source] = coefficients
             if new:
@@ -182,18 +200,42 @@ class KrylovBasis:
             self.count += 1
 
 
-def error_bounds(ritz: Ritz) -> Float[Tensor, "j"]:
+def error_bounds(
+    values: Float[Tensor, "j"], residuals: Float[Tensor, "j"]
+) -> Float[Tensor, "j"]:
     """Bound on the error of each Ritz value: min(residual, residual² / gap).
 
     The first holds always. The second [Kato 1949, Temple 1928; Parlett, The Symmetric Eigenvalue
     Problem, §10-11] needs the distance to the other eigenvalues, taken here from the other Ritz
-    values less their own residuals.
+    values less their own bounds.
     """
-    values, residuals = ritz.values, ritz.residuals
     if values.numel() < 2:
         return residuals
-    distance = (values[:, None] - values[None, :]).abs() - residuals[None, :]
+    distance = (values[:, None] - values[None, :]).abs()
     distance.fill_diagonal_(math.inf)
-    gap = distance.min(dim=1).values
-    sharp = torch.where(gap > 0, residuals.square() / gap.clamp(min=1e-300), math.inf)
-    return torch.minimum(residuals, sharp)
+    bounds = residuals
+    # Each round knows the neighbours better, and so the gaps.
+    for _ in range(3):
+        gap = (distance - bounds[None, :]).min(dim=1).values
+        sharp = torch.where(gap > 0, residuals.square() / gap.clamp(min=1e-300), math.inf)
+        bounds = torch.minimum(bounds, sharp)
+    return bounds
+
+
+def largest_hidden_weight(diagonal: list[float], below: list[float], value: float) -> float:
+    """The most weight an eigenvalue ``value`` can have in the vector that started a Krylov sequence.
+
+    It is the Christoffel function of the sequence's quadrature, 1 / sum_j p_j(value)² with p_j the
+    orthonormal polynomials of the starting vector's spectral measure [Szegő, Orthogonal Polynomials,
+    §3.4; Golub & Meurant 2010]: steep once ``value`` lies outside what the sequence has seen.
+    """
+    previous, current, total = 0.0, 1.0, 1.0
+    for j, centre in enumerate(diagonal[: len(below)]):
+        back = below[j - 1] * previous if j else 0.0
+        if below[j] == 0.0:
+            return 0.0
+        previous, current = current, ((value - centre) * current - back) / below[j]
+        total += current * current
+        if not math.isfinite(total):
+            return 0.0
+    return 1.0 / total
