@@ -1,0 +1,48 @@
+"""Results as Matplotlib figures, for papers and for pages without scripts.
+
+Every function takes results and returns a ``matplotlib.figure.Figure``; nothing touches pyplot's
+global state, so figures can be made on servers, in threads and in notebooks alike.
+"""
+
+from kobai.plots.bands import Band, by_optimizer, seed_band
+from kobai.plots.contour import landscape_contour
+from kobai.plots.export import save, to_png, to_svg
+from kobai.plots.scales import (
+    AccuracyAxis,
+    Range,
+    accuracy_axis,
+    contour_levels,
+    field_range,
+    percent,
+    spell,
+    tick,
+)
+from kobai.plots.spectrum import eigenvalues
+from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
+from kobai.plots.surface import landscape_surface
+from kobai.plots.training_curves import curves
+
+__all__ = [
+    "AccuracyAxis",
+    "Band",
+    "Range",
+    "Style",
+    "accuracy_axis",
+    "by_optimizer",
+    "color_map",
+    "contour_levels",
+    "curves",
+    "eigenvalues",
+    "field_range",
+    "landscape_contour",
+    "landscape_surface",
+    "optimizer_of",
+    "optimizer_styles",
+    "percent",
+    "save",
+    "seed_band",
+    "spell",
+    "tick",
+    "to_png",
+    "to_svg",
+]
