@@ -5,7 +5,7 @@
 
 from kobai.data.prepare import standardize, subset
 from kobai.data.registry import FORMS, Availability, FileCheck, available, fetch, load, verify
-from kobai.data.splits import DataError, DataSplits, LikelihoodName, Standardization
+from kobai.data.splits import DataError, DataSplits, Standardization
 from kobai.data.synthetic import blobs, spirals, teacher
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "DataError",
     "DataSplits",
     "FileCheck",
-    "LikelihoodName",
     "Standardization",
     "available",
     "blobs",

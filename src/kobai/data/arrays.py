@@ -1,8 +1,6 @@
 """Arrays of the user's own: .npz and .csv files, and pairs of arrays from Python."""
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from kobai.data import prepare
+from kobai.data.files import read_arrays
 from kobai.data.splits import DataError, DataSplits, LikelihoodName
 
 __all__ = ["from_arrays", "read_csv", "read_npz"]
@@ -109,13 +108,7 @@ def read_npz(
     Raises:
         DataError: If the file is damaged, holds other arrays than these, or no data set.
     """
-    try:
-        with np.load(_existing(path), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is no readable .npz file of plain arrays ({error})") from error
+    arrays = read_arrays(_existing(path))
     classes = [str(label) for label in arrays.pop("classes", np.array([], str)).ravel()]
     keys = set(arrays)
     test: _Pair | None = None
@@ -162,7 +155,7 @@ def read_csv(
     """
     try:
         with _existing(path).open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
+            reader = csv.reader(stream, skipinitialspace=True, strict=True)
             lines, rows = [], []
             for row in reader:
                 if any(cell.strip() for cell in row):

@@ -1,13 +1,12 @@
 """Arrays that are slow to make, kept in the user cache as .npz under a hash of what made them."""
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from kobai.data import files
+from kobai.data.splits import DataError
 
 __all__ = ["cached_arrays"]
 
@@ -27,10 +26,9 @@ def cached_arrays(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[s
     path = files.user_cache() / "decoded" / f"{key}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            _LOG.warning("%s is damaged (%s); decoding again", path, error)
+            return files.read_arrays(path)
+        except DataError as error:
+            _LOG.warning("%s; decoding again", error)
     arrays = make()
     try:
         with files.atomic(path) as partial:

@@ -174,8 +174,9 @@ def _from_pictures(path: Path) -> DataSplits:
 def _content_hash(path: Path) -> str:
     """Hash of the files and of the decoder's version, whose rounding the pixels depend on."""
     digest = hashlib.sha256(f"1 pillow {PIL.__version__}".encode())
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
+    trees = (path / split for split in PER_CLASS)
+    inside = sorted(file for tree in trees for file in tree.rglob("*") if file.is_file())
+    for file in inside or [path]:
         digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

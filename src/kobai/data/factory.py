@@ -60,11 +60,10 @@ def call_factory(
             f"{reference} returned {type(made).__name__}; expected DataSplits, (x, y) or "
             "((x, y), (x_test, y_test))"
         )
-    train, test = made if all(_is_pair(half) for half in made) else (made, None)
+    halves = [tuple(half) for half in made] if all(map(_is_pair, made)) else [tuple(made)]
     return from_arrays(
         reference,
-        train,
-        test,
+        *halves,
         generator=generator,
         likelihood=likelihood,
         test_fraction=test_fraction,

@@ -3,7 +3,6 @@
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -73,7 +72,8 @@ def read_pictures(path: Path) -> dict[str, np.ndarray]:
             extra = ", ".join(sorted(splits[1].keys() - splits[0].keys()))
             raise DataError(f"{path}: the test set has classes not trained on: {extra}")
         labels = [
-            [classes.index(c) for c, group in split.items() for _ in group] for split in splits
+            np.concatenate([np.full(len(group), classes.index(c)) for c, group in split.items()])
+            for split in splits
         ]
         pictures = [name for split in splits for group in split.values() for name in group]
         images = _decode(pictures, read, str(path))
@@ -82,7 +82,7 @@ def read_pictures(path: Path) -> dict[str, np.ndarray]:
     start = 0
     for split, ys in zip(("train", "test"), labels, strict=False):
         arrays[f"x_{split}"] = images[start : start + len(ys)]
-        arrays[f"y_{split}"] = np.array(ys, np.int64)
+        arrays[f"y_{split}"] = ys
         start += len(ys)
     return arrays
 
@@ -100,24 +100,21 @@ def _open(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     if not path.is_file():
         raise DataError(f"there is no folder or zip file {path}; check the path")
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield [name for name in archive.namelist() if not name.endswith("/")], archive.read
-    # RuntimeError: a password is needed, or a compression that Python does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise DataError(
-            f"{path} is no readable zip file ({error}); it is cut off or damaged"
-        ) from (error)
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path} is no readable zip file ({error}); is it cut off?") from error
+    with archive:
+        yield [name for name in archive.namelist() if not name.endswith("/")], archive.read
 
 
 def _arrange(names: Iterable[str], where: str) -> list[dict[str, list[str]]]:
     """The training split, or both: class → names of its pictures, by the folders they are in."""
-    paths = [PurePosixPath(name) for name in sorted(names)]
-    paths = [
-        path
-        for path in paths
+    paths = {
+        path: name
+        for path, name in sorted((PurePosixPath(name), name) for name in names)
         if path.suffix.lower() in ENDINGS
         and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    ]
+    }
     if not paths:
         raise DataError(f"{where} holds no pictures ({' '.join(ENDINGS)})")
     shortest = min(len(path.parts) for path in paths)
@@ -132,7 +129,7 @@ def _arrange(names: Iterable[str], where: str) -> list[dict[str, list[str]]]:
             f"{where} holds {', '.join(sorted(tops))}; beside train there may only be a folder test"
         )
     splits: dict[str, dict[str, list[str]]] = {}
-    for path in paths:
+    for path, name in paths.items():
         parts = path.parts[depth:]
         if len(parts) < 2 + divided:
             raise DataError(
@@ -140,7 +137,7 @@ def _arrange(names: Iterable[str], where: str) -> list[dict[str, list[str]]]:
                 "and test/CLASS/NAME"
             )
         split = splits.setdefault(parts[0] if divided else "train", {})
-        split.setdefault(parts[divided], []).append(str(path))
+        split.setdefault(parts[divided], []).append(name)
     return [splits[name] for name in ("train", "test") if name in splits]
 
 
@@ -154,13 +151,12 @@ def _decode(
 ) -> UInt8[np.ndarray, "N C H W"]:
     images = []
     for name in names:
-        content = read(name)
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(read(name))) as image:
                 if image.mode not in _GREY | _COLOUR:
                     raise DataError(f"its pixels are {image.mode}; convert it to 8 bits a channel")
                 images.append(np.asarray(image.convert("L" if image.mode in _GREY else "RGB")))
-        except Exception as error:  # damaged pictures make decoders raise nearly anything
+        except Exception as error:  # damaged files make readers raise nearly anything
             raise DataError(f"{where}: {name} is no readable picture ({error})") from error
         if images[-1].shape[:2] != images[0].shape[:2]:
             (h, w), (height, width) = images[-1].shape[:2], images[0].shape[:2]

@@ -50,7 +50,7 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """What `verify` says of one file: its name, where it is, whether it is right, and the reason."""
+    """What `verify` says of one file: its name, where it is, whether it is right, and why."""
 
     name: str
     path: Path | None

@@ -128,7 +128,7 @@ def teacher(
     )
 
 
-def _positive(**arguments: float) -> None:
+def _positive(**arguments: int | float) -> None:
     for name, value in arguments.items():
         if value <= 0:
             raise DataError(f"{name} is {value}; expected a positive number")
