@@ -59,9 +59,9 @@ def train(
     left in ``.grad``; NaN before the first step), which costs next to nothing.
 
     A run diverges when a loss is not finite, or exceeds 10,000 times the first minibatch loss and
-    10,000. (For the loss in evaluation mode of a model with batch
-    normalisation only the first counts: its running statistics may be far off early on.) It then
-    stops and keeps its record and its parameters.
+    10,000. (For the loss in evaluation mode of a model with batch normalisation only the first
+    counts: its running statistics may be far off early on.) It then stops and keeps its record and
+    its parameters.
 
     Args:
         problem: Model, likelihood and data.
@@ -116,12 +116,11 @@ def train(
     parameters = _trained(problem.model, optimizer)
     remarks: list[str] = []
     available = problem.train.size
-    if batch_size > available:
+    if too_large := batch_size > available:
         remarks.append(
             f"batch_size={batch_size} is larger than the {available} training examples; "
             "every step uses all of them"
         )
-        warnings.warn(remarks[-1], stacklevel=2)
         batch_size = available
     order = Order(problem, batch_size, generator=generator)
     if order.leaves_one_out:
@@ -154,6 +153,8 @@ def train(
         recorder=Recorder(),
         progress=progress,
     )
+    if too_large:
+        warnings.warn(remarks[0], stacklevel=2)
     # What a resumed run must have in common with the one that was saved.
     settings = {
         "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",

@@ -1,8 +1,7 @@
 """Showing a run while it goes on: a bar on a terminal, a line now and then elsewhere."""
 
-import sys
 import time
-from typing import Protocol, TextIO, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -41,22 +40,22 @@ class ConsoleProgress:
 
     Args:
         runs: How many runs will follow each other, for the time left in all.
-        stream: Where to write; default: standard error.
-        interval: Seconds between lines where the stream is no terminal.
+        console: Where to write; default: standard error.
+        interval: Seconds between lines where the console is no terminal.
 
     Raises:
         ValueError: If a number is not positive.
     """
 
     def __init__(
-        self, runs: int = 1, *, stream: TextIO | None = None, interval: float | int = 30.0
+        self, runs: int = 1, *, console: Console | None = None, interval: float | int = 30.0
     ) -> None:
         if runs < 1 or not interval > 0:
             raise ValueError(
                 f"runs and interval must be positive, got runs={runs}, interval={interval}"
             )
         self._runs = runs
-        self._stream = sys.stderr if stream is None else stream
+        self._console = Console(stderr=True) if console is None else console
         self._interval = interval
         self._done = 0
         self._label = ""
@@ -71,7 +70,7 @@ class ConsoleProgress:
     def __enter__(self) -> "ConsoleProgress":
         """Start showing."""
         self._began = self._shown = time.monotonic()
-        if self._stream.isatty():
+        if self._console.is_terminal:
             self._bars = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -79,7 +78,7 @@ class ConsoleProgress:
                 TextColumn("{task.fields[said]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=Console(file=self._stream),
+                console=self._console,
                 speed_estimate_period=60.0,
             )
             self._bars.start()
@@ -115,12 +114,13 @@ class ConsoleProgress:
             return
         share = 100 * step / self._total
         where = f" (run {self._done + 1} of {self._runs})" if self._runs > 1 else ""
-        self._stream.write(
+        # Past the console's own layout, which would break the line to its width.
+        self._console.file.write(
             f"{self._label}{where}: step {step}/{self._total} ({share:.0f} %), "
             f"{self._describe(loss)}, {_duration(now - self._began)} so far, "
             f"about {_duration(self._left(step, now))} left\n"
         )
-        self._stream.flush()
+        self._console.file.flush()
 
     def record(self, step: int, row: dict[str, float]) -> None:
         """See `Progress.record`."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ DIVERGED = 1e4
 """A run has diverged when a loss exceeds this many times the first one (or 1, if that is more)."""
 
 
+@runtime_checkable
 class Keeper(Protocol):
     """Where a run is saved."""
 
