@@ -215,7 +215,7 @@ CASES: dict[str, Callable] = {
 
 
 def problem(name: str, seed: int = 0) -> Problem:
-    """A case by name: float64, eval mode, running statistics and scales moved off their defaults."""
+    """A case by name: float64, eval mode, statistics and scales moved off their defaults."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, likelihood, (x, y) = CASES[name]()

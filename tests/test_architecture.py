@@ -127,5 +127,5 @@ def test_the_objective_keeps_its_member_list():
     """The central abstraction stays small: what every consumer may rely on, and no more."""
     from kobai.problem import Objective
 
-    members = {name for name in Objective.__abstractmethods__}
+    members = set(Objective.__abstractmethods__)
     assert members == {"value", "value_and_grad", "differentiable", "__call__"}

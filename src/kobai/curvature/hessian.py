@@ -15,7 +15,7 @@ from kobai.problem import EmpiricalRisk, Objective
 
 @final
 class Hessian(LinearOperator):
-    """∇²L(θ), P × P, as products: the gradient's graph is built once and differentiated per product.
+    """∇²L(θ), P × P, as products: the gradient's graph, built once, is differentiated again.
 
     In the objective's normalisation (mean over examples). One product costs about as much as one
     gradient when graphs are kept (the forward and first backward pass are not repeated), three

@@ -1,4 +1,4 @@
-"""Repeated vector-Jacobian products on one kept autograd graph, several at a time where that is right."""
+"""Repeated vector-Jacobian products on one kept autograd graph, several at a time where right."""
 
 from typing import final
 
@@ -12,8 +12,9 @@ class Pullback:
 
     Several cotangents go through the graph as one vectorised pass. Not every operation of torch can
     be vectorised in its second derivative (GroupNorm raises, and for others the batching rules have
-    been wrong without a word), so the first vectorised pass is held against a plain one of
-    a combination of all cotangents; where they differ, cotangents are pulled back one after the other from then on.
+    been wrong without a word), so the first vectorised pass is held against a plain one of a
+    combination of all cotangents; where they differ, cotangents are pulled back one after the other
+    from then on.
 
     Args:
         values: Any tensor with a graph to the leaf.

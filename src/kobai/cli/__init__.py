@@ -1,0 +1,66 @@
+"""The command line, ``kobai VERB``: parse, call, save; the computation is in the library.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (with the line that goes on).
+"""
+
+import importlib
+import shlex
+import sys
+
+from kobai import __version__
+
+__all__ = ["VERBS", "main"]
+
+#: Verb → (module with its ``main(arguments, command)``, what it does in one line).
+VERBS = {
+    "compare": ("compare", "train several optimizers on one problem: table, curves, landscape"),
+    "train": ("train", "one run with checkpoints"),
+    "measure": ("measure", "eigenvalues, trace, critical learning rate of a run or a fresh model"),
+    "report": ("report", "rebuild the page of a run folder"),
+    "data": ("data", "list, fetch and verify data sets"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: Words after ``kobai``; default: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"kobai {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        print(f"kobai: unknown verb {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    # Models and data of the user's own are named package.module:factory and live where they work.
+    sys.path.insert(0, "")
+    verb = importlib.import_module(f"kobai.cli.{VERBS[words[0]][0]}")
+    try:
+        return verb.main(words[1:], f"kobai {shlex.join(words)}")
+    except (ValueError, TypeError) as error:
+        print(f"kobai: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"kobai: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("kobai: stopped at once; add --resume to go on", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in VERBS.items())
+    return (
+        "kobai: the geometry of training neural networks\n\n"
+        f"usage: kobai VERB [flags]\n\n{verbs}\n\n"
+        "kobai VERB --help shows every flag with its default and unit."
+    )

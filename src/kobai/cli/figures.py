@@ -1,0 +1,27 @@
+"""The static figures of a run folder."""
+
+from pathlib import Path
+
+from kobai import plots
+from kobai.results import History, Plane, Spectrum, load_all
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Draw every result of a run folder into ``figures/`` as PNG and SVG; the PNG paths."""
+    results = load_all(folder)
+    target = folder / "figures"
+    histories = [r for r in results.values() if isinstance(r, History)]
+    spectra = [r for r in results.values() if isinstance(r, Spectrum) and len(r.eigenvalues)]
+    written = []
+    if histories:
+        written.append(plots.save(plots.curves(histories), target, "curves")[0])
+    if spectra:
+        written.append(plots.save(plots.eigenvalues(spectra), target, "eigenvalues")[0])
+    for name, plane in results.items():
+        if isinstance(plane, Plane):
+            for kind, draw in (
+                ("contour", plots.landscape_contour),
+                ("surface", plots.landscape_surface),
+            ):
+                written.append(plots.save(draw(plane), target, f"{name}_{kind}")[0])
+    return written

@@ -1,0 +1,295 @@
+"""Flags as typed, nested dataclasses, whose shape depends on the names chosen.
+
+``--model mlp`` decides which ``--model.*`` flags there are, ``--optimizers sgd,kfac`` brings
+``--sgd.*`` and ``--kfac.*``, ``--schedule cosine`` brings ``--schedule.*``. So the names are read
+first, the class of options is made for them, and tyro does the rest. Values come from the class's
+defaults, then from a ``run.toml`` given by ``--config``, then from the flags.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from kobai import models, optim, training
+from kobai.studies import CurvatureOptions, LandscapeOptions, TrainingOptions
+
+
+class UsageError(ValueError):
+    """Wrong use of the command line: one line, exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProblemOptions:
+    """Model and data; the part that every verb shares."""
+
+    data: str = "digits"
+    """Data set: digits, mnist, cifar10, spirals, blobs, teacher, folder:PATH, PATH.npz, PATH.csv or
+    package.module:factory."""
+    limit: int | None = None
+    """Use at most so many training examples, evenly from the classes (count)."""
+    standardize: bool = False
+    """Shift and scale the inputs to mean 0 and variance 1."""
+    validation: float = 0.0
+    """Share of the training data held out for validation (fraction)."""
+    model: str = "mlp"
+    """Model: linear, mlp, cnn, resnet20, resnet56, resnet50, lstm, transformer or
+    package.module:factory."""
+    seed: int = 0
+    """Seed everything random is drawn from (an integer, 0 or more)."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating-point type of inputs and parameters."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, …"""
+    threads: int | None = None
+    """Threads for computing (count); default: as many as there are cores."""
+    json: bool = False
+    """Print the result as JSON on standard output instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """The run folder and what to do when there is one already."""
+
+    out: Path
+    """Run folder to write."""
+    resume: bool = False
+    """Go on with the run in the folder; finished pieces are kept."""
+    fresh: bool = False
+    """Delete the run in the folder and start again."""
+    config: Path | None = None
+    """A run.toml to take settings from; flags override it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions(ProblemOptions, FolderOptions):
+    """Train one model with several optimizers, measure where each ends, draw the landscape."""
+
+    out: Path = Path("runs/compare")
+    """Run folder to write."""
+    optimizers: str = "sgd,adam,kfac"
+    """Optimizers, separated by commas; each brings its own flags, such as --kfac.lr."""
+    seeds: int = 3
+    """Seeds for each optimizer, counted from --seed (count)."""
+    schedule: str = "constant"
+    """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    training: Annotated[TrainingOptions, tyro.conf.arg(prefix_name=False)] = TrainingOptions()
+    curvature: CurvatureOptions = CurvatureOptions()
+    landscape: LandscapeOptions = LandscapeOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(ProblemOptions, FolderOptions):
+    """Train one model with one optimizer, with checkpoints that a later run goes on from."""
+
+    out: Path = Path("runs/train")
+    """Run folder to write."""
+    optimizer: str = "kfac"
+    """Optimizer; brings its own flags, such as --kfac.lr."""
+    schedule: str = "constant"
+    """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    training: Annotated[TrainingOptions, tyro.conf.arg(prefix_name=False)] = TrainingOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasureOptions(ProblemOptions):
+    """Measure eigenvalues, trace and critical learning rate of a run or of a fresh model."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Run folder of kobai train or compare; without one a fresh model is measured."""
+    out: Path | None = None
+    """Folder for the result; default: the run folder, or none for a fresh model."""
+    label: str | None = None
+    """Which run of a comparison, such as kfac-s0; default: all of them."""
+    matrix: Literal["hessian", "ggn"] = "hessian"
+    """Which curvature matrix."""
+    curvature: CurvatureOptions = CurvatureOptions(
+        examples=10_000, eigenvalues=10, trace_tolerance=0.02, max_products=500
+    )
+
+
+def _scan(arguments: Sequence[str], name: str) -> str | None:
+    """The last value given for a flag, before anything is parsed."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == f"--{name}" and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"--{name}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _named(kind: str, name: str, table: Mapping[str, type]) -> type:
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+    return table[name]
+
+
+def optimizer_names(text: str) -> tuple[str, ...]:
+    """Names in a comma-separated list, each known and none twice.
+
+    Raises:
+        UsageError: If a name is unknown, repeated or missing.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError("give at least one optimizer, such as --optimizers sgd,kfac")
+    for name in names:
+        _named("optimizer", name, optim.CONFIGS)
+    if len(set(names)) != len(names):
+        raise UsageError(f"an optimizer is named twice in {text!r}; name each once")
+    return names
+
+
+def _nested(chosen: Mapping[str, str]) -> dict[str, tuple[str, type]]:
+    """Groups of flags the chosen names bring: field → (prefix, class)."""
+    groups: dict[str, tuple[str, type]] = {}
+    model = chosen["model"]
+    if ":" not in model:
+        groups["model_options"] = ("model", _named("model", model, models.FAMILIES))
+    if "schedule" in chosen:
+        name = chosen["schedule"]
+        groups["schedule_options"] = (
+            "schedule",
+            _named("schedule", name, training.SCHEDULES),
+        )
+    for flag in ("optimizers", "optimizer"):
+        if flag in chosen:
+            for name in optimizer_names(chosen[flag]):
+                groups[name] = (name, optim.CONFIGS[name])
+    return groups
+
+
+def _default(base: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(base) if f.name == name)
+
+
+def extend(base: type, chosen: Mapping[str, str]) -> type:
+    """The class of options with the groups of flags that the chosen names bring."""
+    extended = dataclasses.make_dataclass(
+        base.__name__,
+        [
+            (
+                field,
+                Annotated[kind, tyro.conf.arg(name=prefix)],
+                dataclasses.field(default_factory=kind),
+            )
+            for field, (prefix, kind) in _nested(chosen).items()
+        ],
+        bases=(base,),
+        frozen=True,
+        kw_only=True,
+    )
+    extended.__doc__ = base.__doc__
+    return extended
+
+
+def options_of(base: type, values: Mapping[str, Any]) -> Any:
+    """Options from a settings file alone.
+
+    Raises:
+        UsageError: If a name or setting is wrong.
+    """
+    chosen = {flag: values.get(flag) or _default(base, flag) for flag in _names_in(base)}
+    return from_values(extend(base, chosen), {**values, **chosen})
+
+
+def _names_in(base: type) -> list[str]:
+    fields = {f.name for f in dataclasses.fields(base)}
+    return [flag for flag in ("model", "schedule", "optimizers", "optimizer") if flag in fields]
+
+
+def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
+    """Parse the flags of a verb into an instance of `base` extended by its groups.
+
+    Raises:
+        UsageError: If a name or the config file is wrong.
+        SystemExit: With 0 after ``--help``, with 2 where tyro refuses a flag.
+    """
+    text = _scan(arguments, "config")
+    values = read_toml(Path(text)) if text is not None else {}
+    chosen = {
+        flag: _scan(arguments, flag) or values.get(flag) or _default(base, flag)
+        for flag in _names_in(base)
+    }
+    extended = extend(base, chosen)
+    default = from_values(extended, {**values, **chosen}) if values else extended(**chosen)
+    return tyro.cli(extended, args=list(arguments), default=default, prog=f"kobai {verb}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file as nested dictionaries.
+
+    Raises:
+        UsageError: If it is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file ({error})") from None
+
+
+def to_values(options: Any) -> dict[str, Any]:
+    """Nested options as what TOML can hold; settings that are None are left out."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = to_values(value)
+        elif isinstance(value, Path):
+            values[field.name] = str(value)
+        elif isinstance(value, tuple):
+            values[field.name] = list(value)
+        elif value is not None:
+            values[field.name] = value
+    return values
+
+
+def from_values(kind: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_values` for a dataclass; what is left out takes its default.
+
+    Raises:
+        UsageError: If a setting is unknown or of the wrong form.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known - {"verb"})
+    if unknown:
+        raise UsageError(
+            f"unknown setting {', '.join(unknown)} for {kind.__name__}; known: "
+            f"{', '.join(sorted(known))}"
+        )
+    made = {name: _convert(hints[name], value) for name, value in values.items() if name in known}
+    for field in dataclasses.fields(kind):
+        # An optional setting that is left out of a file was None when the file was written.
+        optional = type(None) in typing.get_args(hints[field.name])
+        if field.name not in made and optional:
+            made[field.name] = None
+    try:
+        return kind(**made)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind.__name__}: {error}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [one for one in typing.get_args(hint) if one is not type(None)]
+        hint = inner[0]
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_values(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple and isinstance(value, Iterable):
+        return tuple(value)
+    if hint is Path:
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value

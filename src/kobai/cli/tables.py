@@ -1,0 +1,94 @@
+"""Results as tables on a terminal, and as JSON for machines."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from kobai.results import Aggregate, Comparison, Spectrum
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row an optimizer, every number mean ± sample standard deviation over seeds."""
+    table = Table(title=f"{comparison.title} · {comparison.model}, P = {comparison.parameters:,}")
+    table.add_column("optimizer")
+    for name in ("train loss", "train acc %", "test loss", "test acc %", "s / epoch"):
+        table.add_column(name, justify="right")
+    for name in ("steps to 95 %", "λ_max", "trace", "seeds"):
+        table.add_column(name, justify="right")
+    for row in comparison.rows:
+        ended = row.statuses.get("finished", 0) + row.statuses.get("early-stopped", 0)
+        table.add_row(
+            row.optimizer,
+            spell(row.train_loss),
+            spell(row.train_accuracy, scale=100),
+            spell(row.test_loss),
+            spell(row.test_accuracy, scale=100),
+            spell(row.seconds_per_epoch),
+            spell(row.steps_to_95),
+            spell(row.lambda_max),
+            spell(row.trace),
+            f"{ended}/{row.seeds}",
+        )
+    if comparison.note:
+        table.caption = comparison.note
+    return table
+
+
+def spell(value: Aggregate, *, scale: float = 1.0) -> str:
+    """Mean ± sd with digits that the spread deserves; a dash where nothing was measured."""
+    if value.count == 0 or not math.isfinite(value.mean):
+        return "–"
+    mean, sd = value.mean * scale, value.sd * scale
+    spread = sd if math.isfinite(sd) and sd > 0 else abs(mean) / 100
+    digits = 0 if spread == 0 else min(max(1 - math.floor(math.log10(spread)), 0), 6)
+    text = f"{mean:.{digits}f}"
+    return f"{text} ± {sd:.{digits}f}" if math.isfinite(sd) else text
+
+
+def spectrum_table(spectra: list[Spectrum], *, momentum: float = 0.0) -> Table:
+    """Eigenvalues with residuals, trace with standard error, and the critical learning rate."""
+    table = Table(title="curvature")
+    table.add_column("point")
+    table.add_column("matrix")
+    for name in ("P", "loss", "‖gradient‖", "λ_max ± residual", "next", "trace ± se", "2/λ_max"):
+        table.add_column(name, justify="right")
+    table.add_column("status")
+    for s in spectra:
+        values = s.eigenvalues[::-1]
+        top = values[0] if len(values) else math.nan
+        table.add_row(
+            s.label or "fresh model",
+            s.matrix,
+            f"{s.dimension:,}",
+            f"{s.loss:.4g}",
+            f"{s.gradient_norm:.3g}",
+            f"{top:.5g} ± {s.residuals[-1]:.1g}" if len(values) else "–",
+            " ".join(f"{v:.3g}" for v in values[1:5]),
+            f"{s.trace:.4g} ± {s.trace_error:.2g}",
+            f"{2 / top:.4g}" if top > 0 else "–",
+            s.status,
+        )
+    return table
+
+
+def to_json(value: Any) -> str:
+    """Dataclasses, arrays and numbers as JSON; what is not finite becomes null."""
+    return json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

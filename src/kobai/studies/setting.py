@@ -1,0 +1,87 @@
+"""What is trained on what: a model, data and training options, before any seed is chosen."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from kobai import data, models, seeds
+from kobai.problem import Problem
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long and how to train; the same for every optimizer of a comparison."""
+
+    epochs: float = 10.0
+    """Passes over the training data."""
+    batch_size: int = 256
+    """Examples a step."""
+    evaluate_every: float = 0.5
+    """Epochs between evaluations on all splits."""
+    clip_norm: float | None = None
+    """Bound on the gradient's Euclidean norm; None is no bound."""
+    clip_value: float | None = None
+    """Bound on each component of the gradient; None is no bound."""
+    patience: int | None = None
+    """Evaluations without improvement of the validation loss before stopping; None never stops."""
+    evaluate_train_limit: int | None = 10_000
+    """Training examples that the training loss and accuracy are measured on (count)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """A data set and a model to be built for it anew for every seed.
+
+    Attributes:
+        splits: The data, loaded.
+        model: Name of the family, or "package.module:factory".
+        model_options: Its configuration; None for a factory of one's own.
+        validation: Fraction of the training data held out, 0 for none.
+        dtype: Floating-point type of inputs and parameters.
+        device: Where to compute.
+    """
+
+    splits: data.DataSplits
+    model: str
+    model_options: Any = None
+    validation: float = 0.0
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    def build_model(self, seed: int) -> nn.Module:
+        """A freshly initialised model; the same seed gives the same parameters.
+
+        Raises:
+            ValueError: If the model is unknown or does not fit the data.
+        """
+        return models.build(
+            self.model if self.model_options is None else self.model_options,
+            input_shape=self.splits.input_shape,
+            num_outputs=self.splits.output_size,
+            generator=seeds.generator(seed, "init"),
+            dtype=self.dtype,
+        ).to(self.device)
+
+    def problem(self, seed: int) -> Problem:
+        """The problem with a freshly initialised model, its data on the device.
+
+        Raises:
+            ValueError: If model and data do not fit each other.
+        """
+        return Problem(
+            self.build_model(seed),
+            self.splits.likelihood,
+            train=self._move(self.splits.train),
+            test=None if self.splits.test is None else self._move(self.splits.test),
+            validation=self.validation or None,
+            generator=seeds.generator(seed, "validation") if self.validation else None,
+        )
+
+    def _move(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = (
+            tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for tensor in pair
+        )
+        return x, y
