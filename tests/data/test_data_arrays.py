@@ -190,10 +190,10 @@ def test_whole_numbers_are_classes_in_numeric_order(table):
 
 
 def test_marks_blank_lines_and_quotes(table):
-    data = load(
-        table('\n"1.5", 2 ,"a, b"\n\n2,3,c\n1e-3,+4,c\n', encoding="utf-8-sig"), test_fraction=0.0
-    )
+    text = '\n"1.5", 2 , "a, b"\n\n2,3,c\n1e-3,+4,c\n'
+    data = load(table(text, encoding="utf-8-sig"), test_fraction=0.0)
     assert data.classes == ("a, b", "c")
+    assert data.train[0].tolist() == [[1.5, 2.0], [2.0, 3.0], [float(np.float32(1e-3)), 4.0]]
 
 
 BAD_TABLES = {
@@ -215,7 +215,7 @@ BAD_TABLES = {
         "".join(f"{n}.0,{n}\n" for n in range(30)),
         "30 different whole-number targets in 30 rows",
     ),
-    "a quotation without end": ('1,2,"a\n1,2,b\n', "cells|column|classes|empty"),
+    "a quotation without end": ('1,2,"a\n1,2,b\n', "no readable UTF-8 table .unexpected end"),
 }
 
 

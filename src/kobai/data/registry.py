@@ -122,7 +122,8 @@ def load(
 
     The files of `mnist` and `cifar10` are looked for in `root` if given, else in the folder that
     the environment variable KOBAI_DATA names and then in the user cache (and in the subfolder of
-    the data set's name in each), and fetched into the first of these where they are missing.
+    the data set's name in each), and fetched into the first of these where they are missing. Image
+    files of CIFAR-10 are decoded once (seconds) and kept decoded in the user cache (184 MB).
 
     Args:
         name: Which data set.
