@@ -106,9 +106,8 @@ def test_path_dots_show_the_true_loss():
 
 def test_path_points_outside_are_counted_and_distances_drawn():
     plane = a_plane()
-    path = dataclasses.replace(
-        plane.trajectories[0], coordinates=plane.trajectories[0].coordinates + [1.55, 0.0]
-    )
+    shifted = plane.trajectories[0].coordinates + np.array([1.55, 0.0])
+    path = dataclasses.replace(plane.trajectories[0], coordinates=shifted)
     figure = landscape_contour(dataclasses.replace(plane, trajectories=(path,)))
     assert "2 of 6 path points lie outside the picture" in words(figure)
     assert "distance from the plane" in words(figure)

@@ -84,7 +84,7 @@ def test_an_optimizer_keeps_its_colour():
 def test_no_two_look_the_same():
     names = ["sgd", "adam", "kfac", "adamw", "muon", *(f"custom {i}" for i in range(19))]
     styles = optimizer_styles(names)
-    assert len({(style.color, str(style.dash)) for style in styles.values()}) == 24
+    assert len({(style.color, style.pattern) for style in styles.values()}) == 24
     assert len(optimizer_styles([f"x{i}" for i in range(40)])) == 40
 
 

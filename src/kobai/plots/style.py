@@ -25,7 +25,12 @@ ACCENT = "#be1e56"
 
 HUES = ("#2b6cb8", "#eaa21a", "#be1e56", "#1fb39a", "#b09cf0", "#d9601a")
 _MARKERS = ("o", "s", "D", "^", "v", "P")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)))
+_DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": (0, (5, 1.6)),
+    "dot": (0, (1.2, 1.4)),
+    "dashdot": (0, (5, 1.4, 1.2, 1.4)),
+}
 
 # Where the usual names sit, so that an optimizer has one colour in every figure of every run.
 _SEATS = {
@@ -58,11 +63,13 @@ class Style:
 
     Attributes:
         color: Hex colour.
-        dash: Matplotlib line style.
+        pattern: Dash in words: ``solid``, ``dash``, ``dot`` or ``dashdot``.
+        dash: The same as a Matplotlib line style.
         marker: Matplotlib marker.
     """
 
     color: str
+    pattern: str
     dash: Any
     marker: str
 
@@ -95,9 +102,11 @@ def optimizer_styles(names: Iterable[str]) -> dict[str, Style]:
 
 def _style(seat: int) -> Style:
     turn, hue = divmod(seat, len(HUES))
+    pattern = list(_DASHES)[turn % len(_DASHES)]
     return Style(
         color=HUES[hue],
-        dash=_DASHES[turn % len(_DASHES)],
+        pattern=pattern,
+        dash=_DASHES[pattern],
         marker=_MARKERS[(hue + turn) % len(_MARKERS)],
     )
 
