@@ -1,0 +1,121 @@
+"""What is pulled back through a network to see its Fisher matrix: labels without targets.
+
+An ordinary training loop does not show the optimizer the targets. It does not have to: the true
+Fisher matrix takes labels from the model's own predictive distribution, and of the targets it needs
+only which terms are ignored. Those are found where the gradient that arrives at the outputs is
+exactly zero.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kobai.problem import Bernoulli, Categorical, Likelihood
+
+Labels = Literal["sampled", "exact", "observed"]
+
+
+def placeholder_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -> Tensor:
+    """Targets that say which terms are present, and nothing else.
+
+    Args:
+        likelihood: What the outputs mean.
+        outputs: The model's outputs.
+        gradient: Gradient of the user's loss in them. For `Categorical`, a term whose row of it is
+            exactly zero counts as ignored: its class index was `ignore_index`, or the loss left it
+            out. (A term predicted with certainty has a zero row too, and a zero Fisher matrix.)
+            For the other likelihoods every term counts as present.
+    """
+    if not isinstance(likelihood, Categorical):
+        return torch.zeros_like(outputs)
+    present = gradient.movedim(likelihood.axis, -1).ne(0).any(-1)
+    label = 0 if likelihood.ignore_index != 0 else 1
+    return torch.where(present, label, likelihood.ignore_index)
+
+
+def observed_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -> Tensor | None:
+    """Hard labels read off the sign pattern of the output gradient, whatever the loss's scale.
+
+    The gradient of cross-entropy, p − y times a positive number, is negative at the label alone
+    (binary: negative exactly where y = 1).
+
+    Returns:
+        Targets whose residual is parallel to the gradient, or None if there are none such: soft
+        targets, label smoothing, regression, or another loss.
+    """
+    if isinstance(likelihood, Bernoulli):
+        targets = (gradient < 0).to(outputs.dtype)
+    elif isinstance(likelihood, Categorical) and not likelihood.label_smoothing:
+        rows = gradient.movedim(likelihood.axis, -1)
+        present = rows.ne(0).any(-1)
+        targets = torch.where(present, rows.argmin(-1), likelihood.ignore_index)
+    else:
+        return None
+    residual = likelihood.residual(outputs, targets)
+    inner = (residual * gradient).sum()
+    lengths = residual.norm() * gradient.norm()
+    return targets if bool(inner >= (1 - 1e-5) * lengths) else None
+
+
+def cotangents(
+    likelihood: Likelihood,
+    labels: Labels,
+    outputs: Tensor,
+    gradient: Tensor,
+    *,
+    generator: torch.Generator,
+    signs: bool,
+) -> tuple[float, Iterator[Tensor]]:
+    """Vectors u in output space whose Σ u uᵀ is the output Hessian, or its expectation is.
+
+    Args:
+        likelihood: What the outputs mean.
+        labels: "sampled": one u, the score at labels drawn from the model. "exact": as many as an
+            example has outputs, columns of a factor of the Hessian. "observed": one u, the score at
+            the data's labels (the empirical Fisher matrix); where labels cannot be read off the
+            gradient, the gradient itself times the normaliser, which takes the user's loss to be
+            the plain mean of the likelihood.
+        outputs: The model's outputs, detached.
+        gradient: Gradient of the user's loss in them; its scale plays no part but as said above.
+        generator: Draws labels and signs.
+        signs: Give every example an independent random sign, so that squares of sums over
+            examples estimate sums of squares. Labels drawn at random have one already.
+
+    Returns:
+        The normaliser W (see `kobai.problem.likelihood`) and the cotangents.
+    """
+    targets = placeholder_targets(likelihood, outputs, gradient)
+    weight = likelihood.weight(targets)
+
+    def columns() -> Iterator[Tensor]:
+        if labels == "sampled":
+            yield likelihood.fisher_sample(outputs, targets, generator)
+        elif labels == "observed":
+            found = observed_targets(likelihood, outputs, gradient)
+            residual = weight * gradient if found is None else likelihood.residual(outputs, found)
+            # Labels drawn from the likelihood itself would have this scale; see fisher_sample.
+            yield residual / likelihood.scale**0.5
+        else:
+            flat = outputs.new_zeros(outputs.shape[0], outputs[0].numel())
+            for index in range(flat.shape[1]):
+                flat.zero_()
+                flat[:, index] = 1
+                unit = flat.view(outputs.shape)
+                yield likelihood.factor_product(outputs, targets, unit)
+
+    def flushed() -> Iterator[Tensor]:
+        # Certain predictions have scores so small that products with them are subnormal numbers,
+        # which processors handle many times slower; they carry no information.
+        negligible = torch.finfo(outputs.dtype).eps ** 2
+        for u in columns():
+            if signs and labels != "sampled":
+                coins = torch.rand(
+                    outputs.shape[0], generator=generator, device=generator.device
+                ).to(u.device)
+                shape = (-1,) + (1,) * (u.ndim - 1)
+                u = u * torch.where(coins < 0.5, -1.0, 1.0).to(u.dtype).view(shape)
+            yield torch.where(u.abs() < negligible, 0.0, u)
+
+    return weight, flushed()

@@ -1,0 +1,471 @@
+"""K-FAC: natural-gradient descent with Kronecker-factored curvature, in the ordinary loop."""
+
+import math
+from collections.abc import Callable
+from typing import Any, final, overload
+
+import torch
+from torch import Tensor, nn
+
+from kobai.optim.blocks import Blocks
+from kobai.optim.cotangents import Labels
+from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.statistics import BackwardStatistics, Sums
+from kobai.problem import Likelihood, as_likelihood
+
+_GROUP = ("lr", "damping", "momentum", "weight_decay")
+_COUNTS = (
+    "skipped_steps",
+    "bounded_steps",
+    "statistics",
+    "refused_statistics",
+    "waiting_blocks",
+    "inversions",
+    "inversions_float64",
+    "inversions_damped",
+    "inversions_failed",
+)
+_STATISTICS_DENSITY = 10
+_INVERSE_DENSITY = 2
+
+
+@final
+class KFAC(torch.optim.Optimizer):
+    r"""Natural gradient with the Kronecker-factored Fisher matrix of a model's own predictions.
+
+    The training loop is the usual one: ``zero_grad``, forward, ``loss.backward()``, ``step()``.
+    When statistics are due, a second, partial backward pass at labels drawn from the model runs
+    inside ``loss.backward()``; parameters' gradients are not touched and the scale of the loss
+    plays no part.
+
+    The step is ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
+    F + λ the damped Fisher blocks, and ν ≤ 1 such that the whole step d, momentum included, keeps
+    dᵀ(F + λ)d ≤ kl_bound: up to the damping, twice the Kullback-Leibler divergence between the
+    predictions before and after.
+
+    Linear and Conv2d layers have Kronecker-factored blocks; every other parameter has a diagonal
+    one, estimated from the same sampled labels. `print(optimizer)` shows which. Layers used several
+    times, or sharing their weight, have their statistics added (weight sharing, "expand").
+
+    Args:
+        model: The model. Call the model itself, so that its hooks run.
+        likelihood: What its outputs mean: "categorical" (logits), "bernoulli" (logits), "gaussian"
+            (means), a kobai likelihood or a torch loss module. Its normalisation should be the
+            loss's: for a mean over tokens, take ``Categorical(reduction="terms")``.
+        lr: Learning rate, per step; schedulers work on it as usual.
+        damping: λ, added to F; shared out between the factors by their scales (π).
+        momentum: Heavy-ball coefficient in [0, 1).
+        weight_decay: Decoupled weight decay, as in AdamW.
+        statistics_every: Steps between two updates of the factors. The first steps update more
+            often: the interval is a tenth of the number of steps made.
+        inverse_every: Steps between two inversions. Denser at the start likewise.
+        kl_bound: Trust region on dᵀ(F + λ)d; None for none.
+        labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
+            backward pass an output) or "observed" (the data's labels: the empirical Fisher).
+        generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
+
+    Raises:
+        ValueError: If a number is out of range or the model has nothing to train.
+
+    Non-finite gradients or statistics are not applied but counted in `diagnostics`. A parameter
+    whose block has no statistics yet stays where it is until the next pass has brought them.
+
+    Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
+    inputs; with statistics due, a backward pass without weight gradients and R(M² + K²) for R rows;
+    with an inversion due, M³ + K³. See `kobai.curvature.kronecker` for the factors.
+
+    Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
+    curvature (§5, §6.3); the bound on the step: Ba, Grosse and Martens 2017, Distributed
+    second-order optimization using Kronecker-factored approximations (§5).
+
+    Example:
+        >>> import torch
+        >>> from kobai.optim import KFAC
+        >>> model = torch.nn.utils.skip_init(torch.nn.Linear, 2, 1)
+        >>> _ = torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+        >>> optimizer = KFAC(model, "gaussian", lr=0.1)
+        >>> x, y = torch.eye(2), torch.ones(2, 1)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     loss = 0.5 * (model(x) - y).square().sum() / 2
+        ...     loss.backward()
+        ...     _ = optimizer.step()
+        >>> bool(loss < 1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module = "categorical",
+        *,
+        lr: float = 0.03,
+        damping: float = 0.03,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        statistics_every: int = 10,
+        inverse_every: int = 100,
+        kl_bound: float | None = 1e-2,
+        labels: Labels = "sampled",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "damping": damping,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        _check_group(defaults)
+        for name, interval in (
+            ("statistics_every", statistics_every),
+            ("inverse_every", inverse_every),
+        ):
+            if interval < 1:
+                raise ValueError(f"{name} must be at least 1 step, got {interval}")
+        if kl_bound is not None and not kl_bound > 0:
+            raise ValueError(f"kl_bound must be positive or None, got {kl_bound}")
+        if labels not in ("sampled", "exact", "observed"):
+            raise ValueError(f"labels must be 'sampled', 'exact' or 'observed', got {labels!r}")
+        plan = plan_blocks(model)
+        self.model = model
+        self.likelihood = as_likelihood(likelihood)
+        self.statistics_every = statistics_every
+        self.inverse_every = inverse_every
+        self.kl_bound = kl_bound
+        self.labels: Labels = labels
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._steps = 0
+        self._statistics_step: int | None = None
+        self._inverse_step: int | None = None
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._last = {"step_scale": 1.0, "kl": 0.0}
+        self._plan = plan
+        self._blocks: Blocks | None = None
+        self._demoted: frozenset[str] = frozenset()
+        self._waiting = False
+        self._saved: dict[Any, Any] = {}
+        super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
+        self._watch = self._watcher()
+        self.register_state_dict_pre_hook(_publish)
+        self.register_load_state_dict_pre_hook(_remember)
+        self.register_load_state_dict_post_hook(_adopt)
+
+    def _watcher(self) -> BackwardStatistics:
+        return BackwardStatistics(
+            self.model,
+            self.likelihood,
+            self._plan,
+            labels=self.labels,
+            generator=self.generator,
+        )
+
+    def __repr__(self) -> str:
+        group = self.param_groups[0]
+        settings = ", ".join(f"{name}={group[name]:g}" for name in _GROUP)
+        lines = [
+            f"KFAC({settings}, kl_bound={self.kl_bound}, statistics_every={self.statistics_every}, "
+            f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
+        ]
+        lines += [
+            f"  {' + '.join(row.parameters)}: {row.block} {row.shape}, {row.numbers} numbers "
+            f"({row.reason})"
+            for row in self.coverage()
+        ]
+        return "\n".join(lines)
+
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
+        return self._plan.table()
+
+    def diagnostics(self) -> dict[str, float]:
+        """What happened so far.
+
+        Returns:
+            Counts: "steps", "skipped_steps" (gradients not finite), "bounded_steps" (the trust
+            region was active), "statistics" and "inversions" (updates made), "refused_statistics"
+            (not finite), "waiting_blocks" (blocks left where they were for want of statistics,
+            summed over steps), "inversions_float64", "inversions_damped" (more damping was needed)
+            and "inversions_failed" (the old inverse was kept). Of the last step: "step_scale" ν and
+            "kl", dᵀ(F + λ)d.
+        """
+        return {"steps": self._steps, **self._counts, **self._last}
+
+    def close(self) -> None:
+        """Take the hooks off the model; the optimizer gathers no more statistics."""
+        self._watch.close()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters of the model, such as newly unfrozen ones; see `torch.optim.Optimizer`.
+
+        Raises:
+            ValueError: If a parameter does not belong to the model, or a number is out of range.
+        """
+        super().add_param_group(param_group)
+        known = {id(p) for p in self.model.parameters()}
+        if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+            del self.param_groups[-1]
+            raise ValueError("K-FAC can only train parameters of the model it was made for")
+        _check_group(self.param_groups[-1])
+        if len(self.param_groups) > 1:
+            self._replan()
+
+    def _replan(self) -> None:
+        """Give the present parameters their blocks anew, keeping what still fits."""
+        saved = list(self._blocks.entries()) if self._blocks is not None else []
+        chosen = [p for group in self.param_groups for p in group["params"]]
+        self._plan = plan_blocks(self.model, chosen, self._demoted)
+        self._watch.close()
+        self._watch = self._watcher()
+        self._blocks = None
+        blocks = self._made()
+        kept = {id(layer.weight) for layer in self._plan.layers}
+        for parameter, entry in saved:
+            if (id(parameter) in kept) == ("input_factor" in entry):
+                blocks.restore(parameter, entry)
+
+    def _moved(self) -> bool:
+        """Whether the model has changed device or precision since the blocks were made."""
+        return self._blocks is not None and any(not stack.fits() for stack in self._blocks.stacks)
+
+    def _made(self) -> Blocks:
+        """The blocks, allocated when first needed."""
+        if self._blocks is None:
+            group_of = {
+                id(p): index
+                for index, group in enumerate(self.param_groups)
+                for p in group["params"]
+            }
+            self._blocks = Blocks(self._plan, group_of)
+        return self._blocks
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Make one step with the gradients as they stand.
+
+        Args:
+            closure: Zeroes gradients, runs forward and backward, and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: If no statistics have ever been seen although there are gradients: the
+                model was not called, or its output did not take part in the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refresh()
+        gradients = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if gradients:
+            if self._statistics_step is None:
+                raise RuntimeError(
+                    "there are gradients but no statistics: call the model itself (not "
+                    "model.forward) and let the loss depend on its output"
+                )
+            if _finite(gradients):
+                self._move()
+            else:
+                self._counts["skipped_steps"] += 1
+        self._steps += 1
+        self._schedule()
+        return loss
+
+    def _schedule(self) -> None:
+        """Say whether the next pass gathers statistics."""
+        self._watch.due = self._waiting or _due(
+            self._steps, self._statistics_step, self.statistics_every, _STATISTICS_DENSITY
+        )
+
+    def _refresh(self) -> None:
+        """Take in new statistics, and recompute the inverses if it is time."""
+        sums = self._watch.take()
+        if sums.bypassed:
+            # What was gathered is indexed by the old plan; the next pass gathers anew.
+            self._demote(sums)
+            sums = Sums()
+            self._waiting = True
+        elif self._moved():
+            self._replan()
+        blocks = self._made()
+        if sums.passes:
+            self._counts["refused_statistics"] += blocks.update(sums)
+            self._counts["statistics"] += 1
+            self._statistics_step = self._steps
+        if sums.passes and _due(
+            self._steps, self._inverse_step, self.inverse_every, _INVERSE_DENSITY
+        ):
+            for stack in blocks.stacks:
+                wide, damped, failed = stack.invert(self.param_groups[stack.group]["damping"])
+                self._counts["inversions_float64"] += wide
+                self._counts["inversions_damped"] += damped
+                self._counts["inversions_failed"] += failed
+            self._counts["inversions"] += 1
+            self._inverse_step = self._steps
+
+    def _demote(self, sums: Sums) -> None:
+        """Give layers whose weights are used behind their back diagonal blocks from now on."""
+        layers = (self._plan.layers[position] for position in sums.bypassed)
+        self._demoted |= {layer.parameters[0] for layer in layers}
+        self._replan()
+
+    def _move(self) -> None:
+        """Precondition the momentum, bound the step and apply it."""
+        blocks = self._made()
+        updates: list[tuple[dict[str, Any], nn.Parameter, Tensor]] = []
+        size, waiting = 0.0, 0
+        for stack in blocks.stacks:
+            group = self.param_groups[stack.group]
+            active = stack.active()
+            waiting += stack.waiting()
+            if not active:
+                continue
+            momentum, direction = stack.precondition(active, group["momentum"])
+            size += group["lr"] ** 2 * _inner(momentum, direction)
+            updates += [(group, p, part) for p, part in stack.parts(active, direction)]
+        for block in blocks.diagonals:
+            if block.entry.parameter.grad is None:
+                continue
+            if not block.count:
+                waiting += 1
+                continue
+            group = self.param_groups[block.group]
+            direction = block.precondition(group["momentum"], group["damping"])
+            size += group["lr"] ** 2 * _inner(block.momentum, direction)
+            updates.append((group, block.entry.parameter, direction))
+        self._waiting = waiting > 0
+        self._counts["waiting_blocks"] += waiting
+        self._apply(updates, size)
+
+    def _apply(
+        self, updates: list[tuple[dict[str, Any], nn.Parameter, Tensor]], size: float
+    ) -> None:
+        """θ ← (1 − lr·weight_decay) θ − ν·lr·v with ν from the squared size of the full step."""
+        if not math.isfinite(size):
+            # Finite gradients so large that their squares are not: start the momentum afresh.
+            self._made().forget_momentum()
+            self._counts["skipped_steps"] += 1
+            return
+        scale = 1.0
+        if self.kl_bound is not None and size > self.kl_bound:
+            scale = math.sqrt(self.kl_bound / size)
+            self._counts["bounded_steps"] += 1
+        self._last = {"step_scale": scale, "kl": scale * scale * size}
+        for group, parameter, direction in updates:
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction.reshape(parameter.shape), alpha=-scale * group["lr"])
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        arguments = {
+            "likelihood": self.likelihood,
+            "statistics_every": self.statistics_every,
+            "inverse_every": self.inverse_every,
+            "kl_bound": self.kl_bound,
+            "labels": self.labels,
+        }
+        groups = [group["params"] for group in self.param_groups]
+        return _rebuild, (self.model, arguments, groups, self.state_dict())
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """Refuse settings no step could be made with."""
+    for name in ("lr", "damping"):
+        value = group[name]
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
+        raise ValueError(
+            f"weight_decay must be non-negative and finite, got {group['weight_decay']}"
+        )
+
+
+def _due(step: int, last: int | None, every: int, density: int) -> bool:
+    """Whether it is time again: intervals are 1/density of the steps so far, up to `every`."""
+    return last is None or step - last >= min(every, max(1, last // density))
+
+
+def _finite(gradients: list[Tensor]) -> bool:
+    """Whether no gradient holds NaN or infinity."""
+    # A sum is finite only if every entry is; where it overflows by itself, look closely.
+    return all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
+
+
+def _publish(optimizer: torch.optim.Optimizer) -> None:
+    """Before `state_dict`: put what the optimizer keeps to where torch looks for it."""
+    assert isinstance(optimizer, KFAC)
+    optimizer.state.clear()
+    for parameter, entry in optimizer._made().entries():
+        optimizer.state[parameter] = entry
+    shared: Any = optimizer.state
+    shared["kfac"] = {
+        "steps": optimizer._steps,
+        "statistics_step": optimizer._statistics_step,
+        "inverse_step": optimizer._inverse_step,
+        "waiting": optimizer._waiting,
+        "demoted": sorted(optimizer._demoted),
+        "counts": dict(optimizer._counts),
+        "last": dict(optimizer._last),
+        "generator": optimizer.generator.get_state(),
+    }
+
+
+def _remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Before `load_state_dict`, which casts to the parameters' dtype: keep what was saved."""
+    assert isinstance(optimizer, KFAC)
+    if "kfac" not in state_dict["state"]:
+        raise ValueError("this state was not saved by K-FAC; its entry 'kfac' is missing")
+    optimizer._saved = state_dict["state"]
+
+
+def _adopt(optimizer: torch.optim.Optimizer) -> None:
+    """After `load_state_dict`: take over what was saved, exactly."""
+    assert isinstance(optimizer, KFAC)
+    saved, optimizer._saved = optimizer._saved, {}
+    optimizer.state.clear()
+    own = saved["kfac"]
+    optimizer._demoted = frozenset(own["demoted"])
+    optimizer._blocks = None
+    optimizer._replan()
+    blocks = optimizer._made()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):
+            if index in saved:
+                blocks.restore(parameter, saved[index])
+    optimizer._steps = own["steps"]
+    optimizer._statistics_step = own["statistics_step"]
+    optimizer._inverse_step = own["inverse_step"]
+    optimizer._waiting = own["waiting"]
+    optimizer._counts.update(own["counts"])
+    optimizer._last.update(own["last"])
+    optimizer.generator.set_state(own["generator"].cpu())
+    optimizer._schedule()
+
+
+def _rebuild(
+    model: nn.Module,
+    arguments: dict[str, Any],
+    groups: list[list[nn.Parameter]],
+    state_dict: dict[str, Any],
+) -> KFAC:
+    """Make a copied or unpickled optimizer, which watches the copied model."""
+    optimizer = KFAC(model, **arguments)
+    optimizer.param_groups[0]["params"] = groups[0]
+    for parameters in groups[1:]:
+        optimizer.add_param_group({"params": parameters})
+    optimizer.load_state_dict(state_dict)
+    return optimizer
