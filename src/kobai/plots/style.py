@@ -115,7 +115,7 @@ def optimizer_of(label: str, optimizer: str = "") -> str:
     """The optimizer a label belongs to: the one given, else what stands before the seed.
 
     Args:
-        label: Label of a run, such as ``kfac-0`` or ``sgd seed 2``.
+        label: Label of a run, such as ``kfac-s0``, ``kfac-0`` or ``sgd seed 2``.
         optimizer: The optimizer, when the record says it.
 
     Returns:
@@ -125,7 +125,7 @@ def optimizer_of(label: str, optimizer: str = "") -> str:
         return optimizer
     head = label.split()[0] if label.split() else label
     stem, dash, tail = head.rpartition("-")
-    return stem if dash and tail.isdigit() else head
+    return stem if dash and tail.removeprefix("s").isdigit() else head
 
 
 def _oklab_to_srgb(lab: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
