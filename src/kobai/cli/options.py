@@ -78,7 +78,7 @@ class CompareOptions(ProblemOptions, FolderOptions):
     """Seeds for each optimizer, counted from --seed (count)."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(prefix_name=False)] = TrainingOptions()
+    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
     curvature: CurvatureOptions = CurvatureOptions()
     landscape: LandscapeOptions = LandscapeOptions()
 
@@ -93,7 +93,7 @@ class TrainOptions(ProblemOptions, FolderOptions):
     """Optimizer; brings its own flags, such as --kfac.lr."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(prefix_name=False)] = TrainingOptions()
+    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,10 @@ class Hessian(LinearOperator):
             (size, size), dtype=self.theta.dtype, device=self.theta.device, symmetric=True
         )
         self._leaf = self.theta.clone().requires_grad_()
-        batches = len(objective.batches) if isinstance(objective, EmpiricalRisk) else 1
+        batches, self._work = 1, size
+        if isinstance(objective, EmpiricalRisk):
+            batches = len(objective.batches)
+            self._work = size * -(-objective.size // batches)
         keep = batches <= KEPT_BATCHES if keep is None else keep
         self._kept = list(self._gradients()) if keep else None
 
@@ -59,7 +62,7 @@ class Hessian(LinearOperator):
         with torch.enable_grad():
             for share in self.objective.differentiable(self._leaf):
                 (gradient,) = torch.autograd.grad(share, self._leaf, create_graph=True)
-                yield Pullback(gradient, self._leaf)
+                yield Pullback(gradient, self._leaf, work=self._work)
 
     def _matmat(self, columns: Tensor) -> Tensor:
         total = torch.zeros_like(columns)

@@ -38,8 +38,9 @@ class LinearizedBatch:
             (pulled,) = torch.autograd.grad(outputs, leaf, placeholder, create_graph=True)
         self.outputs = outputs.detach()
         self.targets = batch.targets.to(self.outputs.device)
-        self._backward = Pullback(outputs, leaf)
-        self._forward = Pullback(pulled, placeholder)
+        work = batch.size * theta.numel()
+        self._backward = Pullback(outputs, leaf, work=work)
+        self._forward = Pullback(pulled, placeholder, work=work)
 
     def jvp(self, columns: Float[Tensor, "P K"]) -> Float[Tensor, "K N *outputs"]:
         """J times K columns. Cost of one column: about a forward pass."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kobai import landscape, optim, seeds, training
 from kobai.curvature import measure
-from kobai.problem import Batch, EmpiricalRisk, Problem, evaluation_mode
+from kobai.problem import Batch, EmpiricalRisk, Problem
 from kobai.problem.examples import TensorExamples
 from kobai.results import (
     Comparison,
@@ -202,8 +202,8 @@ def draw_planes(
     """Draw the plane through the runs' ends with their trajectories, and a random one.
 
     Args:
-        setting: The problem; all runs share its loss. The random plane is through the first run's end.
-        specs: One run an optimizer, the best first.
+        setting: The problem; all runs share its loss.
+        specs: One run an optimizer, the best first; the random plane is through its end.
         options: Grid and examples.
         folder: Run folder; planes are saved as ``plane_between`` and ``plane_random``.
         resume: Load planes that are already there.
@@ -229,21 +229,21 @@ def draw_planes(
             continue
         report(f"drawing the {kind} plane, {options.grid} x {options.grid} points")
         generator = seeds.generator(specs[0].seed, f"plane-{kind}")
-        with evaluation_mode(problem.model):
-            if kind == "between":
-                directions = landscape.between_directions(ends, generator=generator)
-            else:
-                directions = landscape.random_directions(
-                    objective, ends[specs[0].label], generator=generator
-                )
-            plane = landscape.evaluate_plane(
-                objective,
-                directions,
-                grid=options.grid,
-                trajectories=paths if kind == "between" else None,
-                stop=stop,
+        if kind == "between":
+            directions = landscape.between_directions(ends, space=objective, generator=generator)
+        else:
+            directions = landscape.random_directions(
+                objective, ends[specs[0].label], generator=generator
             )
-        if plane is None:
+        plane = landscape.evaluate_plane(
+            objective,
+            directions,
+            a=options.grid,
+            b=options.grid,
+            trajectories=paths if kind == "between" else None,
+            stop=stop,
+        )
+        if stop is not None and stop():
             raise Interrupted
         save(plane, folder, name)
         planes.append(plane)
