@@ -1,32 +1,80 @@
-"""Matrix-free linear algebra on torch vectors: operators, solves, spectra, traces. Knows no networks."""
+"""Matrix-free linear algebra on torch vectors: operators, solves, spectra, traces.
 
-from kobai.linalg.eigen import Eigen, eigenvalues
+It has never heard of networks: every function takes a `LinearOperator` and torch vectors.
+"""
+
+from kobai.linalg.algebra import Counted, Damped, Product, Scaled, Sub, Sum
+from kobai.linalg.blocks import BlockDiagonal
+from kobai.linalg.density import density
+from kobai.linalg.eigen import Lanczos, Lobpcg, eigenvalues
 from kobai.linalg.estimate import Estimate, VectorEstimate
-from kobai.linalg.operator import (
-    Counted,
-    Damped,
-    LinearOperator,
-    Product,
-    Scaled,
-    Sub,
-    Sum,
+from kobai.linalg.factor import (
+    JITTERS,
+    LU,
+    Factor,
+    Spectral,
+    cholesky,
+    cholesky_many,
+    eigh,
+    eigh_many,
+    lu,
 )
+from kobai.linalg.leaves import Dense, Diagonal, Function, Identity
+from kobai.linalg.minres import minres
+from kobai.linalg.operator import LinearOperator
 from kobai.linalg.probes import gaussian, rademacher, sphere
-from kobai.linalg.trace import squared_frobenius_norm, trace
+from kobai.linalg.quadrature import Curve, Density, Fraction
+from kobai.linalg.solution import Solution
+from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.solve import conjugate_gradient
+from kobai.linalg.spectrum import Eigen
+from kobai.linalg.structured import Kronecker, KroneckerEigen, inverses, kronecker_product
+from kobai.linalg.trace import diagonal, squared_frobenius_norm, trace
 
 __all__ = [
+    "JITTERS",
+    "LU",
+    "BlockDiagonal",
     "Counted",
+    "Curve",
     "Damped",
+    "DampingForm",
+    "Dense",
+    "Density",
+    "Diagonal",
     "Eigen",
     "Estimate",
+    "Factor",
+    "Fraction",
+    "Function",
+    "Identity",
+    "Kronecker",
+    "KroneckerEigen",
+    "Lanczos",
     "LinearOperator",
+    "Lobpcg",
+    "MatrixFunction",
     "Product",
     "Scaled",
+    "Solution",
+    "SolvableOperator",
+    "Spectral",
     "Sub",
     "Sum",
     "VectorEstimate",
+    "cholesky",
+    "cholesky_many",
+    "conjugate_gradient",
+    "density",
+    "diagonal",
     "eigenvalues",
+    "eigh",
+    "eigh_many",
     "gaussian",
+    "inverses",
+    "kronecker_product",
+    "lu",
+    "minres",
     "rademacher",
     "sphere",
     "squared_frobenius_norm",

@@ -13,8 +13,9 @@ from kobai.linalg.lobpcg import lobpcg
 from kobai.linalg.operator import LinearOperator
 from kobai.linalg.spectrum import Eigen, Which, thresholds, wanted_indices
 
-# A repeated eigenvalue is called found in full when a further copy would have shown itself in a random
-# vector with this probability. A standard normal number is below 0.0125 in size once in a hundred.
+# A repeated eigenvalue is called found in full when a further copy would have shown itself in a
+# random vector with this probability. A standard normal number is below 0.0125 in size once in a
+# hundred.
 _HIDDEN = 0.0125**2
 
 
@@ -44,7 +45,7 @@ class Lobpcg:
     good preconditioner is at hand. Only "largest" and "smallest".
 
     Attributes:
-        preconditioner: approximate inverse of the operator ("smallest"), symmetric positive definite.
+        preconditioner: approximate inverse (for "smallest"), symmetric positive definite.
     """
 
     preconditioner: LinearOperator | None = None
@@ -133,7 +134,7 @@ def eigenvalues(
 
 
 class _Search:
-    """One Lanczos search: refine until the wanted pairs are accurate, then look for missed copies."""
+    """One Lanczos search: refine until the wanted pairs are accurate, then look for copies."""
 
     def __init__(
         self,
@@ -163,7 +164,8 @@ class _Search:
         self.basis = KrylovBasis(operator, capacity, generator=generator)
         self.size, self.budget = size, budget
         self.epsilon = torch.finfo(operator.dtype).eps
-        self.k, self.which, self.tol = k, which, tol
+        self.k, self.tol = k, tol
+        self.which: Which = which
 
     def run(self, vectors: bool) -> Eigen:
         """Alternate between refining and probing until nothing is left to find."""
@@ -196,7 +198,9 @@ class _Search:
             if ritz.asymmetry > math.sqrt(self.epsilon) * basis.scale:
                 return "not-symmetric"
             wanted = self._wanted(ritz)
-            late = error_bounds(ritz.values, ritz.residuals)[wanted] > thresholds(ritz.values, wanted, self.tol, self.epsilon)
+            late = error_bounds(ritz.values, ritz.residuals)[wanted] > thresholds(
+                ritz.values, wanted, self.tol, self.epsilon
+            )
             open_pairs = [index for index, flag in zip(wanted, late.tolist(), strict=True) if flag]
             if len(wanted) == self.k and not open_pairs:
                 return "converged"

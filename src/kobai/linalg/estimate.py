@@ -6,6 +6,9 @@ import scipy.special
 from jaxtyping import Float
 from torch import Tensor
 
+# Fewer samples say too little about their own spread to stop by it.
+MIN_SAMPLES = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -13,11 +16,12 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        standard_error: estimated standard deviation of ``value`` over repetitions with fresh probes.
+        standard_error: estimated standard deviation of ``value`` over repetitions with fresh
+            probes.
         num_products: products spent.
         num_samples: independent (or exchangeable) samples behind the standard error; 0 when exact.
-        status: "converged" (the error asked for is reached), "max-products" (the budget ended first),
-            "exact" (no randomness is left) or "non-finite" (a product was not finite).
+        status: "converged" (the error asked for is reached), "max-products" (the budget ended
+            first), "exact" (no randomness is left) or "non-finite" (a product was not finite).
     """
 
     value: float
@@ -45,8 +49,8 @@ class VectorEstimate:
         standard_error: (n,) of each entry.
         num_products: products spent.
         num_samples: samples behind the standard errors; 0 when exact.
-        status: as in `Estimate`; "converged" means that the norm of the standard errors is below the
-            tolerance times the norm of the value.
+        status: as in `Estimate`; "converged" means that the norm of the standard errors is below
+            the tolerance times the norm of the value.
     """
 
     value: Float[Tensor, "n"]
@@ -57,9 +61,13 @@ class VectorEstimate:
 
 
 def student_quantile(level: float, num_samples: int) -> float:
-    """Half-width of a two-sided interval in standard errors: Student's t, ``num_samples - 1`` degrees.
+    """Half-width of a two-sided interval in standard errors, from Student's t distribution.
 
     Infinite with a single sample, 0 for an exact value (``num_samples`` 0).
+
+    Args:
+        level: probability of covering the truth.
+        num_samples: the degrees of freedom and one.
     """
     if not 0 < level < 1:
         raise ValueError(f"a confidence level lies between 0 and 1; got {level}")

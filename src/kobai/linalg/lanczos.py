@@ -10,6 +10,7 @@ frontier, so A v_i = sum_j v_j H_ji holds to rounding for each multiplied v_i. T
 - H tells whether the operator was symmetric, and deterministic, in fact.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ class KrylovBasis:
         return self.count == self.capacity
 
     def inject(self, columns: Float[Tensor, "n b"]) -> list[int]:
-        """Add the parts of given vectors outside the basis to the frontier; returns the new positions."""
+        """Add what is new in given vectors to the frontier; returns the new positions."""
         before = self.count
         for row in columns.T.contiguous():
             self._append(row, None)
@@ -161,10 +162,7 @@ class KrylovBasis:
             positions: the vectors in order; all multiplied except perhaps the last.
         """
         diagonal = [float(self._projected[i, i]) for i in positions if i in self.multiplied]
-        below = [
-            float(self._projected[j, i])
-            for i, j in zip(positions[:-1], positions[1:], strict=True)
-        ]
+        below = [float(self._projected[j, i]) for i, j in itertools.pairwise(positions)]
         return diagonal, below
 
     def _append(self, row: Tensor, source: int | None) -> None:
@@ -200,9 +198,7 @@ class KrylovBasis:
             self.count += 1
 
 
-def error_bounds(
-    values: Float[Tensor, "j"], residuals: Float[Tensor, "j"]
-) -> Float[Tensor, "j"]:
+def error_bounds(values: Float[Tensor, "j"], residuals: Float[Tensor, "j"]) -> Float[Tensor, "j"]:
     """Bound on the error of each Ritz value: min(residual, residual² / gap).
 
     The first holds always. The second [Kato 1949, Temple 1928; Parlett, The Symmetric Eigenvalue
@@ -223,11 +219,17 @@ def error_bounds(
 
 
 def largest_hidden_weight(diagonal: list[float], below: list[float], value: float) -> float:
-    """The most weight an eigenvalue ``value`` can have in the vector that started a Krylov sequence.
+    """The most weight an eigenvalue can have in the vector that started a Krylov sequence.
 
     It is the Christoffel function of the sequence's quadrature, 1 / sum_j p_j(value)² with p_j the
-    orthonormal polynomials of the starting vector's spectral measure [Szegő, Orthogonal Polynomials,
-    §3.4; Golub & Meurant 2010]: steep once ``value`` lies outside what the sequence has seen.
+    orthonormal polynomials of the starting vector's spectral measure [Szegő, Orthogonal
+    Polynomials, §3.4; Golub & Meurant 2010]: steep once ``value`` lies outside what the sequence
+    has seen.
+
+    Args:
+        diagonal: diagonal of the sequence's tridiagonal matrix.
+        below: its subdiagonal, the coupling to the next vector included.
+        value: the eigenvalue asked about.
     """
     previous, current, total = 0.0, 1.0, 1.0
     for j, centre in enumerate(diagonal[: len(below)]):

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs with memory for 6 k vectors: block conjugate gradients on the Rayleigh quotient."""
+"""Extreme eigenpairs in 6 k vectors: block conjugate gradients on the Rayleigh quotient."""
 
 import math
 
@@ -43,7 +43,8 @@ def lobpcg(
         generator: source of the random starting vectors.
 
     Raises:
-        ValueError: ``which`` is "both" or "magnitude", 3 k > n, or a preconditioner of another shape.
+        ValueError: ``which`` is "both" or "magnitude", 3 k > n, or a preconditioner of another
+            shape.
     """
     size = operator.shape[0]
     if which not in ("largest", "smallest"):

@@ -1,4 +1,4 @@
-"""Random probe vectors: drawn on the generator's own device, so that a seed means the same everywhere."""
+"""Random probes, drawn on the generator's own device: a seed means the same everywhere."""
 
 import torch
 from jaxtyping import Float

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,7 +38,7 @@ class Eigen:
 
 
 def wanted_indices(values: Float[Tensor, "j"], k: int, which: Which) -> list[int]:
-    """Positions of the wanted ones among ascending values; all of them where there are fewer than k."""
+    """Positions of the wanted ones among ascending values; all where there are fewer than k."""
     count = values.numel()
     k = min(k, count)
     if which == "largest":
@@ -57,8 +56,8 @@ def thresholds(
 ) -> Float[Tensor, "k"]:
     """The error allowed to each wanted value: tol * |value|, with two floors.
 
-    A value below tol * ‖A‖ is asked for to tol² * ‖A‖ (a zero has no relative accuracy), and nothing
-    is asked for below 64 roundings of ‖A‖.
+    A value below tol * ‖A‖ is asked for to tol² * ‖A‖ (a zero has no relative accuracy), and
+    nothing is asked for below 64 roundings of ‖A‖.
     """
     if not wanted:
         return values.new_zeros(0)
