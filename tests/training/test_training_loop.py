@@ -201,6 +201,18 @@ def test_schedules_set_the_rate_of_every_group_and_give_it_back(make_problem):
     assert [group["lr"] for group in mine.param_groups] == [0.2, 0.05]
 
 
+def test_a_rate_that_is_a_tensor_is_scheduled_in_place(make_problem):
+    ours, theirs = make_problem(), make_problem()
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    tensor = torch.optim.SGD(ours.model.parameters(), lr=rate, foreach=False)
+    options = {"steps": 6, "batch_size": 16, "schedule": LinearDecay(final_fraction=0.5)}
+    train(ours, tensor, generator=_generator(), **options)
+    train(theirs, _sgd(theirs), generator=_generator(), **options)
+    assert torch.allclose(ours.space.theta(), theirs.space.theta(), rtol=1e-12, atol=1e-14)
+    assert tensor.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.1
+
+
 @pytest.mark.parametrize(("norm", "value"), [(0.05, None), (None, 0.01), (0.03, 0.02)])
 def test_clipping_equals_torch(make_problem, norm, value):
     ours, theirs = make_problem(), make_problem()

@@ -65,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_problem, tmp_path, name,
         first,
         OPTIMIZERS[name](first.model.parameters()),
         generator=_generator(),
-        checkpoint=Checkpoint(folder=tmp_path / "run"),
+        checkpoint=Checkpoint(folder=tmp_path / "run", max_snapshots=0),
         stop=_stop_after(cut),
         **options,
     )
@@ -75,7 +75,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_problem, tmp_path, name,
         second,
         OPTIMIZERS[name](second.model.parameters()),
         generator=_generator(99),
-        checkpoint=Checkpoint(folder=tmp_path / "run", resume=True),
+        checkpoint=Checkpoint(folder=tmp_path / "run", resume=True, max_snapshots=0),
         **options,
     )
     assert torch.equal(second.space.theta(), whole.space.theta())

@@ -55,8 +55,9 @@ def train(
 
     A record is made before the first step, every `evaluate_every` epochs and at the end: loss and
     accuracy on all splits, seconds of training without evaluation and saving, the learning rate of
-    the last step, and the norm of the last *minibatch* gradient before clipping (what the optimizer
-    left in ``.grad``; NaN before the first step), which costs next to nothing.
+    the step before it (of the first step, at the start), and the norm of the last *minibatch*
+    gradient before clipping (what the optimizer left in ``.grad``; NaN before the first step),
+    which costs next to nothing. A record costs one forward pass over each split.
 
     A run diverges when a loss is not finite, or exceeds 10,000 times the first minibatch loss and
     10,000. (For the loss in evaluation mode of a model with batch normalisation only the first

@@ -14,6 +14,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+LISTED = 12
+"""With more runs than this the bars of finished ones make room."""
+
 
 @runtime_checkable
 class Progress(Protocol):
@@ -72,10 +75,10 @@ class ConsoleProgress:
         self._began = self._shown = time.monotonic()
         if self._console.is_terminal:
             self._bars = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[said]}"),
+                TextColumn("{task.fields[said]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
@@ -133,6 +136,8 @@ class ConsoleProgress:
             if self._task is not None:
                 self._bars.update(self._task, said=self._describe(None, status))
                 self._bars.stop_task(self._task)
+                if self._runs > LISTED:
+                    self._bars.remove_task(self._task)
                 self._task = None
             if self._all is not None:
                 self._bars.update(self._all, completed=self._done)
