@@ -25,9 +25,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kobai.linalg import cholesky
+
 # Narrower or shorter matrices are multiplied whole: halving saves less than it costs.
 _SPLIT_WIDTH = 384
 _SPLIT_ROWS = 512
+
+_STATUS = {"ok": 0, "jittered": 2, "indefinite": 3, "non-finite": 3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -286,33 +290,14 @@ class KroneckerInverse:
 def _shifted_inverse(
     matrices: Float[Tensor, "S n n"], shifts: Float[Tensor, " S"]
 ) -> tuple[Float[Tensor, "S n n"], Int[Tensor, " S"]]:
-    """(C + s I)⁻¹ of positive semi-definite matrices by Cholesky, with a ladder where it fails."""
-    damped = matrices.clone()
-    damped.diagonal(dim1=1, dim2=2).add_(shifts.unsqueeze(1))
-    triangle, info = torch.linalg.cholesky_ex(damped)
-    inverse = torch.cholesky_inverse(triangle)
-    # A factorisation that succeeds on the brink can still overflow, or swallow a NaN.
-    sound = (info == 0) & torch.isfinite(inverse.sum((1, 2)))
-    status = torch.zeros_like(info, dtype=torch.int64)
-    for index in torch.nonzero(~sound).flatten().tolist():
-        inverse[index], status[index] = _careful_inverse(matrices[index], float(shifts[index]))
-    return inverse, status
-
-
-def _careful_inverse(matrix: Float[Tensor, "n n"], shift: float) -> tuple[Tensor, int]:
-    """The same for one matrix in float64, raising the shift tenfold until it succeeds."""
-    wide = matrix.double()
-    scale = float(wide.diagonal().abs().max())
-    if not math.isfinite(float(wide.sum())) or not math.isfinite(shift):
-        return torch.zeros_like(matrix), 3
-    limit = torch.finfo(matrix.dtype).max
-    for attempt in range(60):
-        damped = wide.clone()
-        damped.diagonal().add_(shift)
-        triangle, info = torch.linalg.cholesky_ex(damped)
-        if int(info) == 0:
-            inverse = torch.cholesky_inverse(triangle)
-            if float(inverse.abs().max()) < limit:
-                return inverse.to(matrix.dtype), 1 if attempt == 0 else 2
-        shift = max(10.0 * shift, scale * 1e-12, torch.finfo(matrix.dtype).tiny)
-    return torch.zeros_like(matrix), 3
+    """(C + s I)⁻¹ of positive semi-definite matrices, and how it was come by."""
+    factor = cholesky(matrices, damping=shifts, precision=matrices.dtype)
+    inverse = factor.inverse()
+    status = [_STATUS[name] for name in factor.statuses]
+    if factor.triangle.dtype != matrices.dtype:
+        status = [max(code, 1) for code in status]
+    found = torch.tensor(status, device=matrices.device)
+    # A matrix on the brink can have an inverse that overflows.
+    failed = (found == 3) | ~torch.isfinite(inverse.sum((1, 2)))
+    inverse[failed] = 0.0
+    return inverse, torch.where(failed, 3, found)

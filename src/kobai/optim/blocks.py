@@ -74,7 +74,9 @@ class KroneckerStack:
 
     def update(self, span: Span, sums: LayerSums, weight: float) -> bool:
         """Take new second moments into the moving averages; False if they are not finite."""
-        if sums.rows == 0 or not bool(torch.isfinite(sums.inputs.sum() + sums.outputs.sum())):
+        if sums.inputs is None or sums.outputs is None:
+            return False
+        if not bool(torch.isfinite(sums.inputs.sum() + sums.outputs.sum())):
             return False
         span.count += 1
         past = past_weight(span.count)
@@ -188,9 +190,13 @@ def _has_gradient(layer: KroneckerLayer) -> bool:
     return layer.weight.grad is not None or (layer.bias is not None and layer.bias.grad is not None)
 
 
-def flush_(average: Tensor) -> None:
-    """Set entries that are about to become subnormal numbers to zero, in place."""
-    average.masked_fill_(average.abs() < torch.finfo(average.dtype).tiny * 2**20, 0.0)
+def flush_(tensor: Tensor) -> None:
+    """Set entries that are subnormal numbers, or about to become so, to zero, in place.
+
+    Averages of what has ceased (a dead unit, a pixel that is always black, a certain prediction)
+    decay into numbers that processors multiply many times slower than others.
+    """
+    torch.hardshrink(tensor, torch.finfo(tensor.dtype).tiny * 2.0**20, out=tensor)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -277,6 +283,13 @@ class Blocks:
             if squares is not None and not block.update(squares, sums.weight):
                 refused += 1
         return refused
+
+    def flush_momentum(self) -> None:
+        """Keep decayed momentum out of the subnormal numbers."""
+        for stack in self.stacks:
+            flush_(stack.momentum)
+        for block in self.diagonals:
+            flush_(block.momentum)
 
     def forget_momentum(self) -> None:
         """Set all momentum to zero."""

@@ -27,6 +27,7 @@ _COUNTS = (
 )
 _STATISTICS_DENSITY = 10
 _INVERSE_DENSITY = 2
+_FLUSH_EVERY = 20
 
 
 @final
@@ -319,6 +320,8 @@ class KFAC(torch.optim.Optimizer):
     def _move(self) -> None:
         """Precondition the momentum, bound the step and apply it."""
         blocks = self._made()
+        if self._steps % _FLUSH_EVERY == 0:
+            blocks.flush_momentum()
         updates: list[tuple[dict[str, Any], nn.Parameter, Tensor]] = []
         size, waiting = 0.0, 0
         for stack in blocks.stacks:

@@ -17,8 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kobai.curvature.kronecker import input_moment, output_moment
 from kobai.optim.cotangents import Labels, cotangents
-from kobai.optim.coverage import KroneckerLayer, Plan
-from kobai.problem import Capture, Likelihood, attach, output_tensor
+from kobai.optim.coverage import Plan
+from kobai.problem import Call, Capture, Likelihood, attach, output_tensor
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -26,14 +26,14 @@ class LayerSums:
     """Sums of one Kronecker layer over passes.
 
     Attributes:
-        inputs: Σ a aᵀ, (G, K, K).
+        inputs: Σ a aᵀ, (G, K, K), or None before the first.
         rows: Number of rows in it.
-        outputs: Σ g gᵀ, (G, M, M).
+        outputs: Σ g gᵀ, (G, M, M), or None before the first.
     """
 
-    inputs: Tensor
-    rows: int
-    outputs: Tensor
+    inputs: Tensor | None = None
+    rows: int = 0
+    outputs: Tensor | None = None
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -148,7 +148,7 @@ class BackwardStatistics:
         self._modules = {module for _, module in self._layers.values()}
         handles = [
             model.register_forward_pre_hook(_Hook(self, "_before")),
-            model.register_forward_hook(_Hook(self, "_after"), always_call=True),
+            model.register_forward_hook(_Hook(self, "_after"), with_kwargs=True, always_call=True),
         ]
         self._finalizer = weakref.finalize(self, _remove, handles)
 
@@ -184,11 +184,12 @@ class BackwardStatistics:
         self._record.clear()
         self._pass = None
         self._recording = True
-        self._layer_handles += attach(self.model, self._modules.__contains__, self._record)
+        # A model that is itself a layer is noted by `_after`, which runs before hooks added now.
+        layers = self._modules - {self.model}
+        self._layer_handles += attach(self.model, layers.__contains__, self._record)
 
-    def _after(self, arguments: tuple[Any, ...], result: Any) -> None:
+    def _after(self, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
         """After a forward pass: wait for the gradient of its output."""
-        del arguments
         recording = self._recording
         self._stop_recording()
         if not recording:
@@ -200,6 +201,10 @@ class BackwardStatistics:
         if not outputs.requires_grad:
             self._record.clear()
             return
+        if self.model in self._modules:
+            first = arguments[0] if arguments else next(iter(named.values()))
+            edge = get_gradient_edge(outputs)
+            self._record.calls.append(Call("", first.detach(), edge, outputs.shape))
         self._number += 1
         number = self._number
         detached = outputs.detach()
@@ -272,21 +277,20 @@ class BackwardStatistics:
                     continue
                 position, module = self._layers[call.layer]
                 layer = plan.layers[position]
-                entry = sums.layers.get(position) or _empty(layer)
-                sums.layers[position] = entry
-                dtype = entry.inputs.dtype
-                entry.outputs += output_moment(module, layer.form, g.to(dtype))
+                entry = sums.layers.setdefault(position, LayerSums())
+                dtype = factor_dtype(layer.weight.dtype)
+                moment = output_moment(module, layer.form, g.to(dtype))
+                entry.outputs = _plus(entry.outputs, moment)
                 if index not in used:
                     moment, rows = input_moment(module, layer.form, call.inputs.to(dtype))
-                    entry.inputs += moment
+                    entry.inputs = _plus(entry.inputs, moment)
                     entry.rows += rows
                     used.add(index)
             found = found[len(edges) :]
             for position, g in zip(others, found, strict=False):
                 if g is not None:
                     square = g.to(factor_dtype(g.dtype)).square()
-                    known = sums.diagonals.get(position)
-                    sums.diagonals[position] = square if known is None else known + square
+                    sums.diagonals[position] = _plus(sums.diagonals.get(position), square)
             for position, g in zip(absent, found[len(others) :], strict=True):
                 if g is not None:
                     sums.bypassed.add(position)
@@ -295,14 +299,8 @@ class BackwardStatistics:
         self.seen += 1
 
 
-def _empty(layer: KroneckerLayer) -> LayerSums:
-    form, weight = layer.form, layer.weight
-    dtype = factor_dtype(weight.dtype)
-
-    def zeros(size: int) -> Tensor:
-        return torch.zeros(form.groups, size, size, dtype=dtype, device=weight.device)
-
-    return LayerSums(inputs=zeros(form.inputs), rows=0, outputs=zeros(form.outputs))
+def _plus(known: Tensor | None, new: Tensor) -> Tensor:
+    return new if known is None else known.add_(new)
 
 
 def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:

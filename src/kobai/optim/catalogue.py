@@ -1,0 +1,111 @@
+"""Every optimizer by name, with its settings."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from kobai.optim.cotangents import Labels
+from kobai.optim.first_order import (
+    AdadeltaConfig,
+    AdagradConfig,
+    AdamConfig,
+    AdamWConfig,
+    FirstOrderConfig,
+    MomentumConfig,
+    MuonConfig,
+    NesterovConfig,
+    RMSpropConfig,
+    SGDConfig,
+    check_decay,
+    check_fraction,
+    check_positive,
+    first_order,
+)
+from kobai.optim.kfac import KFAC
+from kobai.problem import Likelihood
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KFACConfig:
+    """Natural gradient with Kronecker-factored curvature."""
+
+    lr: float = 0.03
+    """Learning rate."""
+    damping: float = 0.03
+    """Multiple of the identity added to the Fisher matrix."""
+    momentum: float = 0.9
+    """Share of the last update kept."""
+    weight_decay: float = 0.0
+    """Share of the parameters, times the learning rate, taken off each step."""
+    statistics_every: int = 10
+    """Steps between updates of the curvature statistics; denser at the start."""
+    inverse_every: int = 100
+    """Steps between inversions; denser at the start."""
+    kl_bound: float = 1e-2
+    """Largest squared length of a step in the damped Fisher metric."""
+    labels: Labels = "sampled"
+    """Whose labels: drawn from the model, all of them weighted, or the data's."""
+
+    def __post_init__(self) -> None:
+        for flag in ("lr", "damping", "kl_bound", "statistics_every", "inverse_every"):
+            check_positive("kfac", flag, getattr(self, flag))
+        check_fraction("kfac", "momentum", self.momentum)
+        check_decay("kfac", self.weight_decay)
+
+
+OptimizerConfig = FirstOrderConfig | KFACConfig
+
+CONFIGS: dict[str, type[Any]] = {
+    "sgd": SGDConfig,
+    "momentum": MomentumConfig,
+    "nesterov": NesterovConfig,
+    "adagrad": AdagradConfig,
+    "rmsprop": RMSpropConfig,
+    "adadelta": AdadeltaConfig,
+    "adam": AdamConfig,
+    "adamw": AdamWConfig,
+    "muon": MuonConfig,
+    "kfac": KFACConfig,
+}
+"""The settings that belong to each name: frozen dataclasses, all fields with defaults."""
+
+
+def build(
+    name: str,
+    model: nn.Module,
+    likelihood: str | Likelihood | nn.Module = "categorical",
+    config: OptimizerConfig | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> torch.optim.Optimizer:
+    """Make an optimizer for all trainable parameters of a model.
+
+    Args:
+        name: One of `CONFIGS`.
+        model: The model.
+        likelihood: What its outputs mean; first-order methods do not need it.
+        config: Settings of the class `CONFIGS` has for the name; default: its defaults.
+        generator: Draws what the optimizer draws, such as labels; default: the optimizer's own.
+
+    Raises:
+        ValueError: If the name is unknown or the model has nothing to train.
+        TypeError: If the settings belong to another optimizer.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(CONFIGS)}")
+    chosen: OptimizerConfig = CONFIGS[name]() if config is None else config
+    if not isinstance(chosen, CONFIGS[name]):
+        raise TypeError(
+            f"{name} takes settings of type {CONFIGS[name].__name__}, got {type(chosen).__name__}"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters; "
+            "set requires_grad=True on those to be learned"
+        )
+    if isinstance(chosen, KFACConfig):
+        settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
+        return KFAC(model, likelihood, **settings, generator=generator)
+    return first_order(name, model, chosen)
