@@ -339,7 +339,7 @@ def test_a_flipped_bit_anywhere_in_the_state_is_noticed_or_harmless(saved, make_
     shutil.copytree(folder, keep)
     whole = make_problem()
     go(problem=whole)
-    for at in range(0, len(original), len(original) // 15):
+    for at in range(0, len(original), len(original) // 8):
         shutil.rmtree(folder)
         shutil.copytree(keep, folder)
         _flip(folder / "state.pt", at)
