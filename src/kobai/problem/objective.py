@@ -87,6 +87,7 @@ class EmpiricalRisk(Objective):
         coupled: Let kobai's own normalisation layers use the statistics of all examples at once,
             as a pure function with the gradient through them. Examples then depend on each other,
             so there must be exactly one batch.
+        space: The model's parameter space, where it is at hand; else it is made.
 
     Raises:
         ValueError: If there are no batches, or several with `coupled`.
@@ -99,6 +100,7 @@ class EmpiricalRisk(Objective):
         batches: Collection[Batch],
         *,
         coupled: bool = False,
+        space: ParameterSpace | None = None,
     ) -> None:
         if len(batches) == 0:
             raise ValueError("an empirical risk needs at least one batch, got none")
@@ -111,7 +113,7 @@ class EmpiricalRisk(Objective):
         self.likelihood = likelihood
         self.batches = batches
         self.coupled = coupled
-        self.space = ParameterSpace(model)
+        self.space = ParameterSpace(model) if space is None else space
         self._totals: tuple[int, float] | None = None
 
     def _count(self) -> tuple[int, float]:

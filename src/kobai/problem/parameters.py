@@ -70,12 +70,12 @@ class ParameterSpace:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of θ, the module's own."""
-        return self._parameters()[0].dtype
+        return self.module.get_parameter(self.names[0]).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of θ, the module's own."""
-        return self._parameters()[0].device
+        return self.module.get_parameter(self.names[0]).device
 
     def _parameters(self) -> list[Tensor]:
         named = dict(self.module.named_parameters())

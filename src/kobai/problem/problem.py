@@ -119,14 +119,18 @@ class Problem:
                 by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
         """
         if batch is not None:
-            return EmpiricalRisk(self.model, self.likelihood, (batch,), coupled=coupled)
+            return EmpiricalRisk(
+                self.model, self.likelihood, (batch,), coupled=coupled, space=self.space
+            )
         examples = self.examples(split)
         if coupled:
             chunk = examples.size
         elif chunk is None:
             chunk = self._chunk_size(examples)
         batches: Collection[Batch] = examples.batches(chunk)
-        return EmpiricalRisk(self.model, self.likelihood, batches, coupled=coupled)
+        return EmpiricalRisk(
+            self.model, self.likelihood, batches, coupled=coupled, space=self.space
+        )
 
     def minibatches(self, size: int, *, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch of shuffled training batches.
