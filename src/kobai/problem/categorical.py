@@ -147,7 +147,7 @@ class Categorical(Likelihood):
             logits.shape, generator=generator, device=generator.device, dtype=logits.dtype
         ).to(logits.device)
         tiny = torch.finfo(logits.dtype).tiny
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=tiny)).clamp(min=tiny))
+        gumbel = -torch.log((-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny))
         labels = (logits + gumbel).argmax(-1)
         if targets.is_floating_point():
             return labels
