@@ -1,0 +1,358 @@
+"""Self-checks: what a landscape must satisfy whatever the model is.
+
+Each compares a number on the surface with the same number found in another way. They are stored
+with the result, so that a picture carries its own proof.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from kobai.landscape.backends import Point
+from kobai.landscape.derivatives import has_kinks, projected_hessian, slopes
+from kobai.landscape.differences import first_derivative, second_derivative
+from kobai.landscape.directions import Directions
+from kobai.landscape.evaluator import Evaluator
+from kobai.landscape.sweep import sweep
+from kobai.problem import Objective
+from kobai.results import Check
+
+
+def raise_if_failed(checks: Iterable[Check]) -> None:
+    """Raise `RuntimeError` naming every failed check, with its numbers.
+
+    Args:
+        checks: Such as the `checks` of a plane.
+    """
+    failed = [
+        f"{c.name}: {c.value:.3g} exceeds {c.tolerance:.3g} ({c.detail})"
+        for c in checks
+        if not c.passed
+    ]
+    if failed:
+        raise RuntimeError("the landscape fails its self-checks: " + "; ".join(failed))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModuleState:
+    """All that an evaluation must leave as it was, as it was."""
+
+    tensors: dict[str, torch.Tensor]
+    gradients: dict[str, tuple[int, int] | None]
+    modes: dict[str, tuple[bool, bool]]
+    random: torch.Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "ModuleState":
+        """Copy parameters and buffers; note gradients, modes and the global random state."""
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return cls(
+            tensors={name: tensor.detach().clone() for name, tensor in named},
+            gradients={
+                name: None if p.grad is None else (id(p.grad), p.grad._version)
+                for name, p in module.named_parameters()
+            },
+            modes={
+                name: (part.training, "forward" in part.__dict__)
+                for name, part in module.named_modules()
+            },
+            random=torch.get_rng_state(),
+        )
+
+    def changes(self, module: nn.Module) -> list[str]:
+        """What differs now."""
+        now = ModuleState.of(module)
+        found = [
+            name
+            for name, tensor in self.tensors.items()
+            if name not in now.tensors or not _same_bits(tensor, now.tensors[name])
+        ]
+        found += [f"{n}.grad" for n, g in self.gradients.items() if now.gradients.get(n) != g]
+        found += [
+            f"mode of {n or 'the module'}" for n, m in self.modes.items() if now.modes[n] != m
+        ]
+        if not torch.equal(self.random, now.random):
+            found.append("global random state")
+        return found
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equality to the bit, NaN included."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
+def untouched(before: ModuleState, module: nn.Module) -> Check:
+    """The model is as it was: parameters, buffers, gradients, modes, global random state."""
+    changes = before.changes(module)
+    return Check(
+        name="model untouched",
+        passed=not changes,
+        value=float(len(changes)),
+        tolerance=0.0,
+        detail="parameters, buffers, gradients, modes and random state compared to the bit"
+        + (f"; changed: {', '.join(changes[:5])}" if changes else ""),
+    )
+
+
+def rounding(objective: Objective, value: float) -> float:
+    """How far two exact computations of a loss of this size may differ.
+
+    Relative 1e-6 in float32 and finer in float64, with a floor for losses near zero, where the
+    outputs' own rounding is all that is left.
+    """
+    epsilon = torch.finfo(objective.space.dtype).eps
+    return max(8 * epsilon, min(1e-6, 1e4 * epsilon)) * abs(value) + 2 * epsilon
+
+
+def centre(objective: Objective, directions: Directions, evaluator: Evaluator) -> Check:
+    """The surface at coordinates zero is the loss at the origin, computed independently."""
+    plain = float(objective.value(directions.origin))
+    found = evaluator.loss(*(0.0,) * directions.count)
+    return _agreement("centre", [(plain, found)], objective, "loss at the centre")
+
+
+def nodes(
+    objective: Objective,
+    directions: Directions,
+    axes: Sequence[np.ndarray],
+    losses: np.ndarray,
+    *,
+    count: int = 4,
+) -> Check:
+    """Scattered nodes, two corners among them, agree with the plain loss at the same θ.
+
+    Nodes are scattered by the golden-ratio sequence, which needs no random numbers; nodes the sweep
+    has not reached are left out.
+    """
+    shape = losses.shape
+    corners = [tuple(0 for _ in shape), tuple(n - 1 for n in shape)]
+    # Generalised golden ratio of d dimensions: the real root of x^(d+1) = x + 1.
+    root = 2.0
+    for _ in range(40):
+        root = (1 + root) ** (1 / (len(shape) + 1))
+    picks = corners + [
+        tuple(int(n * ((0.5 + k * root ** -(axis + 1)) % 1.0)) for axis, n in enumerate(shape))
+        for k in range(1, count - 1)
+    ]
+    pairs = []
+    for index in picks:
+        found = float(losses[index])
+        point = [float(axis[i]) for axis, i in zip(axes, index, strict=True)]
+        pairs.append((float(objective.value(directions.at(point))), found))
+    return _agreement("nodes", pairs, objective, f"{len(pairs)} nodes against the plain loop")
+
+
+def _agreement(
+    name: str, pairs: Sequence[tuple[float, float]], objective: Objective, what: str
+) -> Check:
+    """The worst pair (plain, found) of losses, measured in units of its tolerance."""
+    worst, shown = -1.0, (0.0, 0.0, 0.0, 0.0)
+    for plain, found in pairs:
+        tolerance = rounding(objective, plain if math.isfinite(plain) else 0.0)
+        if math.isfinite(plain) and math.isfinite(found):
+            difference = abs(plain - found)
+        else:
+            same = plain == found or (math.isnan(plain) and math.isnan(found))
+            difference = 0.0 if same else math.inf
+        if difference / tolerance > worst:
+            worst, shown = difference / tolerance, (difference, tolerance, plain, found)
+    difference, tolerance, plain, found = shown
+    return Check(
+        name=name,
+        passed=difference <= tolerance,
+        value=difference,
+        tolerance=tolerance,
+        detail=f"{what}: {plain:.9g} alone, {found:.9g} on the surface (worst)",
+    )
+
+
+def determinism(evaluator: Evaluator, point: Point) -> Check:
+    """The same node twice gives the same bits."""
+    first, second = evaluator.measure([point]), evaluator.measure([point])
+    same = _same_bits(first, second)
+    gap = float((first - second).abs().nan_to_num(0.0).max())
+    return Check(
+        name="determinism",
+        passed=same,
+        value=0.0 if same else max(gap, 5e-324),
+        tolerance=0.0,
+        detail="one node evaluated twice, compared to the bit",
+    )
+
+
+def slope(
+    objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
+) -> Check:
+    """Finite differences of the surface equal ∇L·d, away from the centre where slopes show.
+
+    Args:
+        objective: The objective.
+        directions: The subspace.
+        evaluator: What measured the surface.
+        half: Half-width of the range along each direction.
+    """
+    signs = (0.5, -0.3, 0.4)
+    place = [s * h for s, h in zip(signs, half, strict=False)]
+    theta = directions.at(place)
+    value, exact, _ = slopes(objective, theta, directions.vectors)
+    kinks = has_kinks(objective, theta)
+    relative = 3e-2 if kinks else math.sqrt(torch.finfo(objective.space.dtype).eps)
+    rows = []
+    for k in range(directions.count):
+        line = _line(evaluator, place, k)
+        found = first_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
+        scale = max(abs(float(exact[k])), abs(value) / half[k] if kinks else 0.0)
+        rows.append((float(exact[k]), found.value, 5 * found.error + relative * scale))
+    return _derivative_check("slope", rows, "∇L·d", "the surface's own slope", kinks)
+
+
+def curvature(
+    objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
+) -> Check:
+    """Second differences of the surface at its centre equal dᵀHd from Hessian-vector products.
+
+    Where the loss has kinks (ReLU), that is not a theorem: a second difference also counts how
+    slopes jump at the kinks. It still equals the integral of exact slopes,
+    ∫₀ʰ (∇L(t)·d - ∇L(-t)·d) dt / h², and is held against that by Gauss's rule; dᵀHd is stated
+    beside it.
+    """
+    kinks = has_kinks(objective, directions.origin)
+    hessian = projected_hessian(objective, directions.origin, directions.vectors).diagonal()
+    value = float(objective.value(directions.origin))
+    zero = [0.0] * directions.count
+    rows, aside = [], []
+    for k in range(directions.count):
+        line = _line(evaluator, zero, k)
+        exact = float(hessian[k])
+        if kinks:
+            step = 0.25 * half[k]
+            aside.append(f"dᵀHd {exact:.4g}")
+            exact = _slope_integral(objective, directions, k, step) / step**2
+            found = (line(step) - 2 * line(0.0) + line(-step)) / step**2
+            noise = _noise(objective, max(abs(line(step)), abs(value)))
+            tolerance = 0.1 * abs(exact) + 8 * noise / step**2
+            rows.append((exact, found, tolerance))
+            continue
+        found = second_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
+        relative = math.sqrt(torch.finfo(objective.space.dtype).eps)
+        rows.append((exact, found.value, 5 * found.error + relative * abs(exact)))
+    other = "from slopes" if kinks else "dᵀHd"
+    check = _derivative_check("curvature", rows, other, "second difference", kinks)
+    if aside:
+        note = "; the Hessian alone, which does not see kinks: " + ", ".join(aside)
+        check = dataclasses.replace(check, detail=check.detail + note)
+    return check
+
+
+def _slope_integral(objective: Objective, directions: Directions, k: int, step: float) -> float:
+    """∫₀ʰ (∇L(t)·d - ∇L(-t)·d) dt along direction k through the centre, by four Gauss nodes."""
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    vector = directions.vectors[:, k : k + 1]
+    total = 0.0
+    for node, weight in zip(nodes, weights, strict=True):
+        t = 0.5 * step * (1.0 + float(node))
+        for sign in (1.0, -1.0):
+            place = [sign * t if i == k else 0.0 for i in range(directions.count)]
+            slope_there = float(slopes(objective, directions.at(place), vector)[1])
+            total += 0.5 * step * float(weight) * sign * slope_there
+    return total
+
+
+def _line(evaluator: Evaluator, place: Sequence[float], k: int):
+    """The loss along direction k through a place, as a function of one coordinate."""
+
+    def line(t: float) -> float:
+        return evaluator.loss(*(c + t if i == k else c for i, c in enumerate(place)))
+
+    return line
+
+
+def _noise(objective: Objective, value: float) -> float:
+    """Rounding error to expect in one value of the loss."""
+    return 2 * torch.finfo(objective.space.dtype).eps * max(abs(value), 1e-3)
+
+
+def _derivative_check(
+    name: str, rows: Sequence[tuple[float, float, float]], exact: str, found: str, kinks: bool
+) -> Check:
+    def excess(row: tuple[float, float, float]) -> float:
+        gap = abs(row[0] - row[1])
+        return gap / row[2] if math.isfinite(gap) and row[2] > 0 else (gap and math.inf)
+
+    worst = max(rows, key=excess)
+    gap = abs(worst[0] - worst[1])
+    detail = "; ".join(f"{exact} {e:.6g}, {found} {f:.6g}" for e, f, _ in rows)
+    weak = any(t > 0.5 * abs(e) for e, _, t in rows)
+    return Check(
+        name=name,
+        passed=bool(gap <= worst[2]),
+        value=gap,
+        tolerance=worst[2],
+        detail=detail
+        + (" (the loss has kinks)" if kinks else "")
+        + (" (weak: rounding or kinks leave a wide tolerance)" if weak else ""),
+    )
+
+
+class _Probe(Evaluator):
+    """Says where θ lies, as a number that no exchange or shift of axes leaves alone."""
+
+    name = "probe"
+    fields = ("probe",)
+
+    def __init__(self, directions: Directions) -> None:
+        self.directions = directions
+
+    def measure(self, points: Sequence[Point]) -> torch.Tensor:
+        """Coordinates of θ(c) weighted by 1, π, π²."""
+        found = self.directions.project(self.directions.at(point) for point in points)[0]
+        weights = [[math.pi**k] for k in range(found.shape[1])]
+        return found @ torch.tensor(weights, dtype=torch.float64)
+
+
+def orientation(directions: Directions, axes: Sequence[np.ndarray]) -> Check:
+    """A function of θ that tells the axes apart comes out at the right nodes.
+
+    The same sweep runs over a small grid of unequal sides cut from the axes, with an evaluator that
+    reads off θ where it is.
+    """
+    small = []
+    for k, axis in enumerate(axes):
+        picks = np.unique(np.linspace(0, len(axis) - 1, 3 + k).round().astype(int))
+        small.append(axis[picks])
+    if len({len(axis) for axis in small}) < len(small):  # axes of two nodes each
+        small[0] = np.append(small[0], 2 * small[0][-1] - small[0][0])
+    found = sweep(small, _Probe(directions))[0]["probe"]
+    expected = sum(math.pi**k * grid for k, grid in enumerate(np.meshgrid(*small, indexing="ij")))
+    largest = max(float(np.abs(axis).max()) for axis in small)
+    # θ is rounded to its own dtype before its coordinates are read off.
+    size = float(directions.origin.double().norm())
+    grain = torch.finfo(directions.origin.dtype).eps * (largest + size / min(directions.norms))
+    error = float(np.abs(found - expected).max())
+    return Check(
+        name="orientation",
+        passed=error <= 100 * grain,
+        value=error,
+        tolerance=100 * grain,
+        detail=f"coordinates read back from θ on a {' x '.join(str(len(s)) for s in small)} grid",
+    )
+
+
+def direction_norms(directions: Directions) -> Check:
+    """The directions are finite, not zero, and tell two axes apart (largest |cosine|)."""
+    cosines = directions.cosine_matrix() - torch.eye(directions.count).to(directions.vectors.device)
+    largest = float(cosines.abs().max())
+    norms = ", ".join(f"{norm:.4g}" for norm in directions.norms)
+    return Check(
+        name="directions",
+        passed=largest <= 0.999,
+        value=largest,
+        tolerance=0.999,
+        detail=f"largest |cosine| between directions; norms {norms}",
+    )

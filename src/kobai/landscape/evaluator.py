@@ -1,0 +1,146 @@
+"""Evaluators: values of an objective at many coordinates of a subspace of parameter space."""
+
+import abc
+import time
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from kobai.landscape.backends import Backend, Mover, Point
+from kobai.landscape.directions import Directions
+from kobai.landscape.held import Chunk, HeldData, Layout
+from kobai.problem import EmpiricalRisk, Objective, pure
+
+
+class Evaluator(abc.ABC):
+    """Measures an objective at points given by their coordinates.
+
+    Attributes:
+        name: How it computes, in a few words.
+        fields: What it measures, in the order of the columns of `measure`.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+
+    @abc.abstractmethod
+    def measure(self, points: Sequence[Point]) -> Tensor:
+        """Values at K points, (K, number of fields), float64 on the CPU."""
+
+    def loss(self, *coordinates: float) -> float:
+        """The loss at one point."""
+        return float(self.measure([coordinates])[0, 0])
+
+
+@final
+class ValueEvaluator(Evaluator):
+    """Any objective, one call of `value` a point.
+
+    Args:
+        objective: The function.
+        directions: The subspace.
+    """
+
+    fields = ("loss",)
+
+    def __init__(self, objective: Objective, directions: Directions) -> None:
+        self.name = "value of the objective"
+        self.objective = objective
+        self._mover = Mover(objective.space, directions)
+
+    def measure(self, points: Sequence[Point]) -> Tensor:
+        """See `Evaluator.measure`."""
+        values = [self.objective.value(self._mover.theta(point)).double() for point in points]
+        return torch.stack(values).cpu().unsqueeze(1)
+
+
+@final
+class RiskEvaluator(Evaluator):
+    """An empirical risk over data held on the device: loss, standard error, accuracy.
+
+    The standard error is that of the mean over examples as a sample of a population (of the ratio
+    of sums, where the likelihood counts terms). The accuracy is NaN for regression.
+
+    Args:
+        objective: The empirical risk.
+        held: Its data.
+        backend: How outputs are computed.
+        chunk: Examples a forward pass.
+        layout: Memory layout of image inputs.
+    """
+
+    fields = ("loss", "stderr", "accuracy")
+
+    def __init__(
+        self,
+        objective: EmpiricalRisk,
+        held: HeldData,
+        backend: Backend,
+        *,
+        chunk: int,
+        layout: Layout = "given",
+    ) -> None:
+        self.name = f"{backend.name}, chunks of {chunk} examples"
+        if layout != "given":
+            self.name += ", channels last"
+        self.objective = objective
+        self.backend = backend
+        self.held = held
+        self._chunks = held.chunks(chunk, layout)
+
+    def has_accuracy(self) -> bool:
+        """Whether the likelihood knows right from wrong."""
+        batch = next(self.held.batches[0].chunks(2))
+        with torch.no_grad(), pure(self.objective.model, coupled=self.objective.coupled):
+            outputs = self.objective.forward(self.objective.theta(), batch)
+        return self.objective.likelihood.correct(outputs, batch.targets) is not None
+
+    def measure(self, points: Sequence[Point]) -> Tensor:
+        """See `Evaluator.measure`. Cost: about one forward pass over the data a point."""
+        return self._finish(self._sums(points, self._chunks))
+
+    def seconds(self, points: Sequence[Point], examples: int) -> float:
+        """Time a point and example: the faster of two runs over at least so many examples."""
+        some, count = [], 0
+        for chunk in self._chunks:
+            if count >= examples:
+                break
+            some.append(chunk)
+            count += chunk.batch.size
+        best = float("inf")
+        for _ in range(2):
+            start = time.perf_counter()
+            self._sums(points, some)
+            best = min(best, time.perf_counter() - start)
+        return best / count / len(points)
+
+    def _sums(self, points: Sequence[Point], chunks: Sequence[Chunk]) -> Tensor:
+        # Tensors stay on the device until all points are done: one wait, not one a batch.
+        with torch.no_grad(), pure(self.objective.model, coupled=self.objective.coupled):
+            return self.backend.sums(points, chunks, self._of).cpu()
+
+    def _of(self, outputs: Tensor, chunk: Chunk) -> Tensor:
+        """(Σ l, Σ l², Σ l w, Σ w², correct) of a chunk, float64 on the device."""
+        nll = self.objective.likelihood.nll(outputs, chunk.batch.targets).double()
+        right = self.objective.likelihood.correct(outputs, chunk.batch.targets)
+        return torch.stack(
+            (
+                nll.sum(),
+                torch.dot(nll, nll),
+                torch.dot(nll, chunk.weights),
+                torch.dot(chunk.weights, chunk.weights),
+                nll.new_full((), float("nan")) if right is None else right.sum().double(),
+            )
+        )
+
+    def _finish(self, sums: Tensor) -> Tensor:
+        """From sums (K, 5) to fields (K, 3)."""
+        total, squares, cross, weights, correct = sums.unbind(1)
+        weight, size = self.objective.weight, self.held.size
+        loss = total / weight
+        spread = (squares - 2 * loss * cross + loss.square() * weights).clamp(min=0.0)
+        correction = size / (size - 1) if size > 1 else float("nan")
+        stderr = (spread * correction).sqrt() / weight
+        return torch.stack((loss, stderr, correct / self.held.terms), dim=1)

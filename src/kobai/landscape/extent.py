@@ -1,0 +1,96 @@
+"""How far to look: the range of a grid, from the loss itself."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from kobai.landscape.directions import Directions
+from kobai.landscape.evaluator import Evaluator
+
+RATIO = 5.0
+"""The grid ends where the loss along a direction first reaches this multiple of its centre's."""
+
+MARGIN = 0.25
+"""Share of the box of marked points and trajectories that is added on each side."""
+
+
+def find_range(
+    evaluator: Evaluator, directions: Directions, *, ratio: float = RATIO
+) -> tuple[tuple[float, float], ...]:
+    """A range for each direction, symmetric about the centre, by bisection on its line.
+
+    The half-width is the smallest r at which the larger of L(±r d) reaches L₀ + (ratio - 1)(|L₀| +
+    σ), where σ is the standard error of L₀ (so that a loss of almost zero still has a scale). Where
+    the loss does not rise that far within 16 lengths of the origin vector, and where L₀ = σ = 0
+    leaves no scale, the half-width is one such length.
+
+    Args:
+        evaluator: Measures the loss.
+        directions: The subspace.
+        ratio: What multiple of the centre's loss to reach, above 1.
+
+    Returns:
+        (low, high) for each direction. Cost: about a dozen evaluations a direction.
+    """
+    if not ratio > 1:
+        raise ValueError(f"ratio must be above 1, got {ratio}")
+    count = directions.count
+    centre = evaluator.measure([(0.0,) * count])[0]
+    loss = float(centre[0])
+    error = float(centre[1]) if "stderr" in evaluator.fields else 0.0
+    scale = abs(loss) + (error if np.isfinite(error) else 0.0)
+    target = loss + (ratio - 1.0) * scale
+    size = float(directions.origin.double().norm())
+    ranges = []
+    for k, norm in enumerate(directions.norms):
+        unit = size / norm if size > 0 else 1.0
+        found = None
+        if np.isfinite(target) and scale > 0:
+            found = _first_crossing(evaluator, count, k, unit, target)
+        half = unit if found is None else found
+        ranges.append((-half, half))
+    return tuple(ranges)
+
+
+def _first_crossing(
+    evaluator: Evaluator, count: int, k: int, unit: float, target: float
+) -> float | None:
+    """The smallest half-width found at which a side reaches the target, to 3 %."""
+
+    def reached(half: float) -> bool:
+        sides = [tuple(s * half if i == k else 0.0 for i in range(count)) for s in (-1.0, 1.0)]
+        losses = evaluator.measure(sides)[:, 0].numpy()
+        return bool(np.any(~np.isfinite(losses) | (losses >= target)))
+
+    # From small to large, so that a crossing further out cannot hide a nearer one.
+    low, high = 0.0, unit / 64
+    while not reached(high):
+        low, high = high, 2 * high
+        if high > 16 * unit:
+            return None
+    if low == 0.0:
+        # Already reached at the smallest step: walk down until it is not.
+        low = high / 2
+        while reached(low) and low > 1e-9 * unit:
+            low, high = low / 2, low
+    while high > 1.03 * low:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def box_range(
+    coordinates: Iterable[Sequence[float]], count: int
+) -> tuple[tuple[float, float], ...] | None:
+    """The box of all given coordinates and the centre with a margin, or None if it is flat."""
+    places = np.array([(0.0,) * count, *[tuple(c) for c in coordinates]], dtype=float)
+    places = places[np.all(np.isfinite(places), axis=1)]
+    low, high = places.min(0), places.max(0)
+    width = high - low
+    if not np.all(width > 1e-12 * max(1.0, float(np.abs(places).max()))):
+        # A flat side takes the width of the widest, so that the picture is to scale.
+        width = np.where(width > 0, width, width.max())
+        if not width.max() > 0:
+            return None
+    middle, half = (low + high) / 2, (0.5 + MARGIN) * width
+    return tuple(zip((middle - half).tolist(), (middle + half).tolist(), strict=True))

@@ -1,0 +1,112 @@
+"""The whole data of an empirical risk, kept on the device and cut into chunks."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kobai.problem import Batch, EmpiricalRisk
+
+Layout = Literal["given", "channels_last"]
+
+JOIN_BOUND = 2**32
+"""Bytes of data that are joined into one tensor; larger data keep the objective's batches."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some consecutive examples with what their share of the sums needs.
+
+    Attributes:
+        batch: Inputs and targets on the device.
+        weights: What each example adds to the normaliser (n,), float64.
+    """
+
+    batch: Batch
+    weights: Tensor
+
+
+class HeldData:
+    """All examples of an objective on its device, loaded once.
+
+    Args:
+        objective: The empirical risk. Its batches are joined where their shapes allow it, so that
+            the chunk size is free to choose; sums over chunks equal the whole to rounding.
+
+    Attributes:
+        batches: The data, in one batch if they could be joined.
+        size: Number of examples N.
+        terms: Number of terms that are not ignored.
+    """
+
+    def __init__(self, objective: EmpiricalRisk) -> None:
+        self.objective = objective
+        device = objective.space.device
+        batches = [batch.to(device) for batch in objective.batches]
+        # What the objective's own batches were: a size known to fit in memory.
+        self.largest = max(batch.size for batch in batches)
+        self.batches = _joined(batches)
+        self.size = sum(batch.size for batch in batches)
+        likelihood = objective.likelihood
+        self.terms = sum(float(likelihood.terms(b.targets).sum()) for b in self.batches)
+        self.has_images = any(_is_image(t) for b in self.batches for t in _tensors(b))
+
+    def chunks(self, size: int, layout: Layout = "given") -> list[Chunk]:
+        """The data in chunks of at most `size` examples, in order."""
+        found = []
+        for whole in self.batches:
+            for batch in whole.chunks(size):
+                if layout == "channels_last":
+                    batch = _channels_last(batch)
+                found.append(Chunk(batch, self._weights(batch)))
+        return found
+
+    def _weights(self, batch: Batch) -> Tensor:
+        if self.objective.likelihood.reduction == "examples":
+            return torch.ones(batch.size, dtype=torch.float64, device=batch.targets.device)
+        return self.objective.likelihood.terms(batch.targets).double()
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    if isinstance(batch.inputs, Tensor):
+        return [batch.inputs]
+    values = batch.inputs if isinstance(batch.inputs, tuple) else batch.inputs.values()
+    return list(values)
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_floating_point()
+
+
+def _channels_last(batch: Batch) -> Batch:
+    def convert(tensor: Tensor) -> Tensor:
+        if not _is_image(tensor):
+            return tensor
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    if isinstance(batch.inputs, Tensor):
+        return Batch(convert(batch.inputs), batch.targets)
+    if isinstance(batch.inputs, tuple):
+        return Batch(tuple(convert(t) for t in batch.inputs), batch.targets)
+    return Batch({name: convert(t) for name, t in batch.inputs.items()}, batch.targets)
+
+
+def _joined(batches: Collection[Batch]) -> list[Batch]:
+    """One batch, or the batches as they are where shapes differ or the data are very large."""
+    batches = list(batches)
+    keys = {
+        (type(b.inputs), *(t.shape[1:] for t in _tensors(b)), b.targets.shape[1:]) for b in batches
+    }
+    total = sum(t.nbytes for b in batches for t in _tensors(b))
+    if len(batches) == 1 or len(keys) > 1 or total > JOIN_BOUND:
+        return batches
+    targets = torch.cat([b.targets for b in batches])
+    first = batches[0].inputs
+    columns = [torch.cat(column) for column in zip(*map(_tensors, batches), strict=True)]
+    if isinstance(first, Tensor):
+        return [Batch(columns[0], targets)]
+    if isinstance(first, tuple):
+        return [Batch(tuple(columns), targets)]
+    return [Batch(dict(zip(first, columns, strict=True)), targets)]

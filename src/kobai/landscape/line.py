@@ -1,0 +1,40 @@
+"""A line through parameter space and the values on it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from kobai.results import Check, register
+
+
+@register
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Line:
+    """Scalar fields on θ₀ + a d.
+
+    Attributes:
+        label: Name of the line.
+        kind: How its direction was chosen: ``random``, ``between``, ….
+        a: (A,) coordinates, increasing.
+        axis_name: What the axis is.
+        fields: Field name to (A,) values; NaN or infinite where the value is not finite.
+        direction_norm: Euclidean norm of the direction.
+        origin: What lies at coordinate zero.
+        points: Label to coordinate of points worth marking.
+        checks: Self-checks.
+        seconds: Time it took, in seconds.
+        note: Anything worth saying.
+    """
+
+    label: str
+    kind: str
+    a: Float[np.ndarray, "A"]
+    axis_name: str
+    fields: dict[str, Float[np.ndarray, "A"]]
+    direction_norm: float
+    origin: str
+    points: dict[str, float] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    seconds: float = float("nan")
+    note: str = ""

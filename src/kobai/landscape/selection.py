@@ -1,0 +1,78 @@
+"""Named filters: which parameters a random direction leaves where they are."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from kobai.problem import ParameterSpace
+
+_NORMALISATIONS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def _is_bias(space: ParameterSpace, name: str) -> bool:
+    # Recurrent layers call theirs bias_ih_l0, attention in_proj_bias.
+    last = name.rpartition(".")[2]
+    return last.startswith("bias") or last.endswith("bias")
+
+
+def _is_norm(space: ParameterSpace, name: str) -> bool:
+    owner = space.module.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, _NORMALISATIONS) or hasattr(owner, "coupled_batch")
+
+
+def _is_vector(space: ParameterSpace, name: str) -> bool:
+    return len(space.shapes[space.names.index(name)]) < 2
+
+
+def _is_embedding(space: ParameterSpace, name: str) -> bool:
+    owner = space.module.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+
+
+FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
+    "bias": _is_bias,
+    "norm": _is_norm,
+    "vectors": _is_vector,
+    "embedding": _is_embedding,
+}
+"""Filter name to test: "bias", "norm" (normalisation layers), "vectors" (fewer than two axes)."""
+
+
+def excluded_parameters(space: ParameterSpace, exclude: Sequence[str]) -> frozenset[str]:
+    """Names of the parameters that the filters take out.
+
+    Args:
+        space: The parameters.
+        exclude: Names of `FILTERS`, or shell patterns on parameter names such as "head.*".
+
+    Raises:
+        ValueError: If an entry is neither a filter nor matches a parameter, or nothing is left.
+        TypeError: If a single string is given where a sequence is meant.
+    """
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a sequence of filters, such as ({exclude!r},)")
+    out: set[str] = set()
+    for entry in exclude:
+        if entry in FILTERS:
+            out |= {name for name in space.names if FILTERS[entry](space, name)}
+            continue
+        found = fnmatch.filter(space.names, entry)
+        if not found:
+            raise ValueError(
+                f"exclude={entry!r} is neither a filter ({', '.join(FILTERS)}) nor matches a "
+                f"parameter; the parameters are {', '.join(space.names)}"
+            )
+        out |= set(found)
+    if len(out) == len(space.names):
+        raise ValueError(
+            f"exclude={tuple(exclude)} leaves no parameter to move; exclude less, "
+            "such as exclude=()"
+        )
+    return frozenset(out)

@@ -1,0 +1,54 @@
+"""Paths of training runs seen from a plane: where they pass, how far off, and their true loss."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.landscape.directions import Directions
+from kobai.problem import Objective
+from kobai.results import Trajectory
+
+
+def project_trajectory(
+    objective: Objective,
+    directions: Directions,
+    thetas: Float[Tensor, "T P"] | Sequence[Float[Tensor, " P"]],
+    *,
+    label: str,
+    optimizer: str = "",
+) -> Trajectory:
+    """Project a path on the plane by least squares.
+
+    Coordinates are right for directions of any length and angle. What the projection leaves out is
+    not hidden: the distance to the plane and the loss at the path's own points (not at their
+    projections) come with it.
+
+    Args:
+        objective: Whose loss.
+        directions: Two directions.
+        thetas: Points of the path in order.
+        label: Name of the run.
+        optimizer: Its optimizer.
+
+    Returns:
+        The trajectory. Cost: one evaluation a point.
+
+    Raises:
+        ValueError: If there are not two directions, no points, or points of another length.
+    """
+    if directions.count != 2:
+        raise ValueError(f"a trajectory is drawn on two directions, got {directions.count}")
+    if len(thetas) == 0:
+        raise ValueError(f"trajectory {label!r} has no points")
+    coordinates, off_plane = directions.project(thetas)
+    origin = directions.origin
+    losses = [float(objective.value(theta.to(origin.device, origin.dtype))) for theta in thetas]
+    return Trajectory(
+        label=label,
+        coordinates=coordinates.numpy(),
+        off_plane=off_plane.numpy(),
+        loss=np.array(losses),
+        optimizer=optimizer,
+    )
