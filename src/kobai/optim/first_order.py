@@ -10,19 +10,19 @@ from torch import nn
 from kobai.optim.muon import MuonAdamW
 
 
-def check_positive(name: str, flag: str, value: float) -> None:
+def check_positive(name: str, flag: str, value: float | int) -> None:
     """Refuse a setting that must be positive, naming its flag."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"--{name}.{flag} must be positive and finite, got {value}")
 
 
-def check_fraction(name: str, flag: str, value: float) -> None:
+def check_fraction(name: str, flag: str, value: float | int) -> None:
     """Refuse a setting outside [0, 1), naming its flag."""
     if not 0.0 <= value < 1.0:
         raise ValueError(f"--{name}.{flag} must lie in [0, 1), got {value}")
 
 
-def check_decay(name: str, value: float) -> None:
+def check_decay(name: str, value: float | int) -> None:
     """Refuse a negative weight decay."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"--{name}.weight_decay must be non-negative and finite, got {value}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, final, overload
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -239,12 +239,8 @@ class KFAC(torch.optim.Optimizer):
             self._blocks = Blocks(self._plan, group_of)
         return self._blocks
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step with the gradients as they stand.
 
         Args:

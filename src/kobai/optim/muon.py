@@ -66,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; see `torch.optim.Optimizer.step`."""
         loss = None
         if closure is not None:
@@ -79,6 +79,9 @@ class MuonAdamW(torch.optim.Optimizer):
             optimizer.state = self.state
             optimizer.step()
         return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_inner": self._inner}
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
