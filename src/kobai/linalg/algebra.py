@@ -57,7 +57,7 @@ class Sum(LinearOperator):
 class Scaled(LinearOperator):
     """factor * A."""
 
-    def __init__(self, factor: float, operator: LinearOperator) -> None:
+    def __init__(self, factor: float | int, operator: LinearOperator) -> None:
         if not np.isfinite(factor):
             raise ValueError(f"an operator is scaled by a finite number; got {factor}")
         self.factor = float(factor)
@@ -130,7 +130,7 @@ class Damped(LinearOperator):
         damping: multiple of the identity; may be negative (a shift).
     """
 
-    def __init__(self, operator: LinearOperator, damping: float) -> None:
+    def __init__(self, operator: LinearOperator, damping: float | int) -> None:
         if operator.shape[0] != operator.shape[1]:
             raise ValueError(f"only a square operator can be damped; got shape {operator.shape}")
         if not np.isfinite(damping):

@@ -79,7 +79,8 @@ def eigenvalues(
         vectors: also return the eigenvectors; their own error is about residual / gap.
         method: "lanczos" or `Lanczos` with its options; "lobpcg" or `Lobpcg`; "dense" (n products,
             all eigenvalues); "auto" is "dense" where n <= max(32, 3 k), otherwise "lanczos".
-        start: (n,) or (n, j) vectors to start from, such as the eigenvectors at a nearby point.
+        start: (n,) or (n, j) vectors to start from, such as the eigenvectors at a nearby point;
+            j at most half the basis.
         generator: source of the random starting vectors.
 
     Raises:
@@ -127,10 +128,7 @@ def eigenvalues(
         method = Lanczos()
     if not isinstance(method, Lanczos):
         raise ValueError(f"method is auto, lanczos, lobpcg, dense or their options; got {method!r}")
-    search = _Search(operator, k, which, tol, method, budget, generator)
-    if started is not None:
-        search.basis.inject(started[:, : search.basis.capacity // 2])
-    return search.run(vectors)
+    return _Search(operator, k, which, tol, method, budget, generator).run(started, vectors)
 
 
 class _Search:
@@ -167,11 +165,12 @@ class _Search:
         self.k, self.tol = k, tol
         self.which: Which = which
 
-    def run(self, vectors: bool) -> Eigen:
+    def run(self, start: Tensor | None, vectors: bool) -> Eigen:
         """Alternate between refining and probing until nothing is left to find."""
+        status = "converged" if start is None else self._begin(start)
         if not self.basis.frontier:
             self.basis.inject_random(self.block_size)
-        status = self._refine()
+        status = self._refine() if status == "converged" else status
         while status == "converged" and self.repeated and len(self.basis.multiplied) < self.size:
             status = self._probe()
             if status == "found":
@@ -189,6 +188,23 @@ class _Search:
             method="lanczos",
             num_products=self.basis.num_products,
         )
+
+    def _begin(self, start: Tensor) -> str:
+        """Multiply the vectors given, all of them: one left aside would be hidden from the search."""
+        # Their products need as much room again.
+        if 2 * start.shape[1] > self.basis.capacity:
+            raise ValueError(
+                f"a basis of {self.basis.capacity} vectors takes at most half as many start vectors; "
+                f"got {start.shape[1]}"
+            )
+        waiting = self.basis.inject(start)
+        while waiting:
+            chosen, waiting = waiting[: self.block_size], waiting[self.block_size :]
+            if self.basis.num_products + len(chosen) > self.budget:
+                return "max-products"
+            if not self.basis.expand(chosen):
+                return "non-finite"
+        return "converged"
 
     def _refine(self) -> str:
         """Expand what the wanted residuals need most until all wanted pairs are accurate."""

@@ -119,7 +119,7 @@ class LU:
 def cholesky(
     matrix: Float[Tensor, "*batch n n"],
     *,
-    damping: float | Float[Tensor, "*batch"] = 0.0,
+    damping: float | int | Float[Tensor, "*batch"] = 0.0,
     precision: torch.dtype = torch.float64,
 ) -> Factor:
     """Cholesky factors of matrix + damping I, up the ladder of this module.
@@ -281,7 +281,7 @@ def _check_square(matrix: Tensor) -> None:
         raise ValueError(f"expected square matrices (..., n, n); got shape {tuple(matrix.shape)}")
 
 
-def _add_diagonal(stack: Tensor, amount: float | Tensor, shape: torch.Size) -> Tensor:
+def _add_diagonal(stack: Tensor, amount: float | int | Tensor, shape: torch.Size) -> Tensor:
     """A copy of a stack of matrices with ``amount`` (one, or one each) added to the diagonals."""
     stack = stack.clone()
     if isinstance(amount, Tensor):

@@ -60,6 +60,7 @@ class KrylovBasis:
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
         # Per multiplied vector: the norm of the part of its product that is in no stored vector.
         self._lost = torch.zeros(capacity, dtype=torch.float64)
+        self._cut: list[int] = []
         self._epsilon = torch.finfo(operator.dtype).eps
         self.capacity = capacity
         self.count = 0
@@ -101,6 +102,7 @@ class KrylovBasis:
         self.multiplied.extend(chosen)
         for index, row in zip(chosen, products, strict=True):
             self._append(row, index)
+            self._recover(index)
         return True
 
     def ritz(self) -> Ritz:
@@ -151,6 +153,8 @@ class KrylovBasis:
         self._lost[:count] = lost
         self._rows[:count] = kept
         self._rows[count:total] = directions
+        # What a column loses here comes back when the vectors it points to are multiplied.
+        self._cut = list(range(count)) if self._cut or shares.shape[0] > frontier else []
         self.multiplied = list(range(count))
         self.frontier = list(range(count, total))
         self.count = total
@@ -164,6 +168,17 @@ class KrylovBasis:
         diagonal = [float(self._projected[i, i]) for i in positions if i in self.multiplied]
         below = [float(self._projected[j, i]) for i, j in itertools.pairwise(positions)]
         return diagonal, below
+
+    def _recover(self, index: int) -> None:
+        """Complete columns of H that a restart cut short, from the new product by symmetry."""
+        columns = self._cut
+        if not columns:
+            return
+        known = self._projected[index, columns]
+        found = self._projected[columns, index]
+        self._projected[index, columns] = found
+        squares = self._lost[columns].square() - found.square() + known.square()
+        self._lost[columns] = squares.clamp(min=0.0).sqrt()
 
     def _append(self, row: Tensor, source: int | None) -> None:
         """Orthogonalise a vector; record its coefficients under ``source``; keep what is new."""

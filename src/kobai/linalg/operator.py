@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Index = slice | Int[Tensor, "size"]
+Index = slice | Int[Tensor, "_"]
 
 
 class LinearOperator(ABC):
@@ -161,20 +161,20 @@ class LinearOperator(ABC):
     def __neg__(self) -> "LinearOperator":
         return _algebra().Scaled(-1.0, self)
 
-    def __mul__(self, factor: "float | Tensor") -> "LinearOperator":
+    def __mul__(self, factor: "float | int | Tensor") -> "LinearOperator":
         if isinstance(factor, LinearOperator) or np.ndim(factor) != 0:
             raise TypeError("* scales an operator by a number; compose operators with @")
         return _algebra().Scaled(float(factor), self)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: "float | Tensor") -> "LinearOperator":
+    def __truediv__(self, divisor: "float | int | Tensor") -> "LinearOperator":
         return self * (1.0 / float(divisor))
 
     def __getitem__(self, index: Index) -> "LinearOperator":
         return _algebra().Sub(self, index)
 
-    def damped(self, damping: float) -> "LinearOperator":
+    def damped(self, damping: float | int) -> "LinearOperator":
         """A + damping I."""
         return _algebra().Damped(self, damping)
 

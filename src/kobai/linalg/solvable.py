@@ -84,7 +84,7 @@ class SolvableOperator(LinearOperator):
     def _power(self, exponent: float, damping: float, damping_form: DampingForm) -> MatrixFunction:
         """Power of the damped matrix."""
 
-    def inverse(self, damping: float = 0.0, damping_form: DampingForm = "exact") -> MatrixFunction:
+    def inverse(self, damping: float | int = 0.0, damping_form: DampingForm = "exact") -> MatrixFunction:
         """The inverse of the damped matrix as an operator, with its status.
 
         Args:
@@ -101,7 +101,7 @@ class SolvableOperator(LinearOperator):
         return self._kept_inverse[1]
 
     def power(
-        self, exponent: float, damping: float = 0.0, damping_form: DampingForm = "exact"
+        self, exponent: float | int, damping: float | int = 0.0, damping_form: DampingForm = "exact"
     ) -> MatrixFunction:
         """A power of the damped matrix, such as -1/2, by eigendecomposition.
 
@@ -119,7 +119,7 @@ class SolvableOperator(LinearOperator):
     def solve(
         self,
         b: Float[Tensor, "n *k"],
-        damping: float = 0.0,
+        damping: float | int = 0.0,
         damping_form: DampingForm = "exact",
     ) -> Float[Tensor, "n *k"]:
         """The damped matrix's inverse times a vector or a block: ``inverse(...) @ b``.
@@ -128,11 +128,11 @@ class SolvableOperator(LinearOperator):
         """
         return self.inverse(damping, damping_form) @ b
 
-    def logdet(self, damping: float = 0.0, damping_form: DampingForm = "exact") -> float:
+    def logdet(self, damping: float | int = 0.0, damping_form: DampingForm = "exact") -> float:
         """Logarithm of the determinant of the damped matrix; NaN where it is not definite."""
         return self.inverse(damping, damping_form).log_determinant
 
-    def check_damping(self, damping: float, damping_form: str) -> None:
+    def check_damping(self, damping: float | int, damping_form: str) -> None:
         """Raise ValueError for a damping that cannot be asked for."""
         if not self.symmetric:
             raise ValueError(f"only a symmetric operator can be inverted here; got {self!r}")

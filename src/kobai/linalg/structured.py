@@ -72,10 +72,10 @@ class Kronecker(SolvableOperator):
             torch.outer(left.values.clamp(min=0.0), right.values.clamp(min=0.0)).to(self.dtype),
         )
 
-    def damped_factors(self, damping: float, damping_form: DampingForm) -> tuple[float, float]:
+    def damped_factors(self, damping: float | int, damping_form: DampingForm) -> tuple[float, float]:
         """What the forms "pi" and "each" add to the diagonals of A and of B."""
         if damping_form == "each":
-            return damping, damping
+            return float(damping), float(damping)
         if damping_form != "pi":
             raise ValueError(f"only 'pi' and 'each' damp the factors; got {damping_form!r}")
         balance = float(
@@ -228,7 +228,7 @@ def kronecker_product(
 
 
 def inverses(
-    operators: Sequence[SolvableOperator], damping: float, damping_form: DampingForm = "exact"
+    operators: Sequence[SolvableOperator], damping: float | int, damping_form: DampingForm = "exact"
 ) -> list[MatrixFunction]:
     """The inverses of several operators, Kronecker factors of one shape factorised together.
 
