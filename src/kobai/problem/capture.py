@@ -20,7 +20,7 @@ class Call:
 
     Attributes:
         layer: Name of the layer (its path in the model).
-        inputs: The layer's first positional argument, detached; not copied.
+        inputs: The layer's first argument, detached; not copied.
         edge: The output's place in the graph, or None where no gradient flows.
         shape: Shape of the output.
     """
@@ -126,17 +126,18 @@ def attach(
         Handles; removing them ends the recording.
     """
 
-    def watch(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple, dict, Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple, named: dict, output: Tensor) -> None:
             if not record.enabled:
                 return
             edge = get_gradient_edge(output) if output.requires_grad else None
-            record.calls.append(Call(name, arguments[0].detach(), edge, output.shape))
+            first = arguments[0] if arguments else next(iter(named.values()))
+            record.calls.append(Call(name, first.detach(), edge, output.shape))
 
         return hook
 
     return [
-        module.register_forward_hook(watch(name))
+        module.register_forward_hook(watch(name), with_kwargs=True)
         for name, module in model.named_modules()
         if wanted(module)
     ]

@@ -1,0 +1,206 @@
+"""Rows that are sums of outer products: layers that multiply by a matrix, and embeddings.
+
+A layer with weight matrix (M, K) that multiplies the inputs a_t at places t (one for a plain
+linear layer; tokens, positions of a convolution or repeated calls otherwise) has the gradient
+Σ_t g_t a_tᵀ, g_t being the gradient in its output at t. The Gram matrix of such rows,
+
+    ⟨Σ_t g_t a_tᵀ, Σ_s g'_s a'_sᵀ⟩ = Σ_{t,s} ⟨g_t, g'_s⟩ ⟨a_t, a'_s⟩,
+
+needs no row of length M K; with many places writing the rows out can be cheaper, and the smaller
+count of multiplications decides.
+"""
+
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kobai.curvature.rows import Rows
+
+_WORKSPACE = 2**24
+"""Numbers that an intermediate result of a Gram matrix may have."""
+
+
+@final
+class OuterRows(Rows):
+    """Rows Σ_t g_t a_tᵀ, written row by row as (groups, M, K).
+
+    Args:
+        inputs: a, (groups, E, T, K) for E examples and T places, the bias's one counted.
+        gradients: g, (groups, E, Q, T, M) for Q cotangents an example; R = E Q rows.
+        indices: Coordinates of the (groups, M, K) entries in θ, flat.
+    """
+
+    def __init__(
+        self,
+        inputs: Float[Tensor, "G E T K"],
+        gradients: Float[Tensor, "G E Q T M"],
+        indices: Int[Tensor, " GMK"],
+    ) -> None:
+        self.inputs, self.gradients, self.indices = inputs, gradients, indices
+        self.groups, self.examples, self.places, self.inner = inputs.shape
+        self.each, self.outer = gradients.shape[2], gradients.shape[4]
+        self.count = self.examples * self.each
+
+    def product(self, columns: Float[Tensor, "p k"]) -> Float[Tensor, "R k"]:
+        """G V: the layer's output for the weights V, against g."""
+        weights = columns.T.reshape(-1, self.groups, self.outer, self.inner)
+        outputs = torch.einsum("getk,cgmk->cgetm", self.inputs, weights)
+        return torch.einsum("cgetm,geqtm->eqc", outputs, self.gradients).flatten(0, 1)
+
+    def transpose(self, weights: Float[Tensor, "R k"]) -> Float[Tensor, "p k"]:
+        """Gᵀ U: combine the gradients, then one product with the inputs."""
+        stack = weights.reshape(self.examples, self.each, -1)
+        combined = torch.einsum("geqtm,eqc->cgetm", self.gradients, stack)
+        matrices = torch.einsum("cgetm,getk->cgmk", combined, self.inputs)
+        return matrices.reshape(weights.shape[1], -1).T
+
+    def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
+        """G Hᵀ by the cheaper of two orders of contraction."""
+        other = self if other is None else other
+        if not isinstance(other, OuterRows) or self._dearer(other):
+            return self.dense() @ other.dense().T
+        result = self.inputs.new_zeros(self.count, other.count)
+        # All places of the other side meet those of a few examples of this side at a time.
+        width = self.places * self.each * other.count * other.places
+        step = max(1, _WORKSPACE // max(1, width))
+        for start in range(0, self.examples, step):
+            chosen = slice(start, start + step)
+            rows = slice(start * self.each, (start + step) * self.each)
+            for g in range(self.groups):
+                result[rows] += _pairs(
+                    self.inputs[g, chosen], self.gradients[g, chosen],
+                    other.inputs[g], other.gradients[g],
+                )  # fmt: skip
+        return result
+
+    def squares(self) -> Float[Tensor, " p"]:
+        """Sums of squares of the columns; without repeated places two small products."""
+        if self.places == 1:
+            weights = self.gradients.square().sum(2)[:, :, 0]
+            return torch.einsum("gem,gek->gmk", weights, self.inputs[:, :, 0].square()).reshape(-1)
+        step = max(1, _WORKSPACE // max(1, self.each * self.size))
+        total = self.inputs.new_zeros(self.size)
+        for start in range(0, self.examples, step):
+            total += self._written(slice(start, start + step)).square().sum(0)
+        return total
+
+    def dense(self) -> Float[Tensor, "R p"]:
+        """G, written out."""
+        return self._written(slice(None))
+
+    def rotated(
+        self, outer: Float[Tensor, "G M M2"], inner: Float[Tensor, "G K K2"]
+    ) -> "OuterRows":
+        """The rows in other bases: g Q and a P for orthogonal Q and P a group."""
+        return OuterRows(
+            torch.einsum("getk,gkj->getj", self.inputs, inner),
+            torch.einsum("geqtm,gmi->geqti", self.gradients, outer),
+            self.indices,
+        )
+
+    def _written(self, chosen: slice) -> Float[Tensor, "r p"]:
+        inputs, gradients = self.inputs[:, chosen], self.gradients[:, chosen]
+        rows = torch.einsum("geqtm,getk->eqgmk", gradients, inputs)
+        return rows.reshape(-1, self.size)
+
+    def _dearer(self, other: "OuterRows") -> bool:
+        """Whether meeting all places costs more multiplications than writing the rows out."""
+        places = self.places * other.places
+        pairs = (
+            self.groups
+            * places
+            * (
+                self.examples * other.examples * self.inner
+                + self.count * other.count * (self.outer + 1)
+            )
+        )
+        written = self.size * (
+            self.count * self.places + other.count * other.places + self.count * other.count
+        )
+        return pairs > written
+
+
+def _pairs(
+    inputs: Float[Tensor, "e T K"],
+    gradients: Float[Tensor, "e Q T M"],
+    other_inputs: Float[Tensor, "f S K"],
+    other_gradients: Float[Tensor, "f P S M"],
+) -> Float[Tensor, "eQ fP"]:
+    """Σ_{t,s} ⟨g_t, g'_s⟩ ⟨a_t, a'_s⟩ for one group."""
+    examples, each, places, _ = gradients.shape
+    others, other_each, other_places, _ = other_gradients.shape
+    inner = inputs.flatten(0, 1) @ other_inputs.flatten(0, 1).T
+    outer = gradients.flatten(0, 2) @ other_gradients.flatten(0, 2).T
+    inner = inner.view(examples, 1, places, others, 1, other_places)
+    outer = outer.view(examples, each, places, others, other_each, other_places)
+    return (outer * inner).sum((2, 5)).reshape(examples * each, others * other_each)
+
+
+@final
+class EmbeddingRows(Rows):
+    """Rows of an embedding table: the gradient at each place belongs to one line of the table.
+
+    Nothing of the vocabulary's size squared is formed, and no rows unless asked for.
+
+    Args:
+        tokens: Lines looked up, (E, T).
+        gradients: (E, Q, T, D); zero where the lookup passes no gradient (padding).
+        indices: Coordinates of the (V, D) table in θ, flat.
+        lines: V.
+    """
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "E T"],
+        gradients: Float[Tensor, "E Q T D"],
+        indices: Int[Tensor, " VD"],
+        lines: int,
+    ) -> None:
+        self.tokens, self.gradients, self.indices = tokens, gradients, indices
+        self.lines, self.width = lines, gradients.shape[3]
+        self.examples, self.each = gradients.shape[:2]
+        self.count = self.examples * self.each
+
+    def product(self, columns: Float[Tensor, "p k"]) -> Float[Tensor, "R k"]:
+        """G V: look V up and meet the gradients."""
+        table = columns.reshape(self.lines, self.width, -1)
+        return torch.einsum("etdc,eqtd->eqc", table[self.tokens], self.gradients).flatten(0, 1)
+
+    def transpose(self, weights: Float[Tensor, "R k"]) -> Float[Tensor, "p k"]:
+        """Gᵀ U: add the combined gradients to their lines."""
+        stack = weights.reshape(self.examples, self.each, -1)
+        combined = torch.einsum("eqtd,eqc->etdc", self.gradients, stack).flatten(0, 1)
+        table = combined.new_zeros(self.lines, *combined.shape[1:])
+        return table.index_add(0, self.tokens.reshape(-1), combined).flatten(0, 1)
+
+    def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
+        """G Hᵀ: places that look up the same line meet."""
+        other = self if other is None else other
+        if not isinstance(other, EmbeddingRows):
+            return self.dense() @ other.dense().T
+        result = []
+        width = self.tokens.shape[1] * self.each * other.count * other.tokens.shape[1]
+        step = max(1, _WORKSPACE // max(1, width))
+        for start in range(0, self.examples, step):
+            tokens = self.tokens[start : start + step]
+            gradients = self.gradients[start : start + step]
+            same = (tokens[:, :, None, None] == other.tokens).to(gradients.dtype)
+            meet = torch.einsum("eqtd,fpsd->eqtfps", gradients, other.gradients)
+            result.append(torch.einsum("eqtfps,etfs->eqfp", meet, same).flatten(2).flatten(0, 1))
+        return torch.cat(result)
+
+    def squares(self) -> Float[Tensor, " p"]:
+        """Sums of squares of the columns, a row at a time over the examples."""
+        total = self.gradients.new_zeros(self.lines, self.width)
+        for tokens, gradients in zip(self.tokens, self.gradients, strict=True):
+            for one in gradients:
+                table = torch.zeros_like(total).index_add(0, tokens, one)
+                total += table.square()
+        return total.reshape(-1)
+
+    def dense(self) -> Float[Tensor, "R p"]:
+        """G, written out."""
+        unit = torch.eye(self.count, dtype=self.gradients.dtype, device=self.gradients.device)
+        return self.transpose(unit).T

@@ -1,0 +1,162 @@
+"""Fisher structure "full": every entry, as products that form nothing of size P²."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.curvature.coverage import Coverage, Covered
+from kobai.curvature.linearization import Linearization
+from kobai.curvature.rows import Joined, Rows
+from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.structures.coupled_layers import check_system
+from kobai.curvature.structures.diagonal import row_squares
+from kobai.curvature.structures.interface import Structure, gram_cost, row_numbers
+from kobai.curvature.structures.low_rank import LowRank
+from kobai.linalg import LinearOperator
+from kobai.linalg.leaves import Dense
+from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+
+
+@final
+class FullFisher(SolvableOperator):
+    """(1/W) Σ (Jₙᵀu)(Jₙᵀu)ᵀ as products of about a forward and a backward pass each.
+
+    Solves are direct, on the smaller side: the P × P matrix, or the R × R Gram matrix of the rows,
+    by layer Grams (Woodbury). Beyond 20,000 on both sides they are refused; `kobai.linalg` has
+    conjugate gradients for products alone.
+
+    Args:
+        source: The rows.
+    """
+
+    def __init__(self, source: ScoreRows) -> None:
+        self.source = source
+        self._linear = Linearization(source.objective, source.theta)
+        self._solver: SolvableOperator | None = None
+        self._diagonal: Tensor | None = None
+        size = source.theta.numel()
+        super().__init__(
+            (size, size), dtype=source.theta.dtype, device=source.theta.device,
+            positive_semidefinite=True,
+        )  # fmt: skip
+
+    def trace(self) -> float:
+        """Sum of squares of all rows, over W; exact, at the cost of their backward passes."""
+        return float(self.diagonal().sum(dtype=torch.float64))
+
+    def diagonal(self) -> Float[Tensor, " P"]:
+        """Sums of squares of the columns, over W."""
+        if self._diagonal is None:
+            self._diagonal = row_squares(self.source) / self.source.objective.weight
+        return self._diagonal.clone()
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        source = self.source
+        likelihood, weight = source.objective.likelihood, source.objective.weight
+        cotangents = source.scores.start()
+        total = torch.zeros_like(columns)
+        for batch in self._linear:
+            pushed = batch.jvp(columns)
+            if source.scores.labels == "exact":
+                curved = torch.stack(
+                    [likelihood.hvp(batch.outputs, batch.targets, u) for u in pushed]
+                )
+            else:
+                scores = cotangents(batch.outputs, batch.targets).flatten(2)
+                inner = torch.einsum("kno,qno->kqn", pushed.flatten(2), scores)
+                curved = torch.einsum("kqn,qno->kno", inner, scores).view(pushed.shape)
+            total += batch.vjp(curved / weight)
+        return total
+
+    def _adjoint(self) -> LinearOperator:
+        return self
+
+    def solver(self) -> SolvableOperator:
+        """The same matrix in the form that is solved: dense, or its rows in the order of parts."""
+        if self._solver is None:
+            size, count = self.shape[0], self.source.count
+            check_system(min(size, count))
+            if size <= count:
+                matrix = self.dense()
+                self._solver = Dense((matrix + matrix.T) / 2, positive_semidefinite=True)
+            else:
+                rows = Joined(self.source.stacked())
+                weight = self.source.objective.weight
+                self._solver = LowRank(InThetaOrder(rows), weight, self.source.theta)
+        return self._solver
+
+    def _inverse(self, damping: float, damping_form: DampingForm) -> MatrixFunction:
+        return self.solver().inverse(damping, damping_form)
+
+    def _power(self, exponent: float, damping: float, damping_form: DampingForm) -> MatrixFunction:
+        return self.solver().power(exponent, damping, damping_form)
+
+
+@final
+class InThetaOrder(Rows):
+    """Rows of all coordinates, with the columns put into the order of θ.
+
+    Args:
+        rows: Rows whose indices are a permutation of 0…P−1.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._order = rows.indices
+        self._places = torch.argsort(rows.indices)
+        self.indices = torch.arange(rows.size)
+        self.count = rows.count
+
+    def product(self, columns: Float[Tensor, "p k"]) -> Float[Tensor, "R k"]:
+        """G V."""
+        return self._rows.product(columns[self._order.to(columns.device)])
+
+    def transpose(self, weights: Float[Tensor, "R k"]) -> Float[Tensor, "p k"]:
+        """Gᵀ U."""
+        return self._rows.transpose(weights)[self._places.to(weights.device)]
+
+    def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
+        """G Hᵀ; the order of the columns plays no part."""
+        if other is None:
+            return self._rows.gram()
+        return self._rows.gram(other._rows if isinstance(other, InThetaOrder) else other)
+
+    def squares(self) -> Float[Tensor, " p"]:
+        """Sums of squares of the columns."""
+        squares = self._rows.squares()
+        return squares[self._places.to(squares.device)]
+
+    def dense(self) -> Float[Tensor, "R p"]:
+        """G, written out."""
+        matrix = self._rows.dense()
+        return matrix[:, self._places.to(matrix.device)]
+
+
+@final
+class FullStructure(Structure):
+    """The whole matrix, matrix-free."""
+
+    def coverage(self, source: ScoreRows) -> Coverage:
+        """One line for everything; memory is that of a solve (products keep graphs instead)."""
+        size, count = source.theta.numel(), source.count
+        pairs = list(zip(source.parts, source.places, strict=True))
+        rows = size > count
+        kept = 2 * min(size, count) ** 2
+        return Coverage(
+            [
+                Covered(
+                    parameters=source.objective.space.names, block="full", size=f"{size}×{size}",
+                    numbers=kept + rows * sum(row_numbers(source, p, t) for p, t in pairs),
+                    build=sum(gram_cost(source, p, t) for p, t in pairs) if rows else 0.0,
+                    solve=min(size, count) ** 3 / 3,
+                    reason="products are matrix-free; solved "
+                    + (f"by {count} rows" if rows else "as a dense matrix"),
+                )
+            ]
+        )  # fmt: skip
+
+    def build(self, source: ScoreRows) -> SolvableOperator:
+        """The matrix-free operator."""
+        return FullFisher(source)
