@@ -9,7 +9,7 @@ import pytest
 from kobai.cli import main
 from kobai.cli.options import CompareOptions, from_values, options_of, parse, to_values
 
-RUN = ["--data", "blobs", "--limit", "60", "--model.widths", "4", "--epochs", "1", "--seeds", "1"]
+RUN = ["--data", "blobs", "--limit", "60", "--epochs", "1", "--seeds", "1"]
 
 
 def refused(capsys, tmp_path: Path, *arguments: str, verb: str = "compare") -> str:
@@ -90,7 +90,7 @@ def arrays(path: Path, **changes) -> Path:
         ({"x": np.full((30, 4), np.nan, np.float32)}, "NaN"),
         ({"x": np.full((30, 4), np.inf, np.float32)}, "infinite"),
         ({"y": np.arange(29) % 3}, "29"),
-        ({"x": np.zeros((0, 4), np.float32), "y": np.zeros(0, np.int64)}, "no examples"),
+        ({"x": np.zeros((0, 4), np.float32), "y": np.zeros(0, np.int64)}, "no training examples"),
     ],
     ids=["nan", "inf", "lengths", "empty"],
 )
@@ -110,8 +110,7 @@ def test_a_model_of_the_wrong_width(capsys, tmp_path, monkeypatch):
         "import torch\ndef net(input_shape):\n    return torch.nn.Linear(input_shape[0], 2)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert "5" not in "narrow"
-    error = refused(capsys, tmp_path, "--model", "narrow_model:net", *["--epochs", "1"])
+    error = refused(capsys, tmp_path, "--model", "narrow_model:net")
     assert "2 outputs" in error
 
 

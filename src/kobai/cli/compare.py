@@ -10,7 +10,7 @@ from kobai.cli.figures import write_figures
 from kobai.cli.options import CompareOptions, UsageError, optimizer_names, parse
 from kobai.cli.problem import make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
-from kobai.cli.tables import comparison_table, to_json
+from kobai.cli.tables import comparison_table, to_json, wide_console
 from kobai.results import History, Spectrum, history_to_csv, save
 from kobai.studies import (
     Interrupted,
@@ -84,7 +84,7 @@ def main(arguments: list[str], command: str) -> int:
     if options.json:
         print(to_json(comparison))
     else:
-        Console().print(comparison_table(comparison))
+        wide_console().print(comparison_table(comparison))
     console.print(f"report: {page}")
     diverged = [history.label for history in histories.values() if history.status == "diverged"]
     if diverged:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from kobai import data
 from kobai.cli.options import UsageError
-from kobai.cli.tables import to_json
+from kobai.cli.tables import to_json, wide_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ def main(arguments: list[str], command: str) -> int:
         if options.json:
             print(to_json(list(rows)))
         else:
-            Console(emoji=False).print(_table(rows))
+            wide_console().print(_table(rows))
         return 0
     if options.action == "fetch":
         if options.name is None:

@@ -21,7 +21,7 @@ from kobai.cli.options import (
 )
 from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
-from kobai.cli.tables import spectrum_table, to_json
+from kobai.cli.tables import spectrum_table, to_json, wide_console
 from kobai.curvature import measure
 from kobai.problem import Problem, evaluation_mode
 from kobai.results import Spectrum, save
@@ -47,7 +47,7 @@ def main(arguments: list[str], command: str) -> int:
     if options.json:
         print(to_json(spectra))
     else:
-        Console().print(spectrum_table(spectra))
+        wide_console().print(spectrum_table(spectra))
     return 0
 
 

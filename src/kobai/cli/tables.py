@@ -6,9 +6,16 @@ import math
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from kobai.results import Aggregate, Comparison, Spectrum
+
+
+def wide_console() -> Console:
+    """Standard output as wide as the terminal; wide enough for our tables where it is none."""
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(emoji=False, width=140)
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -38,7 +45,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def spell(value: Aggregate, *, scale: float = 1.0) -> str:
+def spell(value: Aggregate, *, scale: float | int = 1) -> str:
     """Mean ± sd with digits that the spread deserves; a dash where nothing was measured."""
     if value.count == 0 or not math.isfinite(value.mean):
         return "–"
@@ -49,7 +56,7 @@ def spell(value: Aggregate, *, scale: float = 1.0) -> str:
     return f"{text} ± {sd:.{digits}f}" if math.isfinite(sd) else text
 
 
-def spectrum_table(spectra: list[Spectrum], *, momentum: float = 0.0) -> Table:
+def spectrum_table(spectra: list[Spectrum]) -> Table:
     """Eigenvalues with residuals, trace with standard error, and the critical learning rate."""
     table = Table(title="curvature")
     table.add_column("point")

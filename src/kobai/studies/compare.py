@@ -110,7 +110,7 @@ def train_run(
         optimizer,
         generator=seeds.generator(spec.seed, "shuffle"),
         epochs=options.epochs,
-        batch_size=options.batch_size,
+        batch_size=min(options.batch_size, problem.train.size),
         schedule=schedule,
         clip_norm=options.clip_norm,
         clip_value=options.clip_value,
