@@ -19,7 +19,7 @@ from kobai.plots.scales import (
 )
 from kobai.plots.spectrum import eigenvalues
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
-from kobai.plots.surface import landscape_surface
+from kobai.plots.surface import landscape_surface, viewpoint
 from kobai.plots.training_curves import curves
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "tick",
     "to_png",
     "to_svg",
+    "viewpoint",
 ]

@@ -9,11 +9,12 @@ from matplotlib.colors import LightSource
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from kobai.plots.contour import field_values, headline, plane_styles, true_to_scale
 from kobai.plots.eye import Relief, runs_of
-from kobai.plots.scales import contour_levels, field_range, percent, tick
+from kobai.plots.scales import Range, contour_levels, field_range, percent, tick
 from kobai.plots.style import (
     INK,
     MUTED,
@@ -66,13 +67,9 @@ def landscape_surface(
     values = field_values(plane, field)
     shown = field_range(values, log=log, clip=clip)
     looks = plane_styles(plane) if styles is None else styles
-    with np.errstate(invalid="ignore"):
-        height = np.clip(values, None, shown.high)
-        height = np.log10(height) if shown.log else height
-    height = np.where(np.isfinite(values), height, np.nan)
-    relief = _relief(plane, height)
+    relief = _relief(plane, _height(values, shown))
     lines = _draped(plane, relief)
-    elevation, azimuth = _viewpoint(
+    elevation, azimuth = _best_view(
         relief,
         lines,
         _ELEVATIONS if elevation is None else (elevation,),
@@ -95,6 +92,30 @@ def landscape_surface(
     if notes:
         figure.text(0.025, 0.922, plain(notes), color=MUTED, size=8.5, va="top")
     return figure
+
+
+def viewpoint(plane: Plane, field: str = "loss") -> tuple[float, float]:
+    """Where to stand to see most of the paths and points on a surface.
+
+    Args:
+        plane: The plane.
+        field: Which of its fields.
+
+    Returns:
+        Elevation and azimuth in degrees, those ``landscape_surface`` takes by itself.
+
+    Raises:
+        ValueError: The plane has no such field, or it has no finite value.
+    """
+    values = field_values(plane, field)
+    relief = _relief(plane, _height(values, field_range(values)))
+    return _best_view(relief, _draped(plane, relief), _ELEVATIONS, _AZIMUTHS)
+
+
+def _height(values: Float[np.ndarray, "A B"], shown: Range) -> Float[np.ndarray, "A B"]:
+    finite = np.isfinite(values)
+    height = np.clip(np.where(finite, values, shown.high), None, shown.high)
+    return np.where(finite, np.log10(height) if shown.log else height, np.nan)
 
 
 def _relief(plane: Plane, height: Float[np.ndarray, "A B"]) -> Relief:
@@ -145,7 +166,7 @@ def _draped(plane: Plane, relief: Relief) -> dict[str, Float[np.ndarray, "K 3"]]
     return lines
 
 
-def _viewpoint(
+def _best_view(
     relief: Relief,
     lines: Mapping[str, Float[np.ndarray, "K 3"]],
     elevations: Sequence[float],
@@ -187,18 +208,20 @@ def _ground(axes: Axes3D, relief: Relief, field: str) -> None:
     colors[..., :3] = np.clip(colors[..., :3] * shade[..., None], 0, 1)
     colors[..., 3] = np.isfinite(level)
     grid_a, grid_b = np.meshgrid(relief.a, relief.b, indexing="ij")
-    axes.plot_surface(
-        grid_a,
-        grid_b,
-        relief.height,
-        facecolors=colors,
-        rcount=len(relief.a),
-        ccount=len(relief.b),
-        linewidth=0,
-        antialiased=False,
-        shade=False,
-        zorder=2,
-        rasterized=True,
+    points = np.stack([grid_a, grid_b, relief.height], axis=-1)
+    # plot_surface would convert 20 000 colours one by one; a collection takes them as an array.
+    corners = np.stack([points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]], axis=2)
+    whole = np.isfinite(corners).all(axis=(2, 3))
+    axes.add_collection3d(
+        Poly3DCollection(
+            corners[whole],
+            facecolors=colors[:-1, :-1][whole],
+            linewidths=0,
+            antialiaseds=False,
+            zorder=2,
+            rasterized=True,
+        ),
+        autolim=False,
     )
 
 

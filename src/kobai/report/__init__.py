@@ -1,0 +1,12 @@
+"""A run folder as one self-contained HTML page.
+
+``build`` reads every result of a folder and writes ``report.html``: tables, notes, interactive
+figures, provenance. The page opens from disk, from mail or from an archive, with the network off.
+"""
+
+from kobai.report.gather import Contents, gather
+from kobai.report.note import Note
+from kobai.report.notes import notes_on
+from kobai.report.page import build, render
+
+__all__ = ["Contents", "Note", "build", "gather", "notes_on", "render"]

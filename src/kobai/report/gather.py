@@ -1,0 +1,123 @@
+"""What a run folder holds, sorted for the page; damaged files are named, not fatal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kobai.plots import Style, by_optimizer, optimizer_of, optimizer_styles
+from kobai.results import (
+    Check,
+    Comparison,
+    History,
+    Plane,
+    Provenance,
+    ResultError,
+    Spectrum,
+    load,
+    result_names,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """The results of a run folder.
+
+    Attributes:
+        name: Name of the folder.
+        provenance: Where the numbers come from, or None.
+        comparison: The table over seeds, or None.
+        histories: Training runs, those of one optimizer together, in the order of the table.
+        spectra: Curvature, in the same order.
+        planes: Landscape planes; those through several runs first.
+        checks: Self-checks, each with the name of what it belongs to.
+        damaged: Name of a result that could not be read to the reason.
+        config: Text of ``run.toml``; empty without one.
+        files: Name of each result to the name of its class.
+    """
+
+    name: str
+    provenance: Provenance | None
+    comparison: Comparison | None
+    histories: Sequence[History]
+    spectra: Sequence[Spectrum]
+    planes: Sequence[Plane]
+    checks: Sequence[tuple[str, Check]]
+    damaged: Mapping[str, str]
+    config: str
+    files: Mapping[str, str]
+
+    @property
+    def optimizers(self) -> list[str]:
+        """Every optimizer on the page, those of the table first."""
+        names = [row.optimizer for row in self.comparison.rows] if self.comparison else []
+        names += by_optimizer(self.histories)
+        names += [optimizer_of(s.label, s.optimizer) for s in self.spectra]
+        names += [optimizer_of(t.label, t.optimizer) for p in self.planes for t in p.trajectories]
+        return list(dict.fromkeys(names))
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """One style for each optimizer, used by every figure and table of the page."""
+        return optimizer_styles([*self.optimizers, *self._marked()])
+
+    def _marked(self) -> list[str]:
+        return [optimizer_of(label) for plane in self.planes for label in plane.points]
+
+
+def gather(folder: Path | str) -> Contents:
+    """Read everything in a run folder.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        ResultError: No such folder, or no result in it.
+    """
+    folder = Path(folder)
+    found: dict[str, Any] = {}
+    damaged: dict[str, str] = {}
+    for name in result_names(folder):
+        try:
+            found[name] = load(folder, name)
+        except ResultError as error:
+            # The page is about this folder: its path would only repeat itself.
+            damaged[name] = str(error).removeprefix(f"{folder / name}.json: ")
+    if not found and not damaged:
+        raise ResultError(
+            f"{folder}: no results here; a run writes them (kobai compare --out {folder.name})"
+        )
+
+    def of(kind: type) -> list[Any]:
+        return [result for result in found.values() if isinstance(result, kind)]
+
+    comparison = next(iter(of(Comparison)), None)
+    order = {row.optimizer: i for i, row in enumerate(comparison.rows)} if comparison else {}
+
+    def rank(optimizer: str) -> int:
+        return order.get(optimizer, len(order))
+
+    histories = sorted(of(History), key=lambda h: (rank(h.optimizer), h.optimizer, h.seed))
+    spectra = sorted(
+        of(Spectrum),
+        key=lambda s: (s.matrix, rank(optimizer_of(s.label, s.optimizer)), s.label),
+    )
+    planes = sorted(of(Plane), key=lambda p: (len(p.trajectories) == 0, len(p.points) < 2, p.label))
+    checks = [(plane.label, check) for plane in planes for check in plane.checks]
+    checks += [("run", check) for check in of(Check)]
+    config = folder / "run.toml"
+    return Contents(
+        name=folder.resolve().name,
+        provenance=next(iter(of(Provenance)), None),
+        comparison=comparison,
+        histories=histories,
+        spectra=spectra,
+        planes=planes,
+        checks=checks,
+        damaged=damaged,
+        config=config.read_text(errors="replace") if config.is_file() else "",
+        files={name: type(result).__name__ for name, result in found.items()},
+    )
