@@ -211,6 +211,18 @@ def test_saved_files_are_whole_and_the_same_each_time(tmp_path):
     assert len(list((tmp_path / "new").iterdir())) == 2
 
 
+def test_long_labels_leave_room_for_the_figure():
+    long = "word " * 60
+    figures = [
+        eigenvalues([a_spectrum(label=long, matrix=long, status=long)]),
+        curves([a_history(long, label=long)]),
+        landscape_contour(a_plane(label=long, axis_names=(long, long), points={long: np.ones(2)})),
+    ]
+    for figure in figures:
+        assert plots.to_png(figure, dpi=40)  # a warning of the layout would be an error here
+        assert "…" in words(figure)
+
+
 def test_pyplot_stays_out():
     code = "import sys, kobai.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

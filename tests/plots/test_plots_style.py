@@ -98,3 +98,4 @@ def test_labels_name_their_optimizer():
 
 def test_a_dollar_begins_no_formula():
     assert plain("cost $5\nand $6") == r"cost \$5 and \$6"
+    assert plain("abcdef", limit=4) == "abc…"

@@ -78,7 +78,7 @@ def landscape_contour(
 def headline(plane: Plane, field: str) -> str:
     """The title of a picture of a plane: ``Loss · between the ends``."""
     words = field.replace("_", " ")
-    return plain(f"{words[:1].upper()}{words[1:]} · {plane.label or plane.kind}")
+    return plain(f"{words[:1].upper()}{words[1:]} · {plane.label or plane.kind}", limit=64)
 
 
 def field_values(plane: Plane, field: str) -> Float[np.ndarray, "A B"]:
@@ -207,7 +207,7 @@ def _fill(
     if shown.clipped:
         bar.ax.set_title("≥", size=9, color=MUTED, pad=3)
     bar.ax.tick_params(colors=MUTED, labelsize=8.5, length=2.5, width=0.8)
-    bar.set_label(plain(field.replace("_", " ")), color=INK, size=9.5)
+    bar.set_label(plain(field.replace("_", " "), limit=48), color=INK, size=9.5)
     return norm
 
 
@@ -305,7 +305,7 @@ def _points(axes: Axes, plane: Plane, looks: Mapping[str, Style]) -> None:
         right = room[0] > 0.15 and (away[0] >= -1e-9 or point[0] - plane.a[0] < 0.15 * span[0])
         up = 6 if away[1] >= 0 else -12
         axes.annotate(
-            plain(label),
+            plain(label, limit=32),
             (float(point[0]), float(point[1])),
             xytext=(8 if right else -8, up),
             textcoords="offset points",
@@ -333,7 +333,7 @@ def _frame(axes: Axes, plane: Plane) -> None:
 def _axis_label(plane: Plane, which: int) -> str:
     norm = plane.direction_norms[which]
     unit = f"  (1 = distance {tick(float(f'{norm:.2g}'))})" if np.isfinite(norm) else ""
-    return plain(plane.axis_names[which]) + unit
+    return plain(plane.axis_names[which], limit=48) + unit
 
 
 def _outside(plane: Plane) -> str:

@@ -62,7 +62,7 @@ def eigenvalues(
         axes.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
         title = {"ggn": "Gauss–Newton", "hessian": "Hessian"}.get(matrix, matrix)
         axes.set_title(
-            plain(f"{title}  ({rows[0].dimension:,} parameters)"),
+            plain(f"{title[:32]}  ({rows[0].dimension:,} parameters)"),
             loc="left",
             size=10,
             color=INK,
@@ -121,7 +121,7 @@ def _rows(axes: Axes, rows: Sequence[Spectrum], looks: Mapping[str, Style]) -> N
             axes.plot(mean, height, "|", color=INK, ms=15, mew=1.3, zorder=4)
         axes.annotate(
             f"$\\lambda_{{\\max}}$ = {spell(float(values[-1]))}"
-            + ("" if spectrum.status == "converged" else f"  ({plain(spectrum.status)})"),
+            + ("" if spectrum.status == "converged" else f"  ({plain(spectrum.status, limit=32)})"),
             (float(values[-1]), height),
             xytext=(9, 0),
             textcoords="offset points",
@@ -130,7 +130,7 @@ def _rows(axes: Axes, rows: Sequence[Spectrum], looks: Mapping[str, Style]) -> N
             color=INK,
             path_effects=halo(2.5),
         )
-    axes.set_yticks(range(len(rows)), [plain(s.label) for s in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [plain(s.label, limit=32) for s in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
 
 

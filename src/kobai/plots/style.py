@@ -186,16 +186,21 @@ def color_map(field: str) -> LinearSegmentedColormap:
     return LOSS_MAP if "loss" in field else OTHER_MAP
 
 
-def plain(text: str) -> str:
+def plain(text: str, *, limit: int = 120) -> str:
     """Text that Matplotlib draws as it stands: a dollar sign begins no formula.
 
     Args:
         text: Any text, also one a user typed.
+        limit: Longest text that is drawn whole; of a longer one the end is left out, because a
+            label must not crowd out its figure.
 
     Returns:
         The escaped text, on one line.
     """
-    return " ".join(text.split()).replace("$", r"\$")
+    line = " ".join(text.split())
+    if len(line) > limit:
+        line = line[: limit - 1].rstrip() + "…"
+    return line.replace("$", r"\$")
 
 
 def halo(width: float = 2.5) -> list[patheffects.AbstractPathEffect]:

@@ -274,7 +274,7 @@ def _paths(
             if name not in lines:
                 handles.append(
                     Line2D([], [], color=color, marker=style.marker if style else "o", ms=7,
-                           linestyle="", label=plain(name))
+                           linestyle="", label=plain(name, limit=32))
                 )  # fmt: skip
             continue
         for piece in runs_of(seen & inside):
@@ -291,7 +291,7 @@ def _paths(
                 *line[piece].T, color=color, linewidth=1.1, linestyle=":", alpha=0.8, zorder=5
             )
         handles.append(
-            Line2D([], [], color=color, linewidth=2.5, label=plain(name),
+            Line2D([], [], color=color, linewidth=2.5, label=plain(name, limit=32),
                    marker=style.marker if style else "o", ms=7, mec="white")
         )  # fmt: skip
     if handles:
@@ -324,9 +324,9 @@ def _frame(
         axis._axinfo["tick"].update(inward_factor=0.0, outward_factor=0.12)  # type: ignore[attr-defined]
         axis.label.set(color=INK, size=9)
     axes.tick_params(colors=MUTED, labelsize=8, pad=1)
-    axes.set_xlabel(plain(plane.axis_names[0]), labelpad=4)
-    axes.set_ylabel(plain(plane.axis_names[1]), labelpad=4)
-    axes.set_zlabel(plain(field.replace("_", " ")), labelpad=5)
+    axes.set_xlabel(plain(plane.axis_names[0], limit=48), labelpad=4)
+    axes.set_ylabel(plain(plane.axis_names[1], limit=48), labelpad=4)
+    axes.set_zlabel(plain(field.replace("_", " "), limit=32), labelpad=5)
     marks, levels = ticks
     name = percent if "accuracy" in field else tick
     spelled = {float(mark): name(float(level)) for mark, level in zip(marks, levels, strict=True)}

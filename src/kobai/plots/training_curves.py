@@ -176,7 +176,7 @@ def _legend(
                 marker=style.marker,
                 markersize=5,
                 markeredgecolor="white",
-                label=plain(text),
+                label=plain(text, limit=40),
             )
         )
     if held_out:

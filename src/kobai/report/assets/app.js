@@ -53,6 +53,8 @@
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   // Plotly reads a little HTML in its labels; names that people typed must stay text.
   const text = (value) => String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%&#123;");
+  // Letters drawn in WebGL know no entities at all, only tags: leave them nothing to read as one.
+  const solid = (value) => String(value).replace(/</g, "‹").replace(/>/g, "›");
   const mix = (hex, share) => {
     const part = (i) => parseInt(hex.slice(i, i + 2), 16);
     return `rgb(${[1, 3, 5].map((i) => Math.round(part(i) + (255 - part(i)) * share)).join(",")})`;
@@ -280,7 +282,7 @@
     const ticks = field.ticks[log ? "log" : "linear"];
     const tickvals = ticks.map((tick) => level(tick[0])), ticktext = ticks.map((tick) => tick[1]);
     const zmin = level(field.low), zmax = level(field.high);
-    const colorbar = { title: { text: field.words, side: "right", font: { size: 12.5, color: css("--soft") } }, tickvals, ticktext, tickfont: { size: 11.5, color: css("--soft") }, outlinewidth: 0, thickness: 11, len: surface ? 0.62 : 1, xpad: 6, ypad: surface ? 10 : 0 };
+    const colorbar = { title: { text: text(field.words), side: "right", font: { size: 12.5, color: css("--soft") } }, tickvals, ticktext, tickfont: { size: 11.5, color: css("--soft") }, outlinewidth: 0, thickness: 11, len: surface ? 0.62 : 1, xpad: 6, ypad: surface ? 10 : 0 };
     const colors = { colorscale: data.maps[field.map], cmin: zmin, cmax: zmax };
     const paths = byId("paths").checked ? plane.paths.filter((path) => shown(path.optimizer)) : [];
     const points = byId("paths").checked ? plane.points.filter((point) => shown(point.optimizer)) : [];
@@ -291,7 +293,7 @@
       const lift = 0.012 * (zmax - zmin || 1);
       const narrow = byId("chart-stage").clientWidth < 560; // no room for a bar; the axis says the same
       const step = tickvals.length > 1 ? tickvals : [zmin, zmax];
-      traces.push({ type: "surface", x: plane.a, y: plane.b, z, ...colors, colorbar, showscale: !narrow, text: said, hovertemplate: `${text(plane.axes[0])} %{x:.3g}<br>${text(plane.axes[1])} %{y:.3g}<br>${field.words} %{text}<extra></extra>`,
+      traces.push({ type: "surface", x: plane.a, y: plane.b, z, ...colors, colorbar, showscale: !narrow, text: said, hovertemplate: `${text(plane.axes[0])} %{x:.3g}<br>${text(plane.axes[1])} %{y:.3g}<br>${text(field.words)} %{text}<extra></extra>`,
         contours: { z: { show: true, color: "rgba(255,255,255,0.55)", width: 1, start: step[0], end: step[step.length - 1], size: (step[step.length - 1] - step[0]) / Math.max(1, step.length - 1) || 1, highlightcolor: css("--accent") }, x: { highlight: false }, y: { highlight: false } },
         lighting: { ambient: 0.93, diffuse: 0.34, specular: 0.05, roughness: 0.9, fresnel: 0.02 }, lightposition: { x: 0, y: 0, z: 100000 } });
       const ground = (x, y) => { const h = heightAt(plane, value, x, y); return h === null ? null : level(h) + lift; };
@@ -329,9 +331,9 @@
       const current = byId("chart-stage").layout && byId("chart-stage").layout.scene && byId("chart-stage").layout.scene.camera;
       if (current && current.eye && byId("chart-stage").dataset.view === "surface") camera = current;
       byId("chart-stage").dataset.view = "surface";
-      put("chart-stage", traces, { margin: { l: 0, r: 0, t: 0, b: 0 }, scene: { xaxis: scene(text(plane.axes[0])), yaxis: scene(text(plane.axes[1])), zaxis: scene(field.words, { tickvals: tickvals.filter((_, k) => !narrow || k % 3 === 1), ticktext: ticktext.filter((_, k) => !narrow || k % 3 === 1) }), annotations: labels, camera: camera || home(), aspectmode: "manual", aspectratio: { x: shrink, y: shrink * ratio, z: narrow ? 0.5 : 0.64 } } });
+      put("chart-stage", traces, { margin: { l: 0, r: 0, t: 0, b: 0 }, scene: { xaxis: scene(solid(plane.axes[0])), yaxis: scene(solid(plane.axes[1])), zaxis: scene(solid(field.words), { tickvals: tickvals.filter((_, k) => !narrow || k % 3 === 1), ticktext: ticktext.filter((_, k) => !narrow || k % 3 === 1) }), annotations: labels, camera: camera || home(), aspectmode: "manual", aspectratio: { x: shrink, y: shrink * ratio, z: narrow ? 0.5 : 0.64 } } });
     } else {
-      traces.push({ type: "heatmap", x: plane.a, y: plane.b, z, zmin, zmax, zsmooth: "best", colorscale: data.maps[field.map], colorbar, text: said, hovertemplate: `${text(plane.axes[0])} %{x:.3g}<br>${text(plane.axes[1])} %{y:.3g}<br>${field.words} %{text}<extra></extra>` });
+      traces.push({ type: "heatmap", x: plane.a, y: plane.b, z, zmin, zmax, zsmooth: "best", colorscale: data.maps[field.map], colorbar, text: said, hovertemplate: `${text(plane.axes[0])} %{x:.3g}<br>${text(plane.axes[1])} %{y:.3g}<br>${text(field.words)} %{text}<extra></extra>` });
       tickvals.forEach((at) => traces.push({ type: "contour", x: plane.a, y: plane.b, z, autocontour: false, contours: { type: "levels", coloring: "none", start: at, end: at, size: 1 }, line: { color: (at - zmin) / (zmax - zmin || 1) < 0.45 ? "rgba(255,255,255,.75)" : "rgba(42,31,51,.6)", width: 1, smoothing: 0.6 }, showscale: false, hoverinfo: "skip" }));
       for (const path of paths) {
         const style = look(path.optimizer, true);
@@ -351,7 +353,7 @@
         yaxis: axis(text(plane.axes[1]), { range: [plane.b[0], plane.b[plane.b.length - 1]], showgrid: false, ...scaled }),
         annotations: points.map((point) => ({ x: point.x, y: point.y, text: `<b>${text(point.label)}</b>`, showarrow: false, yshift: 17, font: { size: 12.5, color: "#22262e" }, bgcolor: "rgba(255,255,255,.82)", borderpad: 2 })) });
     }
-    const extremes = `${field.words} from ${field.percent ? `${(100 * field.low).toFixed(1)} %` : spell(field.low)} to ${field.percent ? `${(100 * field.high).toFixed(1)} %` : spell(field.high)}`;
+    const extremes = `${text(field.words)} from ${field.percent ? `${(100 * field.low).toFixed(1)} %` : spell(field.low)} to ${field.percent ? `${(100 * field.high).toFixed(1)} %` : spell(field.high)}`;
     byId("stage-caption").innerHTML = [extremes, text(field.notes)].filter(Boolean).join(" · ");
     drawStrip(plane, paths);
   };
