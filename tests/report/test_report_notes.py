@@ -92,6 +92,12 @@ def test_speed_is_told_in_steps_and_in_seconds():
     assert "5.0 times as many steps (over 1.2)" in text
 
 
+def test_runs_that_never_got_there_are_told():
+    slow = a_row("sgd", seeds=3, steps_to_95=number(90, count=1))
+    text = said(comparison=a_comparison(rows=(a_row("kfac"), slow)))
+    assert "2 of 3 with sgd did not, and do not count here." in text
+
+
 def test_sharpness_speaks_from_a_ratio_of_one_and_a_half():
     text = said(comparison=a_comparison())
     assert "kfac ended where the loss curves least: λ_max = 1.67 against 8.33 for sgd" in text

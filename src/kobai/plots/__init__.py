@@ -5,7 +5,7 @@ global state, so figures can be made on servers, in threads and in notebooks ali
 """
 
 from kobai.plots.bands import Band, by_optimizer, seed_band
-from kobai.plots.contour import landscape_contour
+from kobai.plots.contour import landscape_contour, optimizers_on
 from kobai.plots.export import save, to_png, to_svg
 from kobai.plots.scales import (
     AccuracyAxis,
@@ -38,6 +38,7 @@ __all__ = [
     "landscape_surface",
     "optimizer_of",
     "optimizer_styles",
+    "optimizers_on",
     "percent",
     "save",
     "seed_band",

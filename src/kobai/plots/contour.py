@@ -101,10 +101,23 @@ def field_values(plane: Plane, field: str) -> Float[np.ndarray, "A B"]:
     return plane.fields[field]
 
 
+def optimizers_on(plane: Plane) -> dict[str, str]:
+    """Which optimizer each path and point of a plane belongs to.
+
+    Args:
+        plane: The plane.
+
+    Returns:
+        Label to optimizer; a point with the label of a path belongs to the path's optimizer.
+    """
+    names = {label: optimizer_of(label) for label in plane.points}
+    names |= {t.label: optimizer_of(t.label, t.optimizer) for t in plane.trajectories}
+    return names
+
+
 def plane_styles(plane: Plane) -> dict[str, Style]:
     """Styles for the optimizers whose paths or points lie on the plane."""
-    names = [optimizer_of(path.label, path.optimizer) for path in plane.trajectories]
-    return optimizer_styles([*names, *(optimizer_of(label) for label in plane.points)])
+    return optimizer_styles(optimizers_on(plane).values())
 
 
 def true_to_scale(plane: Plane) -> float | None:
@@ -281,6 +294,7 @@ def _paths(
 def _points(axes: Axes, plane: Plane, looks: Mapping[str, Style]) -> None:
     """End points with their labels on the side away from the others."""
     marks = dict(plane.points)
+    optimizers = optimizers_on(plane)
     for path in plane.trajectories:
         if path.label not in marks and len(path.coordinates):
             marks[path.label] = path.coordinates[-1]
@@ -289,7 +303,7 @@ def _points(axes: Axes, plane: Plane, looks: Mapping[str, Style]) -> None:
     span = np.array([np.ptp(plane.a), np.ptp(plane.b)])
     middle = np.mean(list(marks.values()), axis=0)
     for label, point in marks.items():
-        style = looks.get(optimizer_of(label))
+        style = looks.get(optimizers[label])
         color = style.color if style else INK
         axes.plot(
             *point,

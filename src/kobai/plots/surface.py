@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from kobai.plots.contour import field_values, headline, plane_styles, true_to_scale
+from kobai.plots.contour import field_values, headline, optimizers_on, plane_styles, true_to_scale
 from kobai.plots.eye import Relief, runs_of
 from kobai.plots.scales import Range, contour_levels, field_range, percent, tick
 from kobai.plots.style import (
@@ -22,7 +22,6 @@ from kobai.plots.style import (
     Style,
     color_map,
     halo,
-    optimizer_of,
     plain,
 )
 from kobai.results import Plane
@@ -251,11 +250,11 @@ def _paths(
     azimuth: float,
 ) -> None:
     lift = np.array([0.0, 0.0, 0.008 * (relief.top - relief.bottom)])
-    optimizers = {p.label: optimizer_of(p.label, p.optimizer) for p in plane.trajectories}
+    optimizers = optimizers_on(plane)
     handles = []
     for label, line in lines.items():
         name = label.removeprefix("end ")
-        style = looks.get(optimizers.get(name) or optimizer_of(name))
+        style = looks.get(optimizers[name])
         color = style.color if style else INK
         seen = relief.visible(line, elevation=elevation, azimuth=azimuth)
         inside = np.isfinite(line[:, 2])

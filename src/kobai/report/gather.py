@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kobai.plots import Style, by_optimizer, optimizer_of, optimizer_styles
+from kobai.plots import Style, by_optimizer, optimizer_of, optimizer_styles, optimizers_on
 from kobai.results import (
     Check,
     Comparison,
@@ -59,10 +59,8 @@ class Contents:
     @property
     def styles(self) -> dict[str, Style]:
         """One style for each optimizer, used by every figure and table of the page."""
-        return optimizer_styles([*self.optimizers, *self._marked()])
-
-    def _marked(self) -> list[str]:
-        return [optimizer_of(label) for plane in self.planes for label in plane.points]
+        on_planes = [name for plane in self.planes for name in optimizers_on(plane).values()]
+        return optimizer_styles([*self.optimizers, *on_planes])
 
 
 def gather(folder: Path | str) -> Contents:

@@ -16,6 +16,7 @@ from kobai.plots import (
     contour_levels,
     field_range,
     optimizer_of,
+    optimizers_on,
     percent,
     seed_band,
     tick,
@@ -163,6 +164,7 @@ def _plane(plane: Plane) -> dict[str, Any]:
     for name, values in plane.fields.items():
         if np.isfinite(values).any():
             fields[name] = _field(name, values)
+    optimizers = optimizers_on(plane)
     return {
         "label": plane.label,
         "a": _numbers(plane.a),
@@ -174,7 +176,7 @@ def _plane(plane: Plane) -> dict[str, Any]:
         "paths": [
             {
                 "label": path.label,
-                "optimizer": optimizer_of(path.label, path.optimizer),
+                "optimizer": optimizers[path.label],
                 "x": _numbers(path.coordinates[:, 0]),
                 "y": _numbers(path.coordinates[:, 1]),
                 "loss": _numbers(path.loss),
@@ -185,7 +187,7 @@ def _plane(plane: Plane) -> dict[str, Any]:
         "points": [
             {
                 "label": label,
-                "optimizer": optimizer_of(label),
+                "optimizer": optimizers[label],
                 "x": _number(float(point[0])),
                 "y": _number(float(point[1])),
             }

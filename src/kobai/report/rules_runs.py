@@ -78,6 +78,13 @@ def speed(contents: Contents) -> Iterator[Note]:
         f"{fast.optimizer} needs {fast.steps_to_95.mean:,.0f} steps to reach 95 % of the best "
         f"test accuracy, {slow.optimizer} {slow.steps_to_95.mean:,.0f}."
     )
+    late = [row for row in rows if row.steps_to_95.count < row.seeds]
+    if late:
+        missed = ", ".join(
+            f"{row.seeds - row.steps_to_95.count} of {row.seeds} with {row.optimizer}"
+            for row in late
+        )
+        text += f" Not every run got there: {missed} did not, and do not count here."
     seconds = {row.optimizer: _seconds_to_95(contents, row) for row in timed}
     known = {name: value for name, value in seconds.items() if math.isfinite(value)}
     if len(known) > 1:
