@@ -178,7 +178,7 @@ class KFAC(torch.optim.Optimizer):
         """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
         return self._plan.table()
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, int | float]:
         """What happened so far.
 
         Returns:
@@ -400,7 +400,11 @@ def _finite(gradients: list[Tensor]) -> bool:
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
+    """Inner product of all entries, in float64 where its own precision overflows."""
+    value = float(torch.dot(a.reshape(-1), b.reshape(-1)))
+    if math.isfinite(value):
+        return value
+    return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
 
 
 def _publish(optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,294 @@
+"""K-FAC against explicit matrices: factors, steps, and where the approximation is exact."""
+
+import math
+
+import cases
+import kfac_oracle as oracle
+import pytest
+import torch
+from tolerances import assert_close
+from torch import nn
+
+from kobai.optim import KFAC
+from kobai.optim.blocks import past_weight
+from kobai.problem import Categorical, Gaussian, Problem, as_likelihood, call_arguments
+
+
+def small_convolutional():
+    """Grouped, dilated, strided and shared layers in one network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding="same", dilation=2, bias=False),
+            nn.Tanh(),
+            nn.Conv2d(4, 6, (3, 2), stride=2, padding=(1, 0), groups=2),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(54, 3),
+        ).double()
+        x, y = torch.randn(4, 2, 5, 6).double(), torch.randint(0, 3, (4,))
+    return Problem(net, "categorical", train=(x, y))
+
+
+def token_network():
+    """A linear network applied at every token, with a loss at every token."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 2)).double()
+        x, y = torch.randn(5, 3, 3).double(), torch.randn(5, 3, 2).double()
+    return Problem(net, "gaussian", train=(x, y))
+
+
+PROBLEMS = {
+    name: lambda name=name: cases.problem(name)
+    for name in ("mlp", "inplace", "regression", "binary", "mean-squared", "cnn", "segmentation")
+} | {"convolutional": small_convolutional, "tokens": token_network}
+
+
+def batch_of(problem):
+    (batch,) = problem.objective().batches
+    return batch
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_exact_factors_equal_those_from_jacobians(name):
+    problem = PROBLEMS[name]()
+    optimizer = KFAC(problem.model, problem.likelihood, labels="exact")
+    optimizer.step(problem.objective())
+    optimizer.zero_grad()
+    fresh = PROBLEMS[name]()
+    for span in (s for stack in optimizer._made().stacks for s in stack.spans):
+        module = fresh.model.get_submodule(span.layer.name)
+        a, b = oracle.factors(
+            fresh.model, module, batch_of(fresh), problem.likelihood, span.layer.form.bias
+        )
+        state = optimizer.state_dict()["state"]
+        index = [id(p) for p in problem.model.parameters()].index(id(span.layer.weight))
+        assert_close(state[index]["input_factor"], a)
+        assert_close(state[index]["output_factor"], b)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_steps_equal_those_of_explicit_block_matrices(name):
+    """Averages, damping split, momentum, weight decay and trust region, over four steps."""
+    problem, reference = PROBLEMS[name](), PROBLEMS[name]()
+    settings = {"lr": 0.2, "damping": 0.05, "momentum": 0.7, "weight_decay": 0.1}
+    bound = 3e-3
+    optimizer = KFAC(
+        problem.model,
+        problem.likelihood,
+        **settings,
+        kl_bound=bound,
+        labels="exact",
+        statistics_every=1,
+        inverse_every=1,
+    )
+    model, space = reference.model, reference.space
+    spans = [s for stack in optimizer._made().stacks for s in stack.spans]
+    averages, scales = {}, []
+    momentum = torch.zeros_like(space.theta())
+    for count in range(1, 5):
+        optimizer.step(problem.objective())
+
+        objective = reference.objective()
+        objective()
+        gradient = space.flatten({n: p.grad for n, p in model.named_parameters()})
+        momentum = settings["momentum"] * momentum + gradient
+        matrix = torch.zeros(space.dimension, space.dimension, dtype=torch.float64)
+        owned = {
+            name: indices for block in space.blocks("parameter")
+            for name, indices in [(block.name, block.indices)]
+        }
+        for span in spans:
+            form, path = span.layer.form, span.layer.name
+            new = oracle.factors(
+                model, model.get_submodule(path), batch_of(reference), problem.likelihood,
+                form.bias,
+            )
+            past = past_weight(count)
+            old = averages.get(path, new)
+            averages[path] = tuple(past * o + (1 - past) * n for o, n in zip(old, new, strict=True))
+            weight = owned[f"{path}.weight"].view(form.groups, form.outputs, -1)
+            bias = (
+                owned[f"{path}.bias"].view(form.groups, form.outputs, 1)
+                if form.bias else weight[..., :0]
+            )
+            where = torch.cat([weight, bias], 2)
+            for g in range(form.groups):
+                a, b = (average[g] for average in averages[path])
+                index = where[g].flatten()
+                matrix[index[:, None], index] = oracle.damped_block(a, b, settings["damping"])
+        direction = torch.linalg.solve(matrix, momentum)
+        size = settings["lr"] ** 2 * float(momentum @ direction)
+        scale = min(1.0, math.sqrt(bound / size))
+        scales.append(scale)
+        theta = (1 - settings["lr"] * settings["weight_decay"]) * space.theta()
+        space.assign(theta - scale * settings["lr"] * direction)
+        assert_close(problem.space.theta(), space.theta(), 1e-8)
+        assert optimizer.diagnostics()["step_scale"] == pytest.approx(scale)
+    assert min(scales) < 1.0
+
+
+def test_sampled_factors_equal_those_of_a_separate_pass():
+    """The pass inside the user's backward is the one a user would write by hand."""
+    problem = cases.problem("inplace")
+    model, batch = problem.model, batch_of(problem)
+    optimizer = KFAC(model, generator=torch.Generator().manual_seed(7))
+    problem.objective()()
+    optimizer.step()
+
+    fresh = cases.problem("inplace").model
+    generator = torch.Generator().manual_seed(7)
+    seen = {}
+
+    def keep(name):
+        def hook(_, arguments, out):
+            seen[name] = arguments[0].detach().clone(), out
+            out.retain_grad()
+            return out.clone()  # what follows works in place
+
+        return hook
+
+    handles = [fresh[i].register_forward_hook(keep(i)) for i in (0, 2)]
+    outputs = fresh(batch.inputs)
+    u = Categorical().fisher_sample(outputs.detach(), batch.targets, generator)
+    outputs.backward(u)
+    for handle in handles:
+        handle.remove()
+    state = optimizer.state_dict()["state"]
+    for position, index in ((0, 0), (2, 2)):
+        inputs, out = seen[index]
+        rows = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], 1)
+        assert_close(state[position]["input_factor"][0], rows.T @ rows / len(rows))
+        assert_close(state[position]["output_factor"][0], out.grad.T @ out.grad / len(rows))
+
+
+@pytest.mark.parametrize("name", ["deep-linear", "tokens"])
+def test_linear_networks_have_exactly_kronecker_factored_blocks(name):
+    """Gaussian loss, linear layers, also shared over tokens: every layer block is exact."""
+    problem = PROBLEMS.get(name, lambda: cases.problem(name))()
+    fisher = oracle.dense_fisher(problem.objective())
+    optimizer = KFAC(problem.model, "gaussian", labels="exact")
+    optimizer.step(problem.objective())
+    for stack in optimizer._made().stacks:
+        blocks = stack.factors.dense()
+        for span in stack.spans:
+            names = {f"{span.layer.name}.weight", f"{span.layer.name}.bias"}
+            indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
+            weight = indices[f"{span.layer.name}.weight"].view(span.layer.form.outputs, -1)
+            if span.layer.form.bias:
+                bias = indices[f"{span.layer.name}.bias"].unsqueeze(1)
+                weight = torch.cat([weight, bias], 1)
+            index = weight.flatten()
+            assert set(span.layer.parameters) <= names
+            assert_close(blocks[span.slice][0], fisher[index[:, None], index])
+
+
+def test_layers_called_twice_add_their_uses_up():
+    """Two uses of a linear layer under a linear loss are two rows of one layer each."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        shared = nn.Linear(3, 2, bias=False).double()
+        x = torch.randn(6, 2, 3).double()
+        y = torch.randn(6, 2, 2).double()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = shared
+
+        def forward(self, x):
+            return torch.stack([self.layer(x[:, 0]), self.layer(x[:, 1])], 1)
+
+    problem = Problem(Twice(), "gaussian", train=(x, y))
+    fisher = oracle.dense_fisher(problem.objective())
+    optimizer = KFAC(problem.model, "gaussian", labels="exact")
+    optimizer.step(problem.objective())
+    (stack,) = optimizer._made().stacks
+    assert_close(stack.factors.dense()[0], fisher)
+
+
+def test_weights_tied_between_modules_add_their_uses_up():
+    problem = cases.problem("tied")
+    optimizer = KFAC(problem.model, problem.likelihood, labels="exact")
+    before = cases.problem("tied")
+    optimizer.step(problem.objective())
+    (stack,) = optimizer._made().stacks
+    model, batch = before.model, batch_of(before)
+    h0 = batch.inputs
+    h1 = torch.tanh(model.first(h0))
+    h2 = torch.tanh(model.first(h1))
+    rows = torch.cat([h0, h1, h2]).detach()
+    assert_close(stack.factors.inputs[0], rows.T @ rows / len(rows))
+    assert any("shared by first, head" in row.reason for row in optimizer.coverage())
+
+
+@pytest.mark.parametrize("labels", ["sampled", "exact"])
+def test_diagonal_blocks_estimate_the_diagonal_of_the_fisher_matrix(labels):
+    """Squares of batch sums at random signs have the Fisher diagonal as their mean."""
+    problem = cases.problem("norms")
+    objective = problem.objective()
+    diagonal = oracle.dense_fisher(objective).diagonal()
+    optimizer = KFAC(problem.model, problem.likelihood, labels=labels)
+    watch, draws = optimizer._watch, []
+    for _ in range(400):
+        objective()
+        sums = watch.take()
+        draws.append(torch.cat([s.flatten() for s in sums.diagonals.values()]) / sums.weight)
+    draws = torch.stack(draws)
+    indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
+    expected = torch.cat([diagonal[indices[e.name]] for e in optimizer._plan.diagonals])
+    error = (draws.mean(0) - expected) / (draws.std(0) / len(draws) ** 0.5)
+    assert float(error.abs().max()) < 4.5
+
+
+def test_observed_labels_give_the_empirical_fisher_whatever_the_scale_of_the_loss():
+    problem = cases.problem("mlp")
+    batch, model = batch_of(problem), problem.model
+    args, _ = call_arguments(batch)
+    expected = oracle.output_jacobian(model, model[4], batch)
+    residual = problem.likelihood.residual(expected[2], batch.targets)
+    moment = residual.T @ residual / batch.size
+    for scale in (1.0, 1024.0):
+        optimizer = KFAC(model, labels="observed")
+        (scale * nn.functional.cross_entropy(model(*args), batch.targets)).backward()
+        sums = optimizer._watch.take()
+        assert_close(sums.layers[2].outputs[0] / sums.weight, moment)
+        optimizer.close()
+
+
+def test_observed_regression_takes_the_loss_at_its_word():
+    problem = cases.problem("mean-squared")
+    batch, model = batch_of(problem), problem.model
+    outputs = model(batch.inputs)
+    optimizer = KFAC(model, nn.MSELoss(), labels="observed")
+    nn.functional.mse_loss(model(batch.inputs), batch.targets).backward()
+    sums = optimizer._watch.take()
+    likelihood = as_likelihood(nn.MSELoss())
+    residual = likelihood.residual(outputs.detach(), batch.targets) / likelihood.scale**0.5
+    assert_close(sums.layers[1].outputs[0], residual.T @ residual)
+    assert sums.weight == outputs.numel()
+
+
+def test_ignored_terms_do_not_count():
+    """A batch with masked tokens has the statistics of the tokens that are there."""
+    problem = cases.problem("segmentation")
+    likelihood, batch = problem.likelihood, batch_of(problem)
+    optimizer = KFAC(problem.model, likelihood, labels="exact")
+    problem.objective()()
+    sums = optimizer._watch.take()
+    assert sums.weight == likelihood.weight(batch.targets) < batch.targets.numel()
+
+
+def test_one_step_solves_linear_regression():
+    """Undamped, the exact natural gradient of a linear-Gaussian layer reaches the minimum."""
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        model = nn.Linear(4, 3).double()
+        x, y = torch.randn(50, 4).double(), torch.randn(50, 3).double()
+    problem = Problem(model, "gaussian", train=(x, y))
+    optimizer = KFAC(
+        model, Gaussian(), lr=1.0, damping=1e-13, momentum=0.0, kl_bound=None, labels="exact"
+    )
+    optimizer.step(problem.objective())
+    assert float(problem.objective().grad(problem.space.theta()).norm()) < 1e-6

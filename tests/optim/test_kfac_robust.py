@@ -1,0 +1,200 @@
+"""K-FAC on numbers nobody asked for: it damps, skips and counts, and never raises or goes NaN."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kobai.optim import KFAC
+from kobai.problem import Bernoulli, Gaussian
+
+
+def network(inputs, hidden, outputs, seed, norm=False):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)]
+        if norm:
+            layers.insert(1, nn.LayerNorm(hidden))
+        return nn.Sequential(*layers)
+
+
+def finite(model):
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+LOSSES = {
+    "categorical": nn.functional.cross_entropy,
+    "gaussian": lambda f, y: 0.5 * (f - y).square().sum(1).mean(),
+    "bernoulli": lambda f, y: (
+        nn.functional.binary_cross_entropy_with_logits(f, y, reduction="sum") / len(f)
+    ),
+}
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 6)] * 4),
+    scale=st.floats(-8, 8),
+    kind=st.sampled_from(["normal", "zero", "constant", "one-hot", "rank-one"]),
+    likelihood=st.sampled_from(sorted(LOSSES)),
+    damping=st.floats(-12, 2),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    norm=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_degenerate_data_never_break_it(
+    sizes, scale, kind, likelihood, damping, dtype, norm, seed
+):
+    n, inputs, hidden, outputs = sizes
+    model = network(inputs, hidden, outputs, seed, norm).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, inputs, generator=generator, dtype=dtype)
+    if kind == "zero":
+        x = torch.zeros_like(x)
+    elif kind == "constant":
+        x = torch.ones_like(x)
+    elif kind == "one-hot":
+        x = torch.eye(inputs, dtype=dtype)[torch.arange(n) % inputs]
+    elif kind == "rank-one":
+        x = x[:1] * torch.linspace(-1, 1, n, dtype=dtype)[:, None]
+    x = x * 10**scale
+    if likelihood == "categorical":
+        y = torch.randint(0, outputs, (n,), generator=generator)
+    elif likelihood == "gaussian":
+        y = torch.randn(n, outputs, generator=generator, dtype=dtype) * 10**scale
+    else:
+        y = torch.randint(0, 2, (n, outputs), generator=generator).to(dtype)
+    optimizer = KFAC(model, likelihood, damping=10**damping)
+    for _ in range(4):
+        optimizer.zero_grad()
+        LOSSES[likelihood](model(x), y).backward()
+        optimizer.step()
+        assert finite(model)
+    counts = optimizer.diagnostics()
+    assert counts["steps"] == 4
+    assert math.isfinite(counts["kl"])
+    assert counts["kl"] <= optimizer.kl_bound * (1 + 1e-6)
+    assert counts["inversions_failed"] == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_are_skipped_and_counted(bad):
+    model = network(4, 5, 3, 0)
+    x, y = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
+    optimizer = KFAC(model)
+    for step in range(8):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        if step in (0, 3):
+            loss = loss * bad
+        loss.backward()
+        before = [p.clone() for p in model.parameters()]
+        optimizer.step()
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same == (step in (0, 3))
+    assert optimizer.diagnostics()["skipped_steps"] == 2
+    assert finite(model)
+
+
+def test_statistics_that_are_not_finite_are_refused_and_counted():
+    model = network(4, 5, 3, 0)
+    y = torch.zeros(6, dtype=torch.int64)
+    optimizer = KFAC(model, statistics_every=1)
+    for step in range(6):
+        x = torch.ones(6, 4)
+        if step in (0, 2):
+            x[0, 0] = math.inf if step else math.nan
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    counts = optimizer.diagnostics()
+    assert counts["refused_statistics"] > 0
+    assert counts["skipped_steps"] == 2
+    assert finite(model)
+    for stack in optimizer._made().stacks:
+        for tensor in stack.tensors().values():
+            assert bool(torch.isfinite(tensor).all())
+
+
+def test_a_certain_classifier_leaves_no_subnormal_numbers():
+    """Predictions of certainty 1 − 1e-30 and better, and momentum that has decayed."""
+    model = network(4, 5, 3, 0)
+    with torch.no_grad():
+        model[2].bias += torch.tensor([85.0, 0.0, 0.0])
+    x, y = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
+    optimizer = KFAC(model, momentum=0.5)
+    for _ in range(400):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    tiny = torch.finfo(torch.float32).tiny
+    for stack in optimizer._made().stacks:
+        for tensor in stack.tensors().values():
+            assert not bool(((tensor != 0) & (tensor.abs() < tiny)).any())
+
+
+def test_an_exploding_loss_is_bounded():
+    """Inputs a thousand times too large: no step exceeds the trust region, the loss comes down."""
+    model = network(4, 16, 3, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = 1e3 * torch.randn(64, 4, generator=generator)
+    y = (x[:, 0] > 0).long()
+    optimizer, losses = KFAC(model), []
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 * losses[0]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_gradients_beyond_single_precision_squares_still_move():
+    model = nn.utils.skip_init(nn.Linear, 2, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = KFAC(model, Gaussian())
+    (0.5 * (model(torch.ones(3, 2)) - 1e25).square()).mean().backward()
+    optimizer.step()
+    assert finite(model)
+    assert optimizer.diagnostics()["bounded_steps"] + optimizer.diagnostics()["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("damping", 0.0),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("weight_decay", -1.0),
+        ("statistics_every", 0),
+        ("inverse_every", 0),
+        ("kl_bound", 0.0),
+        ("labels", "wrong"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(setting, value):
+    with pytest.raises(Exception, match=setting):
+        KFAC(network(2, 2, 2, 0), **{setting: value})
+
+
+def test_models_without_anything_to_train_are_refused():
+    model = network(2, 2, 2, 0)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        KFAC(model)
+    with pytest.raises(ValueError, match="run the model once"):
+        KFAC(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_wrong_likelihoods_are_refused():
+    with pytest.raises(ValueError, match="unknown likelihood"):
+        KFAC(network(2, 2, 2, 0), "poisson")
+    assert isinstance(KFAC(network(2, 2, 2, 0), nn.BCEWithLogitsLoss()).likelihood, Bernoulli)
