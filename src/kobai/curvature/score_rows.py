@@ -104,9 +104,13 @@ class ScoreRows:
                 wrong = run.failures(cotangents, False)
             if not wrong:
                 break
+            called = {call.layer for call in run.record.calls}
             for part in wrong:
-                for name in part.parameters:
-                    demoted[name] = f"not what calls of its layer explain ({part.reason})"
+                unseen = not any(path in called for path, _ in part.modules)
+                why = "used without a call of its module" if unseen else "not by calls alone"
+                # The bias of a demoted weight gets another chance of its own.
+                for name in part.parameters[: 1 if part.kind == "matrix" else 2]:
+                    demoted[name] = f"{part.reason}, {why}"
         self.outputs_per_example = outputs[0].numel()
         self.each = self.scores.count(self.outputs_per_example)
         self.places = run.places
