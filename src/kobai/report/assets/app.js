@@ -327,7 +327,7 @@
       }
       const scene = (title, more) => ({ title: { text: title, font: { size: 12, color: css("--soft") } }, tickfont: { size: 11, color: css("--soft") }, gridcolor: css("--rule"), zerolinecolor: css("--rule"), showbackground: false, showspikes: false, ...more });
       const wide = plane.a[plane.a.length - 1] - plane.a[0], deep = plane.b[plane.b.length - 1] - plane.b[0];
-      const ratio = Math.min(1.6, Math.max(0.625, (deep * (plane.norms[1] || 1)) / (wide * (plane.norms[0] || 1)) || 1)), shrink = (narrow ? 0.95 : 1.36) / Math.max(1, ratio) ** 0.5;
+      const ratio = Math.min(1.6, Math.max(0.625, (deep * (plane.norms[1] || 1)) / (wide * (plane.norms[0] || 1)) || 1)), shrink = (narrow ? 1.8 : 2.6) / (1 + ratio);
       const current = byId("chart-stage").layout && byId("chart-stage").layout.scene && byId("chart-stage").layout.scene.camera;
       if (current && current.eye && byId("chart-stage").dataset.view === "surface") camera = current;
       byId("chart-stage").dataset.view = "surface";
