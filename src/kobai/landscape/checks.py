@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 from kobai.landscape.backends import Point
-from kobai.landscape.derivatives import has_kinks, projected_hessian, slopes
-from kobai.landscape.differences import first_derivative, second_derivative
 from kobai.landscape.directions import Directions
 from kobai.landscape.evaluator import Evaluator
 from kobai.landscape.sweep import sweep
@@ -183,120 +181,6 @@ def determinism(evaluator: Evaluator, point: Point) -> Check:
         value=0.0 if same else max(gap, 5e-324),
         tolerance=0.0,
         detail="one node evaluated twice, compared to the bit",
-    )
-
-
-def slope(
-    objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
-) -> Check:
-    """Finite differences of the surface equal ∇L·d, away from the centre where slopes show.
-
-    Args:
-        objective: The objective.
-        directions: The subspace.
-        evaluator: What measured the surface.
-        half: Half-width of the range along each direction.
-    """
-    signs = (0.5, -0.3, 0.4)
-    place = [s * h for s, h in zip(signs, half, strict=False)]
-    theta = directions.at(place)
-    value, exact, _ = slopes(objective, theta, directions.vectors)
-    kinks = has_kinks(objective, theta)
-    relative = 3e-2 if kinks else math.sqrt(torch.finfo(objective.space.dtype).eps)
-    rows = []
-    for k in range(directions.count):
-        line = _line(evaluator, place, k)
-        found = first_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
-        scale = max(abs(float(exact[k])), abs(value) / half[k] if kinks else 0.0)
-        rows.append((float(exact[k]), found.value, 5 * found.error + relative * scale))
-    return _derivative_check("slope", rows, "∇L·d", "the surface's own slope", kinks)
-
-
-def curvature(
-    objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
-) -> Check:
-    """Second differences of the surface at its centre equal dᵀHd from Hessian-vector products.
-
-    Where the loss has kinks (ReLU), that is not a theorem: a second difference also counts how
-    slopes jump at the kinks. It still equals the integral of exact slopes,
-    ∫₀ʰ (∇L(t)·d - ∇L(-t)·d) dt / h², and is held against that by Gauss's rule; dᵀHd is stated
-    beside it.
-    """
-    kinks = has_kinks(objective, directions.origin)
-    hessian = projected_hessian(objective, directions.origin, directions.vectors).diagonal()
-    value = float(objective.value(directions.origin))
-    zero = [0.0] * directions.count
-    rows, aside = [], []
-    for k in range(directions.count):
-        line = _line(evaluator, zero, k)
-        exact = float(hessian[k])
-        if kinks:
-            step = 0.25 * half[k]
-            aside.append(f"dᵀHd {exact:.4g}")
-            exact = _slope_integral(objective, directions, k, step) / step**2
-            found = (line(step) - 2 * line(0.0) + line(-step)) / step**2
-            noise = _noise(objective, max(abs(line(step)), abs(value)))
-            tolerance = 0.1 * abs(exact) + 8 * noise / step**2
-            rows.append((exact, found, tolerance))
-            continue
-        found = second_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
-        relative = math.sqrt(torch.finfo(objective.space.dtype).eps)
-        rows.append((exact, found.value, 5 * found.error + relative * abs(exact)))
-    other = "from slopes" if kinks else "dᵀHd"
-    check = _derivative_check("curvature", rows, other, "second difference", kinks)
-    if aside:
-        note = "; the Hessian alone, which does not see kinks: " + ", ".join(aside)
-        check = dataclasses.replace(check, detail=check.detail + note)
-    return check
-
-
-def _slope_integral(objective: Objective, directions: Directions, k: int, step: float) -> float:
-    """∫₀ʰ (∇L(t)·d - ∇L(-t)·d) dt along direction k through the centre, by four Gauss nodes."""
-    nodes, weights = np.polynomial.legendre.leggauss(4)
-    vector = directions.vectors[:, k : k + 1]
-    total = 0.0
-    for node, weight in zip(nodes, weights, strict=True):
-        t = 0.5 * step * (1.0 + float(node))
-        for sign in (1.0, -1.0):
-            place = [sign * t if i == k else 0.0 for i in range(directions.count)]
-            slope_there = float(slopes(objective, directions.at(place), vector)[1])
-            total += 0.5 * step * float(weight) * sign * slope_there
-    return total
-
-
-def _line(evaluator: Evaluator, place: Sequence[float], k: int):
-    """The loss along direction k through a place, as a function of one coordinate."""
-
-    def line(t: float) -> float:
-        return evaluator.loss(*(c + t if i == k else c for i, c in enumerate(place)))
-
-    return line
-
-
-def _noise(objective: Objective, value: float) -> float:
-    """Rounding error to expect in one value of the loss."""
-    return 2 * torch.finfo(objective.space.dtype).eps * max(abs(value), 1e-3)
-
-
-def _derivative_check(
-    name: str, rows: Sequence[tuple[float, float, float]], exact: str, found: str, kinks: bool
-) -> Check:
-    def excess(row: tuple[float, float, float]) -> float:
-        gap = abs(row[0] - row[1])
-        return gap / row[2] if math.isfinite(gap) and row[2] > 0 else (gap and math.inf)
-
-    worst = max(rows, key=excess)
-    gap = abs(worst[0] - worst[1])
-    detail = "; ".join(f"{exact} {e:.6g}, {found} {f:.6g}" for e, f, _ in rows)
-    weak = any(t > 0.5 * abs(e) for e, _, t in rows)
-    return Check(
-        name=name,
-        passed=bool(gap <= worst[2]),
-        value=gap,
-        tolerance=worst[2],
-        detail=detail
-        + (" (the loss has kinks)" if kinks else "")
-        + (" (weak: rounding or kinks leave a wide tolerance)" if weak else ""),
     )
 
 

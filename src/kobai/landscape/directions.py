@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Coordinates = Sequence[float] | Float[np.ndarray, " D"] | Float[Tensor, " D"]
 
 INDEPENDENT = 1e-10
 """Smallest eigenvalue that the Gram matrix of unit directions may have (about angle² / 2)."""
@@ -127,7 +130,7 @@ class Directions:
         scale = gram.diagonal().sqrt()
         return gram / scale[:, None] / scale[None, :]
 
-    def at(self, coordinates: Sequence[float]) -> Float[Tensor, " P"]:
+    def at(self, coordinates: Coordinates) -> Float[Tensor, " P"]:
         """θ at the given D coordinates, in the dtype and on the device of the origin."""
         if len(coordinates) != self.count:
             raise ValueError(f"expected {self.count} coordinates, got {tuple(coordinates)}")
@@ -183,7 +186,7 @@ class Directions:
             for _ in range(2):  # twice is enough for orthogonality to rounding
                 for column in columns:
                     rest -= torch.dot(column, rest) / torch.dot(column, column) * column
-            columns.append(rest * (vector.norm() / rest.norm()))
+            columns.append(rest * (vector.norm() / rest.norm()) if columns else vector)
         made = torch.stack(columns, dim=1).to(self.vectors.dtype)
         return self._respanned(made, "made orthogonal")
 

@@ -80,7 +80,7 @@ def _first_crossing(
 
 
 def box_range(
-    coordinates: Iterable[Sequence[float]], count: int
+    coordinates: Iterable[Sequence[float] | np.ndarray], count: int
 ) -> tuple[tuple[float, float], ...] | None:
     """The box of all given coordinates and the centre with a margin, or None if it is flat."""
     places = np.array([(0.0,) * count, *[tuple(c) for c in coordinates]], dtype=float)

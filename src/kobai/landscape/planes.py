@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.landscape import checks as proofs
+from kobai.landscape import shape_checks
 from kobai.landscape.axes import Axis, coordinates, spread
 from kobai.landscape.derivatives import plane_eigenvalues, projected_hessian, slopes
 from kobai.landscape.directions import Directions
@@ -277,8 +278,8 @@ def _prove(
     found = [
         proofs.centre(objective, directions, evaluator),
         proofs.determinism(evaluator, tuple(float(axis[0]) for axis in axes)),
-        proofs.slope(objective, directions, evaluator, half),
-        proofs.curvature(objective, directions, evaluator, half),
+        shape_checks.slope(objective, directions, evaluator, half),
+        shape_checks.curvature(objective, directions, evaluator, half),
         proofs.orientation(directions, axes),
         proofs.direction_norms(directions),
     ]

@@ -24,7 +24,8 @@ def _is_bias(space: ParameterSpace, name: str) -> bool:
 
 def _is_norm(space: ParameterSpace, name: str) -> bool:
     owner = space.module.get_submodule(name.rpartition(".")[0])
-    return isinstance(owner, _NORMALISATIONS) or hasattr(owner, "coupled_batch")
+    # By name as well: people write their own RMSNorm.
+    return isinstance(owner, _NORMALISATIONS) or "norm" in type(owner).__name__.lower()
 
 
 def _is_vector(space: ParameterSpace, name: str) -> bool:

@@ -13,7 +13,8 @@ from kobai.landscape.backends import LoopBackend, Point, VmapBackend
 from kobai.landscape.directions import Directions
 from kobai.landscape.evaluator import Evaluator, RiskEvaluator, ValueEvaluator
 from kobai.landscape.held import HeldData, Layout
-from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend, find_sites, kept_bytes
+from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend
+from kobai.landscape.sites import find_sites, kept_bytes
 from kobai.problem import EmpiricalRisk, Objective
 
 BackendName = Literal["auto", "loop", "prefix", "vmap"]
@@ -96,6 +97,7 @@ def choose_evaluator(
         """Whether a forward pass is so short that calling the layers is what takes time."""
         return min(s * min(c.chunk, held.size) for c, s in timings.items()) < 2e-3
 
+    refused = ""
     sizes = _chunk_sizes(objective, held)
     usual = sizes[len(sizes) // 2]
     # One question after the other, each answered with the winners so far; the questions with
@@ -104,7 +106,12 @@ def choose_evaluator(
         time_one(Candidate("loop", usual))
     if backend == "vmap" or (backend == "auto" and not objective.coupled and calls_dominate()):
         for width in (128, 16):
-            time_one(Candidate("vmap", usual, width=width))
+            try:
+                time_one(Candidate("vmap", usual, width=width))
+            except (RuntimeError, ValueError) as error:
+                # Recurrent kernels and data-dependent control flow cannot be vectorised.
+                refused = str(error).splitlines()[0]
+                break
     if backend == "prefix" or (backend == "auto" and within_bounds()):
         time_one(Candidate("prefix", usual))
     if timings and held.has_images and _has_convolutions(objective) and within_bounds():
@@ -113,14 +120,14 @@ def choose_evaluator(
         if timings and size != best().chunk and within_bounds():
             time_one(dataclasses.replace(best(), chunk=size))
     if not timings:
-        raise ValueError(
-            f"backend={backend!r} does not apply here: nothing can be reused on this subspace, or "
-            "it would take too much memory; use backend='auto'"
-        )
+        reason = refused or "nothing can be reused on this subspace, or it takes too much memory"
+        raise ValueError(f"backend={backend!r} does not apply here: {reason}; use backend='auto'")
     winner = best()
     chosen = make(winner)
     assert chosen is not None
     note = f"{chosen.name}: {_times(timings)} a point, by measurement"
+    if refused:
+        note += f" (vmap does not apply: {refused})"
     if winner.backend == "loop":
         return chosen, note
     return _checked(chosen, objective, directions, held, where[0], sizes[-1], note)
