@@ -126,13 +126,25 @@ def attach(
         Handles; removing them ends the recording.
     """
 
-    def watch(name: str) -> Callable[[nn.Module, tuple, dict, Tensor], None]:
-        def hook(module: nn.Module, arguments: tuple, named: dict, output: Tensor) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple, dict, Tensor], Tensor | None]:
+        def hook(module: nn.Module, arguments: tuple, named: dict, output: Tensor) -> Tensor | None:
             if not record.enabled:
-                return
+                return None
+            first = next(iter((*arguments, *named.values())), None)
+            if not isinstance(first, Tensor) or not isinstance(output, Tensor):
+                raise TypeError(
+                    f"only layers from one tensor to one tensor can be captured, {name} "
+                    f"({type(module).__name__}) goes from {type(first).__name__} to "
+                    f"{type(output).__name__}; leave it out"
+                )
+            replaced = None
+            if output.requires_grad and _is_view_of_its_own(output, first):
+                # Torch's linear layer returns a view for inputs with several axes. An in-place
+                # activation would reroute the gradient past the view's place in the graph.
+                output = replaced = output.clone()
             edge = get_gradient_edge(output) if output.requires_grad else None
-            first = arguments[0] if arguments else next(iter(named.values()))
             record.calls.append(Call(name, first.detach(), edge, output.shape))
+            return replaced
 
         return hook
 
@@ -141,3 +153,9 @@ def attach(
         for name, module in model.named_modules()
         if wanted(module)
     ]
+
+
+def _is_view_of_its_own(output: Tensor, inputs: Tensor) -> bool:
+    """Whether an output is a view of memory that the layer itself took, not of its inputs."""
+    base = output._base
+    return base is not None and base is not inputs and base is not inputs._base
