@@ -14,6 +14,7 @@ from kobai.problem.likelihood import (
     check_settings,
     require_finite,
     sum_per_example,
+    uniform_draws,
 )
 
 
@@ -30,8 +31,9 @@ class Categorical(Likelihood):
         scale: Factor on the loss.
 
     Class indices are int64 of the outputs' shape without the class axis; soft targets are floating
-    point of the outputs' shape. The Hessian is m (diag p − p pᵀ) with m the mass of the target (1,
-    or 0 where ignored); its factor is S = √m (diag √p − p √pᵀ).
+    point of the outputs' shape. The Hessian is m (diag p − p pᵀ) with m the mass of the target: 1,
+    0 where ignored, or what soft targets sum to (after smoothing). Its factor is
+    S = √m (diag √p − p √pᵀ).
     """
 
     name = "categorical"
@@ -66,7 +68,8 @@ class Categorical(Likelihood):
     def _mass(self, targets: Tensor, like: Tensor) -> Tensor:
         """Mass of each term's target, shape (N, …, 1), in the dtype of `like` (classes last)."""
         if targets.is_floating_point():
-            return targets.movedim(self.axis, -1).sum(-1, keepdim=True).to(like.dtype)
+            mass = targets.movedim(self.axis, -1).sum(-1, keepdim=True).to(like.dtype)
+            return (1 - self.label_smoothing) * mass + self.label_smoothing
         return (targets != self.ignore_index).unsqueeze(-1).to(like.dtype)
 
     def _distribution(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -74,21 +77,19 @@ class Categorical(Likelihood):
         classes = outputs.shape[-1]
         if targets.is_floating_point():
             soft = targets.movedim(self.axis, -1).to(outputs.dtype)
-        else:
-            kept = targets != self.ignore_index
-            soft = F.one_hot(torch.where(kept, targets, 0), classes).to(outputs.dtype)
-            soft = soft * kept.unsqueeze(-1)
-        if self.label_smoothing:
-            mass = soft.sum(-1, keepdim=True)
-            soft = (1 - self.label_smoothing) * soft + self.label_smoothing * mass / classes
-        return soft
+            return (1 - self.label_smoothing) * soft + self.label_smoothing / classes
+        kept = targets != self.ignore_index
+        hard = F.one_hot(torch.where(kept, targets, 0), classes).to(outputs.dtype)
+        smooth = (1 - self.label_smoothing) * hard + self.label_smoothing / classes
+        return smooth * kept.unsqueeze(-1)
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
         """Cross-entropy of each example; see `Likelihood.nll`."""
-        axis = 1 if self.axis == 1 else outputs.ndim - 1
-        logits = outputs.movedim(axis, 1)
+        # In half precision the sum of log-probabilities that smoothing takes would overflow.
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        logits = outputs.movedim(self.axis, 1).to(dtype)
         if targets.is_floating_point():
-            targets = targets.movedim(axis, 1).to(outputs.dtype)
+            targets = targets.movedim(self.axis, 1).to(dtype)
         loss = F.cross_entropy(
             logits,
             targets,
@@ -96,7 +97,7 @@ class Categorical(Likelihood):
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        return self.scale * sum_per_example(loss)
+        return self.scale * sum_per_example(loss).to(outputs.dtype)
 
     def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
         """Number of positions that are not ignored; soft targets count one a position."""
@@ -108,9 +109,8 @@ class Categorical(Likelihood):
     def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
         """m p − y, with m the mass of the target."""
         logits = outputs.movedim(self.axis, -1)
-        target = self._distribution(logits, targets)
         p = torch.softmax(logits, -1)
-        residual = target.sum(-1, keepdim=True) * p - target
+        residual = self._mass(targets, logits) * p - self._distribution(logits, targets)
         return (self.scale * residual).movedim(-1, self.axis)
 
     def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
@@ -138,17 +138,23 @@ class Categorical(Likelihood):
         mass = (self.scale * self._mass(targets, logits)).sqrt()
         return (mass * product).movedim(-1, self.axis)
 
-    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """Class indices drawn from softmax(outputs); ignored positions keep `ignore_index`."""
-        logits = outputs.detach().movedim(self.axis, -1)
+    def _draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """A class of every term, drawn from softmax(logits), classes last."""
         # The Gumbel trick needs one uniform draw a class and no normalised probabilities, so it
         # cannot fail on a saturated softmax as multinomial sampling does.
-        uniform = torch.rand(
-            logits.shape, generator=generator, device=generator.device, dtype=logits.dtype
-        ).to(logits.device)
-        tiny = torch.finfo(logits.dtype).tiny
+        uniform = uniform_draws(logits, generator)
+        tiny = torch.finfo(uniform.dtype).tiny
         gumbel = -torch.log((-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny))
-        labels = (logits + gumbel).argmax(-1)
+        # Logits are taken relative to the largest, so that large ones do not round the noise off.
+        return (logits - logits.amax(-1, keepdim=True) + gumbel).argmax(-1)
+
+    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Class indices drawn from softmax(outputs); ignored positions keep `ignore_index`.
+
+        Where `ignore_index` is itself a class, a position that draws this class reads as ignored;
+        `fisher_sample` has no such ambiguity.
+        """
+        labels = self._draw(outputs.detach().movedim(self.axis, -1), generator)
         if targets.is_floating_point():
             return labels
         return torch.where(targets == self.ignore_index, self.ignore_index, labels)
@@ -158,7 +164,7 @@ class Categorical(Likelihood):
     ) -> Outputs:
         """√m (p − e_y), y drawn from p; label smoothing plays no part in the model's own labels."""
         logits = outputs.detach().movedim(self.axis, -1)
-        labels = self.sample(outputs, targets, generator).clamp(min=0)
+        labels = self._draw(logits, generator)
         score = torch.softmax(logits, -1)
         score.scatter_add_(-1, labels.unsqueeze(-1), -torch.ones_like(score[..., :1]))
         mass = (self.scale * self._mass(targets, logits)).sqrt()
@@ -167,16 +173,18 @@ class Categorical(Likelihood):
     def correct(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
         """Positions whose largest output is the target's class (the largest soft target's)."""
         predicted = outputs.argmax(self.axis)
-        labels = targets.argmax(self.axis) if targets.is_floating_point() else targets
-        return sum_per_example((predicted == labels).float())
+        if targets.is_floating_point():
+            return sum_per_example((predicted == targets.argmax(self.axis)).float())
+        right = (predicted == targets) & (targets != self.ignore_index)
+        return sum_per_example(right.float())
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `ValueError` on wrong shapes, classes out of range, negative targets."""
-        classes = outputs.shape[self.axis]
         if outputs.ndim < 2:
             raise ValueError(
                 f"categorical outputs need a class axis, (N, C), got shape {tuple(outputs.shape)}"
             )
+        classes = outputs.shape[self.axis]
         if targets.is_floating_point():
             if targets.shape != outputs.shape:
                 raise ValueError(

@@ -15,6 +15,7 @@ from kobai.problem.likelihood import (
     check_settings,
     require_finite,
     sum_per_example,
+    uniform_draws,
 )
 
 
@@ -73,10 +74,8 @@ class Bernoulli(Likelihood):
 
     def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Zeros and ones drawn with probability σ(outputs)."""
-        uniform = torch.rand(
-            outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
-        ).to(outputs.device)
-        return (uniform < torch.sigmoid(outputs.detach())).to(outputs.dtype)
+        uniform = uniform_draws(outputs, generator)
+        return (uniform < torch.sigmoid(outputs.detach().to(uniform.dtype))).to(outputs.dtype)
 
     def fisher_sample(
         self, outputs: Outputs, targets: Tensor, generator: torch.Generator

@@ -93,7 +93,7 @@ class Likelihood(abc.ABC):
         """What these targets add to the normaliser of an objective."""
         if self.reduction == "examples":
             return float(targets.shape[0])
-        return float(self.terms(targets).sum())
+        return float(self.terms(targets).sum(dtype=torch.float64))
 
 
 def check_settings(scale: float, reduction: str) -> None:
@@ -107,6 +107,16 @@ def check_settings(scale: float, reduction: str) -> None:
 def sum_per_example(values: Tensor) -> Tensor:
     """Sum over all axes but the first."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def uniform_draws(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform draws in [0, 1) shaped like a tensor, made on the generator's device and moved.
+
+    At least single precision: half precision knows so few values that draws would be biased.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    draws = torch.rand(like.shape, generator=generator, device=generator.device, dtype=dtype)
+    return draws.to(like.device)
 
 
 def require_finite(targets: Tensor) -> None:
