@@ -1,34 +1,12 @@
 """A module's trainable parameters as one flat vector θ, and the named blocks of that vector."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-BlockKind = Literal["parameter", "layer", "unit", "filter"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A named set of coordinates of θ.
-
-    Attributes:
-        name: Such as "0.weight" (parameter), "0" (layer), "0[3]" (unit or filter 3 of layer 0).
-        indices: Positions in θ, int64, shape (size,).
-        parameters: Names of the parameters it draws from.
-    """
-
-    name: str
-    indices: Tensor
-    parameters: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of coordinates."""
-        return int(self.indices.numel())
+from kobai.problem.blocks import Block, BlockKind, split_blocks
 
 
 class ParameterSpace:
@@ -42,7 +20,8 @@ class ParameterSpace:
         module: Any module with at least one trainable parameter.
 
     Raises:
-        ValueError: If nothing is trainable, or parameters differ in dtype or device.
+        ValueError: If nothing is trainable, parameters differ in dtype or device, are not real, or
+            have no shape yet.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -53,13 +32,23 @@ class ParameterSpace:
                 f"{type(module).__name__} has no trainable parameters; "
                 "set requires_grad=True on those to be learned"
             )
+        for name, parameter in named:
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise ValueError(
+                    f"parameter {name} of a lazy layer has no shape yet; "
+                    "run the model once on an example first"
+                )
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) > 1:
             raise ValueError(
-                f"trainable parameters must share one dtype and device, got "
-                f"{sorted(map(str, kinds))}"
-                "; "
+                "trainable parameters must share one dtype and device, got "
+                f"{sorted(f'{dtype} on {device}' for dtype, device in kinds)}; "
                 "move the module with .to(dtype, device) first"
+            )
+        if not named[0][1].is_floating_point():
+            raise ValueError(
+                f"trainable parameters must be real, got {named[0][1].dtype}; "
+                "hold real and imaginary parts as two parameters"
             )
         self.names = tuple(name for name, _ in named)
         self.shapes = tuple(torch.Size(parameter.shape) for _, parameter in named)
@@ -76,6 +65,10 @@ class ParameterSpace:
     def device(self) -> torch.device:
         """Device of θ, the module's own."""
         return self.module.get_parameter(self.names[0]).device
+
+    def is_current(self) -> bool:
+        """Whether the same parameters are trainable as when this space was made."""
+        return self.names == tuple(n for n, p in self.module.named_parameters() if p.requires_grad)
 
     def _parameters(self) -> list[Tensor]:
         named = dict(self.module.named_parameters())
@@ -101,10 +94,15 @@ class ParameterSpace:
         """Join one tensor per parameter name into a vector.
 
         Raises:
-            ValueError: If names are missing or unknown.
+            ValueError: If names are missing or unknown, or a tensor has another shape.
         """
         if set(tensors) != set(self.names):
             raise ValueError(f"expected one tensor for each of {self.names}, got {tuple(tensors)}")
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if tensors[name].shape != shape:
+                raise ValueError(
+                    f"{name} must have shape {tuple(shape)}, got {tuple(tensors[name].shape)}"
+                )
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
     def unflatten(self, theta: Float[Tensor, " P"]) -> dict[str, Tensor]:
@@ -138,7 +136,7 @@ class ParameterSpace:
             )
         pieces = block.T.contiguous().split(self.sizes, dim=1)
         return {
-            name: piece.reshape(-1, *shape)
+            name: piece.reshape(len(piece), *shape)
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
@@ -156,50 +154,14 @@ class ParameterSpace:
         Args:
             by: "parameter", one block each; "layer", all parameters of one module; "unit", what
                 feeds one output unit or channel (its weights and its bias; for scale-and-shift
-                layers, its scale and shift); "filter", the weights of one output unit or channel
-                alone, with every parameter of fewer than two axes as one block.
+                layers, its scale and shift; for gates of recurrent layers, the weights from below
+                and from the step before); "filter", the weights of one output unit or channel
+                alone, with every scale, shift and bias vector as one block.
 
         Raises:
             ValueError: If `by` is none of these.
         """
-        spans, start = {}, 0
-        for name, size in zip(self.names, self.sizes, strict=True):
-            spans[name] = torch.arange(start, start + size)
-            start += size
-        shapes = dict(zip(self.names, self.shapes, strict=True))
-        if by == "parameter":
-            return tuple(_block(name, [spans[name]], [name]) for name in self.names)
-        if by == "filter":
-            return tuple(
-                block
-                for name in self.names
-                for block in (
-                    _rows(name, [spans[name]], [name], shapes[name][0])
-                    if len(shapes[name]) > 1
-                    else (_block(name, [spans[name]], [name]),)
-                )
-            )
-        layers: dict[str, list[str]] = {}
-        for name in self.names:
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-        if by == "layer":
-            return tuple(
-                _block(layer or "(root)", [spans[name] for name in names], names)
-                for layer, names in layers.items()
-            )
-        if by == "unit":
-            blocks: list[Block] = []
-            for layer, names in layers.items():
-                # Parameters of a layer with the same number of rows describe the same units;
-                # gates of recurrent layers stack their units, so their rows agree as well.
-                groups: dict[int, list[str]] = {}
-                for name in names:
-                    groups.setdefault(shapes[name][0] if shapes[name] else 1, []).append(name)
-                for count, group in groups.items():
-                    label = layer if len(groups) == 1 else group[0]
-                    blocks += _rows(label or "(root)", [spans[n] for n in group], group, count)
-            return tuple(blocks)
-        raise ValueError(f"blocks by 'parameter', 'layer', 'unit' or 'filter', got {by!r}")
+        return split_blocks(self.module, dict(zip(self.names, self.shapes, strict=True)), by)
 
 
 def _slots(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -209,20 +171,3 @@ def _slots(module: nn.Module) -> dict[str, tuple[str, ...]]:
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
             found.setdefault(id(parameter), []).append(f"{path}.{name}" if path else name)
     return {places[0]: tuple(places) for places in found.values()}
-
-
-def _block(name: str, spans: list[Tensor], parameters: list[str]) -> Block:
-    return Block(name=name, indices=torch.cat(spans), parameters=tuple(parameters))
-
-
-def _rows(name: str, spans: list[Tensor], parameters: list[str], count: int) -> list[Block]:
-    """One block per row of the given parameters, all of which have `count` rows."""
-    rows = [span.view(count, -1) for span in spans]
-    return [
-        Block(
-            name=f"{name}[{i}]",
-            indices=torch.cat([row[i] for row in rows]),
-            parameters=tuple(parameters),
-        )
-        for i in range(count)
-    ]
