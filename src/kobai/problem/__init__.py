@@ -1,23 +1,19 @@
 """What goes in: batches, parameters as a vector, likelihoods, objectives, captured layers."""
 
 from kobai.problem.batch import Batch
+from kobai.problem.blocks import Block
+from kobai.problem.calling import call_arguments, output_tensor
 from kobai.problem.capture import Call, Capture, attach, capture
 from kobai.problem.categorical import Categorical
 from kobai.problem.elementwise import Bernoulli, Gaussian
 from kobai.problem.examples import Examples
 from kobai.problem.likelihood import Likelihood
 from kobai.problem.losses import as_likelihood
-from kobai.problem.objective import (
-    Analytic,
-    EmpiricalRisk,
-    Objective,
-    WeightedSum,
-    call_arguments,
-    output_tensor,
-)
-from kobai.problem.parameters import Block, ParameterSpace
+from kobai.problem.objective import Analytic, Objective, WeightedSum
+from kobai.problem.parameters import ParameterSpace
 from kobai.problem.problem import Problem
 from kobai.problem.purity import evaluation_mode, impurities, pure, require_pure
+from kobai.problem.risk import EmpiricalRisk
 
 __all__ = [
     "Analytic",

@@ -47,6 +47,11 @@ class Batch:
     def __post_init__(self) -> None:
         if isinstance(self.inputs, list):
             object.__setattr__(self, "inputs", tuple(self.inputs))
+        if not isinstance(self.inputs, Tensor | tuple | Mapping):
+            raise TypeError(
+                "inputs are a tensor, a tuple or a mapping of tensors, got "
+                f"{type(self.inputs).__name__}; convert arrays by torch.as_tensor first"
+            )
         tensors = input_tensors(self.inputs)
         for tensor in (*tensors, self.targets):
             if not isinstance(tensor, Tensor):

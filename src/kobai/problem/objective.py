@@ -1,23 +1,20 @@
 """Objectives: scalar functions of a flat parameter vector θ, and nothing else.
 
-`EmpiricalRisk` is the loss of a network over data; `WeightedSum` adds objectives of one module up;
-`Analytic` is a formula. Every one is also a torch closure: called without arguments it zeroes the
-gradients, runs forward and backward on the module as it stands, and returns the loss.
+`WeightedSum` adds objectives of one module up; `Analytic` is a formula; the loss of a network over
+data is `kobai.problem.risk.EmpiricalRisk`. Every one is also a torch closure: called without
+arguments it zeroes the gradients, runs forward and backward on the module as it stands, and returns
+the loss.
 """
 
 import abc
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from kobai.problem.batch import Batch
-from kobai.problem.likelihood import Likelihood
 from kobai.problem.parameters import ParameterSpace
-from kobai.problem.purity import pure
 
 
 class Objective(abc.ABC):
@@ -60,7 +57,7 @@ class Objective(abc.ABC):
         """Zero gradients, forward, backward on the module; the loss. The torch closure."""
 
 
-def _sum_of_shares(
+def sum_of_shares(
     objective: Objective, theta: Tensor
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
     """Value and gradient from the shares, freeing each share's graph before the next is built."""
@@ -74,155 +71,6 @@ def _sum_of_shares(
 
 
 @final
-class EmpiricalRisk(Objective):
-    """Mean negative log-likelihood of a model over batches.
-
-    L(θ) = Σ nll / Σ weight over all examples (see `kobai.problem.likelihood`). The batches are
-    chunks of memory, not of meaning: their shares add up to the whole to rounding.
-
-    Args:
-        model: A module from inputs to outputs, examples first.
-        likelihood: What the outputs mean.
-        batches: The data, as batches; anything that can be iterated again and again.
-        coupled: Let kobai's own normalisation layers use the statistics of all examples at once,
-            as a pure function with the gradient through them. Examples then depend on each other,
-            so there must be exactly one batch.
-        space: The model's parameter space, where it is at hand; else it is made.
-
-    Raises:
-        ValueError: If there are no batches, or several with `coupled`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: Likelihood,
-        batches: Collection[Batch],
-        *,
-        coupled: bool = False,
-        space: ParameterSpace | None = None,
-    ) -> None:
-        if len(batches) == 0:
-            raise ValueError("an empirical risk needs at least one batch, got none")
-        if coupled and len(batches) != 1:
-            raise ValueError(
-                f"coupled=True needs all examples in one batch, got {len(batches)}; "
-                "raise the chunk size, chunks would change the function"
-            )
-        self.model = model
-        self.likelihood = likelihood
-        self.batches = batches
-        self.coupled = coupled
-        self.space = ParameterSpace(model) if space is None else space
-        self._totals: tuple[int, float] | None = None
-
-    def _count(self) -> tuple[int, float]:
-        """Number of examples and the normaliser, from one pass over the targets."""
-        if self._totals is None:
-            size, weight = 0, 0.0
-            for batch in self.batches:
-                size += batch.size
-                weight += self.likelihood.weight(batch.targets)
-            if weight <= 0:
-                raise ValueError("every term of the data is ignored: nothing is left to learn")
-            self._totals = (size, weight)
-        return self._totals
-
-    @property
-    def size(self) -> int:
-        """Number of examples N."""
-        return self._count()[0]
-
-    @property
-    def weight(self) -> float:
-        """The normaliser: N, or the number of terms, as the likelihood says."""
-        return self._count()[1]
-
-    def forward(self, theta: Float[Tensor, " P"], batch: Batch) -> Tensor:
-        """Outputs at θ for one batch, differentiable; call it inside `kobai.problem.pure`."""
-        return self.forward_parameters(self.space.unflatten(theta), batch)
-
-    def forward_parameters(self, parameters: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Outputs at parameters given by name, differentiable; call it inside `pure`.
-
-        Buffers enter as copies, so that a module which writes to them cannot change itself.
-        """
-        batch = batch.to(self.space.device)
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        args, kwargs = call_arguments(batch)
-        state = {**self.space.places(parameters), **buffers}
-        return output_tensor(functional_call(self.model, state, args, kwargs, tie_weights=False))
-
-    def risk(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, ""]:
-        """One batch's share of L(θ), differentiable; call it inside `pure`."""
-        outputs = self.forward(theta, batch)
-        return self.likelihood.nll(outputs, batch.targets.to(outputs.device)).sum() / self.weight
-
-    def differentiable(self, theta: Float[Tensor, " P"]) -> Iterable[Float[Tensor, ""]]:
-        """Shares of L(θ), one a batch, each with its graph to θ."""
-        for batch in self.batches:
-            with pure(self.model, coupled=self.coupled):
-                share = self.risk(theta, batch)
-            yield share
-
-    def value(self, theta: Float[Tensor, " P"]) -> Float[Tensor, ""]:
-        """L(θ); see `Objective.value`."""
-        with torch.no_grad():
-            return torch.stack(list(self.differentiable(theta))).sum()
-
-    def value_and_grad(
-        self, theta: Float[Tensor, " P"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
-        """L(θ) and ∇L(θ); see `Objective.value_and_grad`."""
-        return _sum_of_shares(self, theta)
-
-    def outputs(self, theta: Float[Tensor, " P"]) -> Float[Tensor, "N *outputs"]:
-        """Outputs of all examples in the order of the batches, without a graph."""
-        pieces = []
-        with torch.no_grad(), pure(self.model, coupled=self.coupled):
-            for batch in self.batches:
-                pieces.append(self.forward(theta, batch))
-        return torch.cat(pieces)
-
-    def metrics(self, theta: Float[Tensor, " P"] | None = None) -> dict[str, float]:
-        """Loss and accuracy at θ (default: the module's own), in one forward pass.
-
-        Returns:
-            ``{"loss": L(θ), "accuracy": share of the terms predicted right}``; the accuracy is NaN
-            for regression.
-        """
-        theta = self.theta() if theta is None else theta
-        loss, correct, terms = 0.0, 0.0, 0.0
-        with torch.no_grad(), pure(self.model, coupled=self.coupled):
-            for batch in self.batches:
-                outputs = self.forward(theta, batch)
-                targets = batch.targets.to(outputs.device)
-                loss += float(self.likelihood.nll(outputs, targets).sum())
-                right = self.likelihood.correct(outputs, targets)
-                if right is not None:
-                    correct += float(right.sum())
-                    terms += float(self.likelihood.terms(targets).sum())
-        return {
-            "loss": loss / self.weight,
-            "accuracy": correct / terms if terms else float("nan"),
-        }
-
-    def __call__(self) -> Float[Tensor, ""]:
-        """The torch closure: zero gradients, forward and backward on the module in its own mode."""
-        self.model.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.space.device, dtype=self.space.dtype)
-        with torch.enable_grad():
-            for batch in self.batches:
-                batch = batch.to(self.space.device)
-                args, kwargs = call_arguments(batch)
-                outputs = output_tensor(self.model(*args, **kwargs))
-                share = self.likelihood.nll(outputs, batch.targets).sum() / self.weight
-                share.backward()
-                total += share.detach()
-        return total
-
-
-@final
 class WeightedSum(Objective):
     """Σ aᵢ Lᵢ(θ) over objectives of one and the same module: regularisers, mixtures, homotopies.
 
@@ -230,14 +78,22 @@ class WeightedSum(Objective):
         terms: Pairs (weight, objective).
 
     Raises:
-        ValueError: If there are no terms or they belong to different modules.
+        ValueError: If there are no terms, or they belong to different modules or parameters.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         if not terms:
             raise ValueError("a weighted sum needs at least one (weight, objective) pair, got none")
         if len({id(objective.space.module) for _, objective in terms}) != 1:
-            raise ValueError("all objectives of a weighted sum must belong to one module")
+            raise ValueError(
+                "all objectives of a weighted sum must belong to one module; "
+                "a formula on a network's parameters is Analytic(function, model)"
+            )
+        if len({objective.space.names for _, objective in terms}) != 1:
+            raise ValueError(
+                "all objectives of a weighted sum must have the same trainable parameters; "
+                "make them again after freezing or unfreezing some"
+            )
         self.terms = tuple(terms)
         self.space = terms[0][1].space
 
@@ -249,7 +105,7 @@ class WeightedSum(Objective):
         self, theta: Float[Tensor, " P"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
         """Σ aᵢ Lᵢ(θ) and its gradient."""
-        return _sum_of_shares(self, theta)
+        return sum_of_shares(self, theta)
 
     def differentiable(self, theta: Float[Tensor, " P"]) -> Iterable[Float[Tensor, ""]]:
         """The weighted shares of all terms."""
@@ -292,14 +148,25 @@ class Analytic(Objective):
             parameters the formula then is about.
 
     Raises:
-        ValueError: If the function does not return a scalar.
+        ValueError: If the function does not return a scalar, or the starting point is no vector.
+        TypeError: If the function does not return a tensor.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], theta: Tensor | nn.Module) -> None:
         self.function = function
+        if isinstance(theta, Tensor) and theta.ndim != 1:
+            raise ValueError(
+                f"the starting point must be a vector (P,), got shape {tuple(theta.shape)}; "
+                "flatten it and reshape inside the formula"
+            )
         self.space = ParameterSpace(theta if isinstance(theta, nn.Module) else _Point(theta))
         with torch.no_grad():
             value = function(self.theta())
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the formula must return a scalar tensor, got {type(value).__name__}; "
+                "write it in torch"
+            )
         if value.shape != ():
             raise ValueError(f"the formula must return a scalar, got shape {tuple(value.shape)}")
 
@@ -312,11 +179,16 @@ class Analytic(Objective):
         self, theta: Float[Tensor, " P"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
         """The formula's value and gradient."""
-        return _sum_of_shares(self, theta)
+        return sum_of_shares(self, theta)
 
     def differentiable(self, theta: Float[Tensor, " P"]) -> Iterable[Float[Tensor, ""]]:
         """The value, in one share."""
-        yield self.function(theta)
+        yield self._attached(theta)
+
+    def _attached(self, theta: Tensor) -> Tensor:
+        """The value, with a graph to θ even where the formula is constant."""
+        value = self.function(theta)
+        return value if value.requires_grad else value + theta[:0].sum()
 
     def __call__(self) -> Float[Tensor, ""]:
         """Zero gradients and backpropagate the formula to the module's parameters."""
@@ -324,39 +196,6 @@ class Analytic(Objective):
         named = dict(self.space.module.named_parameters())
         with torch.enable_grad():
             theta = torch.cat([named[name].reshape(-1) for name in self.space.names])
-            loss = self.function(theta)
+            loss = self._attached(theta)
             loss.backward()
         return loss.detach()
-
-
-def call_arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Positional and keyword arguments a model is called with: tensor, tuple or mapping."""
-    if isinstance(batch.inputs, Tensor):
-        return (batch.inputs,), {}
-    if isinstance(batch.inputs, tuple):
-        return batch.inputs, {}
-    return (), dict(batch.inputs)
-
-
-def output_tensor(outputs: Any) -> Tensor:
-    """The one tensor of outputs: itself, the entry "logits", or the only floating tensor.
-
-    Raises:
-        TypeError: If there is no such tensor or no telling which.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    logits = (
-        outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    )
-    if isinstance(logits, Tensor):
-        return logits
-    values = list(outputs.values()) if isinstance(outputs, dict) else outputs
-    if isinstance(values, list | tuple):
-        floating = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-        if len(floating) == 1:
-            return floating[0]
-    raise TypeError(
-        "the model must return one tensor (or a mapping or object with 'logits'), got "
-        f"{type(outputs).__name__}; wrap the model so that it returns its outputs"
-    )

@@ -1,24 +1,30 @@
 """A problem: a model, what its outputs mean, and the data it is to learn from."""
 
+import contextlib
+import numbers
 from collections.abc import Collection, Iterator
 from typing import Any, Literal, final
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from kobai.problem.batch import Batch, input_tensors
+from kobai.problem.calling import buffer_copies, call_arguments, output_tensor
 from kobai.problem.examples import (
     Examples,
+    StreamedExamples,
     TensorExamples,
+    as_batch,
     as_examples,
-    first_example,
+    require_finite_inputs,
     split_off,
 )
 from kobai.problem.likelihood import Likelihood
 from kobai.problem.losses import as_likelihood
-from kobai.problem.objective import EmpiricalRisk, call_arguments, output_tensor
 from kobai.problem.parameters import ParameterSpace
-from kobai.problem.purity import evaluation_mode
+from kobai.problem.purity import evaluation_mode, exact_kernels
+from kobai.problem.risk import EmpiricalRisk
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,6 +47,8 @@ class Problem:
 
     Raises:
         ValueError: If shapes, labels, dtypes or values do not fit; nothing is adjusted in silence.
+            Data in memory are checked here, a data set whenever a part of it is loaded.
+        TypeError: If the data, the likelihood or the model's outputs are of no known kind.
 
     Example:
         >>> import torch
@@ -66,19 +74,24 @@ class Problem:
         self.space = ParameterSpace(model)
         self.train = as_examples(train, name="train")
         self.validation: Examples | None = None
-        if isinstance(validation, float):
+        if isinstance(validation, numbers.Real):
             if generator is None:
                 raise ValueError(
                     "drawing a validation fraction needs generator=torch.Generator(); "
                     "or pass the validation data itself"
                 )
-            self.train, self.validation = split_off(self.train, validation, generator=generator)
+            self.train, self.validation = split_off(
+                self.train, float(validation), generator=generator
+            )
         elif validation is not None:
             self.validation = as_examples(validation, name="validation")
         self.test = None if test is None else as_examples(test, name="test")
         self._chunk: int | None = None
-        for name in self.splits:
-            self._check(name, self.examples(name))
+        self.train = self._checked("train", self.train)
+        if self.validation is not None:
+            self.validation = self._checked("validation", self.validation)
+        if self.test is not None:
+            self.test = self._checked("test", self.test)
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -118,9 +131,11 @@ class Problem:
             chunk: Examples a forward pass. Default: as many as keep the saved activations, measured
                 by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
         """
+        if not self.space.is_current():
+            self.space = ParameterSpace(self.model)
         if batch is not None:
             return EmpiricalRisk(
-                self.model, self.likelihood, (batch,), coupled=coupled, space=self.space
+                self.model, self.likelihood, (as_batch(batch),), coupled=coupled, space=self.space
             )
         examples = self.examples(split)
         if coupled:
@@ -153,60 +168,84 @@ class Problem:
         self.validation, self.test = move(self.validation), move(self.test)
         return self
 
-    def _probe(self, batch: Batch) -> torch.Tensor:
-        """Outputs of a batch in eval mode, leaving modes and random state as they were."""
+    def _probe(self, batch: Batch, state: dict[str, torch.Tensor]) -> Any:
+        """What the model returns in eval mode, leaving modes, buffers and random state alone."""
         devices = [self.space.device] if self.space.device.type == "cuda" else []
         with evaluation_mode(self.model), torch.random.fork_rng(devices=devices):
-            args, kwargs = call_arguments(batch.to(self.space.device))
-            return output_tensor(self.model(*args, **kwargs))
+            args, kwargs = call_arguments(batch)
+            return functional_call(self.model, state, args, kwargs, tie_weights=False)
 
-    def _check(self, name: str, examples: Examples) -> None:
+    def _checked(self, name: str, examples: Examples) -> Examples:
         """Hold a split against the model: dtype, output shape, range of the targets."""
-        one = first_example(examples)
-        for tensor in input_tensors(one.inputs):
+        # Two examples, since with one alone an axis that a model drops or mixes goes unseen.
+        few = examples.first(2)
+        for tensor in input_tensors(few.inputs):
             if tensor.is_floating_point() and tensor.dtype != self.space.dtype:
                 raise ValueError(
                     f"{name}: inputs are {tensor.dtype} but the model computes in "
                     f"{self.space.dtype}; convert one of them by .to(dtype)"
                 )
-        with torch.no_grad():
-            try:
-                outputs = self._probe(one)
-            except RuntimeError as error:
-                shapes = [tuple(t.shape[1:]) for t in input_tensors(one.inputs)]
-                raise ValueError(
-                    f"{name}: the model does not accept inputs of shape {shapes} an example: "
-                    f"{error}"
-                ) from error
-        if outputs.ndim == 0 or outputs.shape[0] != 1:
+        on_device = few.to(self.space.device)
+        try:
+            with torch.no_grad():
+                returned = self._probe(on_device, buffer_copies(self.model))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            shapes = [tuple(t.shape[1:]) for t in input_tensors(few.inputs)]
+            raise ValueError(
+                f"{name}: the model does not accept inputs of shape {shapes} an example: {error}"
+            ) from error
+        outputs = output_tensor(returned)
+        if outputs.ndim == 0 or outputs.shape[0] != few.size:
             raise ValueError(
                 f"{name}: the model must return one row of outputs an example, got shape "
-                f"{tuple(outputs.shape)} for one example"
+                f"{tuple(outputs.shape)} for {few.size} example(s)"
             )
-        targets = examples.all.targets if isinstance(examples, TensorExamples) else one.targets
-        try:
-            self.likelihood.check(
-                outputs.expand(targets.shape[0], *outputs.shape[1:]), targets.to(outputs.device)
+        if not outputs.is_floating_point():
+            raise ValueError(
+                f"{name}: the model must return floating-point outputs, got {outputs.dtype}; "
+                "return logits or means, not decisions"
             )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        row = outputs[:1].detach()
+
+        def fits(batch: Batch) -> None:
+            try:
+                require_finite_inputs(batch)
+                # Sequences padded batch by batch may be longer than the first ones.
+                if batch.targets.shape[1:] == few.targets.shape[1:]:
+                    expanded = row.expand(batch.size, *row.shape[1:]).to(batch.targets.device)
+                    self.likelihood.check(expanded, batch.targets)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+        if isinstance(examples, StreamedExamples):
+            fits(few)
+            return examples.inspected(fits)
+        if isinstance(examples, TensorExamples):
+            fits(examples.all)
+        return examples
 
     def _chunk_size(self, examples: Examples) -> int:
         if self._chunk is None:
-            batch = next(iter(examples.batches(2)))
+            batch = examples.first(2).to(self.space.device)
+            state = buffer_copies(self.model)
             seen: dict[int, int] = {}
 
             def keep(tensor: torch.Tensor) -> torch.Tensor:
                 seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
                 return tensor
 
-            with (
-                torch.enable_grad(),
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            ):
-                self._probe(batch)
-            own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-            own |= {t.untyped_storage().data_ptr() for t in input_tensors(batch.inputs)}
-            saved = sum(size for pointer, size in seen.items() if pointer not in own)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.enable_grad())
+                # The kernels of curvature products, which keep more than the fused ones.
+                stack.enter_context(exact_kernels(self.model))
+                stack.enter_context(
+                    torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+                )
+                self._probe(batch, state)
+            own = [*self.model.parameters(), *state.values(), *input_tensors(batch.inputs)]
+            pointers = {tensor.untyped_storage().data_ptr() for tensor in own}
+            saved = sum(size for pointer, size in seen.items() if pointer not in pointers)
             self._chunk = max(1, int(MEMORY_BOUND * batch.size / max(saved, 1)))
         return min(self._chunk, examples.size)

@@ -7,6 +7,7 @@ chunked sums would not equal the whole, and products with curvature matrices wou
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,13 +28,8 @@ def impurities(module: nn.Module, *, coupled: bool = False) -> list[str]:
     reasons = []
     for path, part in module.named_modules():
         where = f"{path or '(root)'} ({type(part).__name__})"
-        dropout = (
-            getattr(part, "p", 0.0) if isinstance(part, nn.modules.dropout._DropoutNd) else 0.0
-        )
-        if isinstance(part, nn.RNNBase | nn.MultiheadAttention):
-            dropout = part.dropout
-        if part.training and dropout:
-            reasons.append(f"{where} draws random dropout masks; call .eval() on it")
+        if part.training and _draws(part):
+            reasons.append(f"{where} draws random numbers; call .eval() on it")
         if hasattr(part, "coupled_batch"):
             if part.training and not coupled:
                 reasons.append(
@@ -42,7 +38,8 @@ def impurities(module: nn.Module, *, coupled: bool = False) -> list[str]:
                 )
         elif isinstance(part, nn.modules.batchnorm._NormBase):
             per_example = isinstance(part, nn.modules.instancenorm._InstanceNorm)
-            tracks = part.track_running_stats
+            # As torch decides: by the buffers for batches, by the flag for single instances.
+            tracks = part.track_running_stats if per_example else part.running_mean is not None
             if part.training and not (per_example and not tracks):
                 reasons.append(
                     f"{where} uses and moves batch statistics in training mode; call .eval() on it"
@@ -50,6 +47,17 @@ def impurities(module: nn.Module, *, coupled: bool = False) -> list[str]:
             elif not tracks and not per_example:
                 reasons.append(f"{where} keeps no running statistics and mixes examples")
     return reasons
+
+
+def _draws(part: nn.Module) -> bool:
+    """Whether a stock module draws random numbers in training mode."""
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    if isinstance(part, nn.RNNBase):
+        return part.dropout > 0 and part.num_layers > 1
+    if isinstance(part, nn.MultiheadAttention):
+        return part.dropout > 0
+    return isinstance(part, nn.RReLU)
 
 
 def require_pure(module: nn.Module, *, coupled: bool = False) -> None:
@@ -76,30 +84,16 @@ def pure(module: nn.Module, *, coupled: bool = False) -> Iterator[None]:
         ValueError: If the module is not pure, or drew random numbers while it ran.
     """
     require_pure(module, coupled=coupled)
-    switched = []
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
-        if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-            # allow_tf32 is left alone: setting it warns on machines without such hardware.
-            flags = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # pyright: ignore
-            stack.enter_context(flags)
-            if device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        stack.enter_context(exact_kernels(module))
         if coupled:
-            for part in module.modules():
-                if hasattr(part, "coupled_batch"):
-                    switched.append((part, part.coupled_batch))
-                    setattr(part, "coupled_batch", True)
+            stack.enter_context(coupled_statistics(module))
         before = _random_state(device)
+        moved = False
         try:
             yield
         finally:
-            for part, value in switched:
-                setattr(part, "coupled_batch", value)
             after = _random_state(device)
             moved = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
             if moved:
@@ -109,6 +103,52 @@ def pure(module: nn.Module, *, coupled: bool = False) -> Iterator[None]:
                 "the module drew random numbers while it was evaluated as a function of its "
                 "parameters (functional dropout or noise?); switch that off in eval mode"
             )
+
+
+@contextlib.contextmanager
+def exact_kernels(module: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent layers through kernels that autograd differentiates twice.
+
+    Recurrent layers are what oneDNN and cuDNN are switched off for, so a model without any keeps
+    them for its convolutions.
+    """
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn) if recurrent else ()
+    enabled = [backend.enabled for backend in backends]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for backend in backends:
+            backend.enabled = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for backend, value in zip(backends, enabled, strict=True):
+            backend.enabled = value
+
+
+@contextlib.contextmanager
+def coupled_statistics(module: nn.Module, *, training: bool = True) -> Iterator[None]:
+    """Let kobai's normalisation layers use the statistics of the batch at hand, as pure functions.
+
+    Args:
+        module: Holds the layers, which get their own setting back afterwards.
+        training: Also those in training mode, which use such statistics anyway, but move their
+            running averages.
+    """
+    switched = [
+        (part, part.coupled_batch)
+        for part in module.modules()
+        if hasattr(part, "coupled_batch") and (training or not part.training)
+    ]
+    try:
+        for part, _ in switched:
+            setattr(part, "coupled_batch", True)
+        yield
+    finally:
+        for part, value in switched:
+            setattr(part, "coupled_batch", value)
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:
