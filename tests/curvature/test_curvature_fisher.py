@@ -11,15 +11,16 @@ from test_curvature_matrices import dense_ggn, jacobian
 from torch import nn
 
 import cases
-from kobai.curvature import GGN, Fisher
+from kobai.curvature import GGN, Fisher, Hessian
 from kobai.curvature.fisher import STRUCTURES
 from kobai.curvature.structures import KroneckerStructure, layers_of
 from kobai.problem import pure
+from laws.operators import check_operator, check_solvable
 from tolerances import assert_close
 
 KINDS = ["exact", "sampled", "observed"]
 # The quick run has every case with exact labels and the other kinds on some; --slow has them all.
-SOME = {"mlp", "transformer", "tied", "norms"}
+SOME = {"mlp", "transformer"}
 PAIRS = [
     pytest.param(name, kind, marks=[] if kind == "exact" or name in SOME else [pytest.mark.slow])
     for name in cases.CASES
@@ -165,6 +166,20 @@ def test_laws_of_an_operator_that_solves(name, structure, labels):
         assert_close(root @ (root @ vectors), torch.linalg.solve(shifted, vectors), 1e-8)
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_common_laws_of_operators(name, structure, generator):
+    operator = fisher(name, structure)
+    check_operator(operator, generator=generator, tolerance=1e-9)
+    if operator.positive_semidefinite:
+        check_solvable(operator, generator=generator, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("matrix", [GGN, Hessian])
+def test_common_laws_of_matrix_free_products(matrix, generator):
+    check_operator(matrix(cases.objective("mlp")), generator=generator, tolerance=1e-9)
+
+
 def captured_moments(objective, sharing):
     """K-FAC's factors of Linear and Conv2d layers by hooks on the tensors themselves."""
     model, theta = objective.model, objective.theta()
@@ -280,7 +295,7 @@ def test_ekfac_is_the_best_diagonal_in_its_basis():
 
 
 @pytest.mark.parametrize("structure", ["layer", "kronecker", "ekfac"])
-def test_single_datum_regression_is_exact_at_the_last_layer(structure):
+def test_a_single_datum_is_exact(structure):
     """One example: the input factor has rank one, so A ⊗ B is the block itself."""
     matrix = dense("single", "exact")
     operator = fisher("single", structure)

@@ -8,7 +8,7 @@ from torch import nn
 
 import cases
 from kobai import Problem
-from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams
+from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams, score_rows
 from kobai.curvature.fisher import STRUCTURES
 from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.score_rows import ScoreRows
@@ -315,3 +315,19 @@ def test_rows_follow_the_examples_then_the_outputs():
     matrix = dense_jacobian(objective, objective.theta())
     for part, rows in zip(source.parts, source.stacked(), strict=True):
         assert_close(rows.dense(), matrix[:, part.indices])
+
+
+@pytest.mark.parametrize("labels", ["exact", "sampled", "observed"])
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_batches_are_cut_to_a_memory_bound(name, labels, monkeypatch):
+    def matrix():
+        generator = torch.Generator().manual_seed(2) if labels == "sampled" else None
+        operator = Fisher(cases.objective(name, chunk=9), "layer", labels, generator=generator)
+        return operator.dense(), len(list(operator.source))
+
+    whole, batches = matrix()
+    monkeypatch.setattr(score_rows, "MEMORY_BOUND", 1)
+    cut, pieces = matrix()
+    assert batches == 1
+    assert pieces == cases.objective(name).size
+    assert_close(cut, whole, 1e-12)

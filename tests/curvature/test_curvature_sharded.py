@@ -28,6 +28,8 @@ def _worker(rank, port, queue):
                 ("layer", Fisher(objective, "layer")),
             ):
                 found[name, label] = Sharded(matrix, objective.weight).dense()
+            with pytest.raises(ValueError, match="not the mean"):
+                Sharded(Fisher(objective, "kronecker"), objective.weight)
         if rank == 0:
             queue.put({key: value.numpy() for key, value in found.items()})
     finally:

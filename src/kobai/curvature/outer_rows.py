@@ -86,6 +86,25 @@ class OuterRows(Rows):
             total += self._written(slice(start, start + step)).square().sum(0)
         return total
 
+    def unit_moments(self) -> Float[Tensor, "GM K K"]:
+        """Σ over rows of the outer products of each unit's K entries, (groups · M, K, K)."""
+        if self.places == 1:
+            weights = self.gradients[:, :, :, 0].square().sum(2)
+            inputs = self.inputs[:, :, 0]
+            stacks = [
+                a.T @ (w.unsqueeze(1) * a)
+                for a, own in zip(inputs, weights, strict=True)
+                for w in own.mT
+            ]
+            return torch.stack(stacks)
+        total = self.inputs.new_zeros(self.groups * self.outer, self.inner, self.inner)
+        step = max(1, _WORKSPACE // max(1, self.each * self.size))
+        for start in range(0, self.examples, step):
+            rows = self._written(slice(start, start + step))
+            stacks = rows.view(-1, self.groups * self.outer, self.inner).transpose(0, 1)
+            total += stacks.mT @ stacks
+        return total
+
     def dense(self) -> Float[Tensor, "R p"]:
         """G, written out."""
         return self._written(slice(None))

@@ -29,6 +29,9 @@ from kobai.problem import Batch, Call, Capture, EmpiricalRisk, capture, pure
 
 _ROWS_TOGETHER = 64
 
+MEMORY_BOUND = 2**30
+"""Bytes that the gradients in all layers' outputs may take at a time; batches are cut to fit."""
+
 
 @final
 class ScoreRows:
@@ -67,19 +70,33 @@ class ScoreRows:
         self.count = objective.size * self.each
 
     def __iter__(self) -> Iterator[list[Rows]]:
-        """One list a batch, with the rows of each part."""
+        """One list a batch, or a piece of one, with the rows of each part."""
         cotangents = self.scores.start()
+        limit = max(1, int(MEMORY_BOUND / max(1.0, self.each * self._bytes_per_example)))
         for batch in self.objective.batches:
-            run = _Pass(self, batch, self.parts)
-            own = cotangents(run.outputs, batch.targets.to(run.outputs.device))
-            rows = run.rows(own, self._vectorised)
-            missing = [p.parameters for p, r in zip(self.parts, rows, strict=True) if r is None]
-            if missing:
-                raise ValueError(
-                    f"the layers of {missing} were called differently on this batch than on the "
-                    "first examples; evaluate the model in batches of equal form"
-                )
-            yield [row for row in rows if row is not None]
+            if self.objective.coupled or batch.size <= limit:
+                run = _Pass(self, batch, self.parts)
+                own = cotangents(run.outputs, batch.targets.to(run.outputs.device))
+                yield self._complete(run.rows(own, self._vectorised))
+                continue
+            # Cotangents are drawn for the whole batch, as everywhere, and cut with it.
+            with torch.no_grad(), pure(self.objective.model):
+                outputs = self.objective.forward(self.theta, batch)
+            own = cotangents(outputs, batch.targets.to(outputs.device))
+            for start in range(0, batch.size, limit):
+                chosen = slice(start, start + limit)
+                run = _Pass(self, batch.take(chosen), self.parts)
+                yield self._complete(run.rows(own[:, chosen], self._vectorised))
+
+    def _complete(self, rows: list[Rows | None]) -> list[Rows]:
+        """The same rows, or an error that names the parts which have none."""
+        missing = [p.parameters for p, r in zip(self.parts, rows, strict=True) if r is None]
+        if missing:
+            raise ValueError(
+                f"the layers of {missing} were called differently on this batch than on the "
+                "first examples; evaluate the model in batches of equal form"
+            )
+        return [row for row in rows if row is not None]
 
     def stacked(self) -> list[Rows]:
         """The rows of each part over all data, kept in memory."""
@@ -114,6 +131,8 @@ class ScoreRows:
         self.outputs_per_example = outputs[0].numel()
         self.each = self.scores.count(self.outputs_per_example)
         self.places = run.places
+        seen = sum(call.shape.numel() for call in run.record.calls)
+        self._bytes_per_example = seen / batch.size * self.theta.itemsize
 
 
 @final

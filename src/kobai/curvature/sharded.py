@@ -6,7 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kobai.curvature.fisher import Fisher
+from kobai.curvature.structures import ChainStructure, EKFACStructure, KroneckerStructure
 from kobai.linalg import LinearOperator
+
+_NOT_ADDITIVE = (ChainStructure, EKFACStructure, KroneckerStructure)
 
 
 @final
@@ -15,7 +19,8 @@ class Sharded(LinearOperator):
 
     Every rank builds its matrix (Hessian, Gauss-Newton, Fisher) on its own share of the data and
     multiplies the same vectors; one all-reduce of the product's size follows. Sampled labels need a
-    generator of its own on each rank.
+    generator of its own on each rank. For matrices that are sums over examples: the structures
+    "kronecker", "ekfac" and "chain" are not and are refused.
 
     Args:
         operator: This rank's symmetric matrix, normalised by its own weight.
@@ -24,7 +29,7 @@ class Sharded(LinearOperator):
 
     Raises:
         RuntimeError: If torch.distributed is not initialised.
-        ValueError: If the operator is not declared symmetric.
+        ValueError: If the operator is not declared symmetric or not a sum over examples.
     """
 
     def __init__(
@@ -36,6 +41,11 @@ class Sharded(LinearOperator):
             )
         if not operator.symmetric:
             raise ValueError(f"only symmetric matrices add up over shards; got {operator!r}")
+        if isinstance(operator, Fisher) and isinstance(operator.structure, _NOT_ADDITIVE):
+            raise ValueError(
+                f"{type(operator.structure).__name__} of all data is not the mean of those of the "
+                "shards; take structure 'full', 'layer', 'tridiagonal', 'unit' or 'diagonal'"
+            )
         self.operator = operator
         self._group = group
         total = torch.tensor([weight], dtype=torch.float64, device=operator.device)

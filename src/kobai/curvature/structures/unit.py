@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
+from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.interface import Structure, layers_of
 from kobai.linalg import LinearOperator
@@ -102,14 +103,23 @@ class UnitStructure(Structure):
         layers = layers_of(source)
         where = {name: i for i, layer in enumerate(layers) for name in layer.parameters}
         for parts in source:
-            written = {}
+            written: dict[int, tuple[Tensor, Tensor]] = {}
             for total, (parameters, units) in zip(sums, groups, strict=True):
                 position = where[parameters[0]]
+                layer = layers[position]
+                rows = parts[layer.positions[0]]
+                if (
+                    isinstance(rows, OuterRows)
+                    and len(layer.positions) == 1
+                    and torch.equal(rows.indices, units.reshape(-1))
+                ):
+                    total += rows.unit_moments()
+                    continue
                 if position not in written:
-                    rows = layers[position].rows(parts)
+                    joined = layer.rows(parts)
                     place = torch.full((source.theta.numel(),), -1)
-                    place[rows.indices] = torch.arange(rows.size)
-                    written = {position: (rows.dense(), place)}
+                    place[joined.indices] = torch.arange(joined.size)
+                    written = {position: (joined.dense(), place)}
                 matrix, place = written[position]
                 total += _moments(matrix, place[units])
         weight = source.objective.weight
