@@ -2,16 +2,16 @@
 
 import math
 
-import cases
 import kfac_oracle as oracle
 import pytest
 import torch
-from tolerances import assert_close
 from torch import nn
 
+import cases
 from kobai.optim import KFAC
 from kobai.optim.blocks import past_weight
 from kobai.problem import Categorical, Gaussian, Problem, as_likelihood, call_arguments
+from tolerances import assert_close
 
 
 def small_convolutional():
@@ -96,13 +96,17 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
         momentum = settings["momentum"] * momentum + gradient
         matrix = torch.zeros(space.dimension, space.dimension, dtype=torch.float64)
         owned = {
-            name: indices for block in space.blocks("parameter")
+            name: indices
+            for block in space.blocks("parameter")
             for name, indices in [(block.name, block.indices)]
         }
         for span in spans:
             form, path = span.layer.form, span.layer.name
             new = oracle.factors(
-                model, model.get_submodule(path), batch_of(reference), problem.likelihood,
+                model,
+                model.get_submodule(path),
+                batch_of(reference),
+                problem.likelihood,
                 form.bias,
             )
             past = past_weight(count)
@@ -111,7 +115,8 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
             weight = owned[f"{path}.weight"].view(form.groups, form.outputs, -1)
             bias = (
                 owned[f"{path}.bias"].view(form.groups, form.outputs, 1)
-                if form.bias else weight[..., :0]
+                if form.bias
+                else weight[..., :0]
             )
             where = torch.cat([weight, bias], 2)
             for g in range(form.groups):

@@ -3,14 +3,15 @@
 import copy
 import gc
 import io
+import itertools
 import pickle
 import weakref
 
-import cases
 import pytest
 import torch
 from torch import nn
 
+import cases
 from kobai.optim import KFAC
 from kobai.problem import Categorical
 
@@ -104,7 +105,9 @@ def test_of_two_forward_passes_the_last_counts():
     net, x, y = network()
     optimizer = KFAC(net)
     first, second = net(x[:4]), net(x[4:])
-    (nn.functional.cross_entropy(first, y[:4]) + nn.functional.cross_entropy(second, y[4:])).backward()
+    (
+        nn.functional.cross_entropy(first, y[:4]) + nn.functional.cross_entropy(second, y[4:])
+    ).backward()
     sums = optimizer._watch.take()
     assert sums.passes == 1
     assert sums.layers[0].rows == 4
@@ -118,13 +121,13 @@ def test_statistics_come_when_they_are_due():
         loop(net, x, y, optimizer, steps=1)
         seen.append((optimizer.diagnostics()["statistics"], optimizer.diagnostics()["inversions"]))
     statistics = [i for i in range(200) if i == 0 or seen[i][0] > seen[i - 1][0]]
-    gaps = [b - a for a, b in zip(statistics, statistics[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(statistics)]
     assert gaps[:10] == [1] * 10
     assert gaps == sorted(gaps)
     assert gaps[-1] == 10
     inversions = [i for i in range(200) if i == 0 or seen[i][1] > seen[i - 1][1]]
     assert inversions[:4] == [0, 1, 2, 3]
-    assert max(b - a for a, b in zip(inversions, inversions[1:], strict=False)) <= 50
+    assert max(b - a for a, b in itertools.pairwise(inversions)) <= 50
 
 
 class Saved:
@@ -223,7 +226,6 @@ def test_gradients_without_statistics_are_an_error():
 
 def test_outputs_changed_in_place_are_an_error():
     net, x, y = network()
-    KFAC(net)
     optimizer = KFAC(net)
     outputs = net(x)
     outputs.div_(2.0)

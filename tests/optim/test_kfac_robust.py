@@ -45,9 +45,7 @@ LOSSES = {
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_degenerate_data_never_break_it(
-    sizes, scale, kind, likelihood, damping, dtype, norm, seed
-):
+def test_degenerate_data_never_break_it(sizes, scale, kind, likelihood, damping, dtype, norm, seed):
     n, inputs, hidden, outputs = sizes
     model = network(inputs, hidden, outputs, seed, norm).to(dtype)
     generator = torch.Generator().manual_seed(seed)

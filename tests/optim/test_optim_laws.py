@@ -1,11 +1,11 @@
 """The laws of optimizers, on torch's own and on kobai's."""
 
-import cases
 import pytest
 import torch
-from laws import optimizers as laws
 
+import cases
 from kobai.optim import CONFIGS, KFAC, build
+from laws import optimizers as laws
 
 TORCH = {
     "torch-sgd": lambda model, _: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),

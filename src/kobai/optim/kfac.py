@@ -262,7 +262,7 @@ class KFAC(torch.optim.Optimizer):
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
         if gradients:
-            if self._statistics_step is None:
+            if self._statistics_step is None and not self._waiting:
                 raise RuntimeError(
                     "there are gradients but no statistics: call the model itself (not "
                     "model.forward) and let the loss depend on its output"

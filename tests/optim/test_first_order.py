@@ -1,0 +1,128 @@
+"""The table of names: right classes, settings checked at once, Muon and AdamW as one."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import cases
+from kobai.optim import CONFIGS, FIRST_ORDER, KFAC, AdamConfig, KFACConfig, MuonAdamW, build
+
+
+@pytest.fixture
+def model():
+    return cases.problem("mlp").model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_and_classes(name, model):
+    optimizer = build(name, model)
+    assert isinstance(optimizer, FIRST_ORDER.get(name, KFAC))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_settings_are_frozen_documented_dataclasses(name):
+    config = CONFIGS[name]()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.lr = 1.0
+    assert config.__doc__
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("lr", [0.0, -0.1, math.nan, math.inf])
+def test_impossible_learning_rates_name_their_flag(name, lr):
+    with pytest.raises(Exception, match=rf"--{name}\.lr must be positive"):
+        CONFIGS[name](lr=lr)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_negative_weight_decay_names_its_flag(name):
+    with pytest.raises(Exception, match=rf"--{name}\.weight_decay"):
+        CONFIGS[name](weight_decay=-1.0)
+
+
+def test_settings_reach_the_optimizer(model):
+    group = build("adam", model, config=AdamConfig(lr=0.5, beta2=0.7)).param_groups[0]
+    assert (group["lr"], group["betas"]) == (0.5, (0.9, 0.7))
+    assert build("nesterov", model).param_groups[0]["nesterov"]
+    assert build("rmsprop", model).param_groups[0]["alpha"] == 0.99
+    kfac = build("kfac", model, "categorical", KFACConfig(damping=0.5, inverse_every=7))
+    assert kfac.param_groups[0]["damping"] == 0.5
+    assert kfac.inverse_every == 7
+
+
+def test_the_defaults_of_settings_and_class_agree(model):
+    direct, built = KFAC(model), build("kfac", model)
+    assert {k: v for k, v in direct.param_groups[0].items() if k != "params"} == {
+        k: v for k, v in built.param_groups[0].items() if k != "params"
+    }
+    for name in ("statistics_every", "inverse_every", "kl_bound", "labels"):
+        assert getattr(direct, name) == getattr(built, name)
+
+
+def test_unknown_names_and_foreign_settings_are_refused(model):
+    with pytest.raises(ValueError, match="unknown optimizer 'sgdd'; choose from sgd"):
+        build("sgdd", model)
+    with pytest.raises(TypeError, match="SGDConfig"):
+        build("sgd", model, config=AdamConfig())
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        build("sgd", model)
+
+
+def test_muon_takes_the_hidden_matrices():
+    model = cases.problem("transformer").model
+    optimizer = build("muon", model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    assert "layer.linear1.weight" in hidden
+    assert "embed.weight" not in hidden
+    assert "head.weight" not in hidden
+    rest = optimizer.param_groups[1]["params"]
+    assert len(hidden) + len(rest) == len(names)
+
+
+def test_muon_steps_as_torchs_own(model):
+    """One object makes the updates of the two it is made of."""
+    twin = cases.problem("mlp")
+    optimizer = build("muon", model)
+    muon = torch.optim.Muon(
+        [twin.model[0].weight, twin.model[2].weight],
+        lr=1e-3,
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    chosen = {id(p) for g in muon.param_groups for p in g["params"]}
+    adamw = torch.optim.AdamW(
+        [p for p in twin.model.parameters() if id(p) not in chosen], lr=1e-3, weight_decay=0.01
+    )
+    problem = cases.problem("mlp")
+    problem.model.load_state_dict(model.state_dict())
+    for _ in range(4):
+        twin.objective()()
+        muon.step()
+        adamw.step()
+        for p, q in zip(model.parameters(), problem.model.parameters(), strict=True):
+            q.data.copy_(p.data)
+        problem.objective()()
+        for p, q in zip(model.parameters(), problem.model.parameters(), strict=True):
+            p.grad = q.grad
+        optimizer.step()
+    for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_muon_without_hidden_or_without_other_parameters():
+    with torch.random.fork_rng():
+        single = nn.Linear(3, 2)
+        vector = nn.LayerNorm(3)
+        matrix = nn.Linear(3, 2, bias=False)
+    assert len(MuonAdamW(single).param_groups) == 2
+    assert len(MuonAdamW(vector).param_groups) == 1
+    assert len(MuonAdamW(matrix).param_groups) == 1
+    vector.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable"):
+        MuonAdamW(vector)
