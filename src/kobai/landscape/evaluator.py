@@ -90,6 +90,16 @@ class RiskEvaluator(Evaluator):
         self.held = held
         self._chunks = held.chunks(chunk, layout)
 
+    def in_chunks(self) -> EmpiricalRisk:
+        """The same objective over the chunks that were found fast, for derivatives."""
+        batches = tuple(chunk.batch for chunk in self._chunks)
+        return EmpiricalRisk(
+            self.objective.model,
+            self.objective.likelihood,
+            batches,
+            coupled=self.objective.coupled,
+        )
+
     def has_accuracy(self) -> bool:
         """Whether the likelihood knows right from wrong."""
         batch = next(self.held.batches[0].chunks(2))

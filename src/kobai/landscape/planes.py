@@ -75,7 +75,7 @@ def evaluate_plane(
     Returns:
         The plane. Values that are not finite are kept as they are and counted in the note. Cost: a
         forward pass over the data a node (less by exact reuse), a backward pass for slopes, three
-        for curvatures, and about 60 evaluations for the checks.
+        for curvatures, and about a hundred evaluations for the checks.
 
     Raises:
         ValueError: If there are not two directions, a field is unknown or has no meaning for the
@@ -181,7 +181,8 @@ class _WithDerivatives(Evaluator):
         names: Sequence[str],
     ) -> None:
         self.name = evaluator.name
-        self.evaluator, self.objective, self.directions = evaluator, objective, directions
+        self.evaluator, self.directions = evaluator, directions
+        self.objective = _for_derivatives(evaluator, objective)
         self.with_slopes = any(name in SLOPE_FIELDS for name in names)
         self.with_hessian = any(name in HESSIAN_FIELDS for name in names)
         self.gram = directions.gram()
@@ -216,6 +217,11 @@ class _WithDerivatives(Evaluator):
         eigenvalues = plane_eigenvalues(matrix, self.gram)
         row, column = torch.triu_indices(len(matrix), len(matrix))
         return torch.cat((matrix[row, column], eigenvalues[[0, -1]]))
+
+
+def _for_derivatives(evaluator: Evaluator, objective: Objective) -> Objective:
+    """The objective in the chunks that the evaluator found fast."""
+    return evaluator.in_chunks() if isinstance(evaluator, RiskEvaluator) else objective
 
 
 def _require(directions: Directions, count: int) -> None:
@@ -275,11 +281,12 @@ def _prove(
     done: int,
 ) -> list[Check]:
     half = [float(axis[-1] - axis[0]) / 2 for axis in axes]
+    smooth = _for_derivatives(evaluator, objective)
     found = [
         proofs.centre(objective, directions, evaluator),
         proofs.determinism(evaluator, tuple(float(axis[0]) for axis in axes)),
-        shape_checks.slope(objective, directions, evaluator, half),
-        shape_checks.curvature(objective, directions, evaluator, half),
+        shape_checks.slope(smooth, directions, evaluator, half),
+        shape_checks.curvature(smooth, directions, evaluator, half),
         proofs.orientation(directions, axes),
         proofs.direction_norms(directions),
     ]

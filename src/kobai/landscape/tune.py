@@ -25,6 +25,9 @@ EXAMPLES = 1024
 SHARE = 0.05
 """Share of the estimated total time that comparing candidates may take."""
 
+FREE = 0.02
+"""Seconds that comparing may take however small the grid is."""
+
 STACKED = 2**25
 """Numbers that the parameters of one vmap pass may take."""
 
@@ -72,65 +75,99 @@ def choose_evaluator(
             )
         return ValueEvaluator(objective, directions), "value of the objective at each point"
     held = HeldData(objective)
-    make = _maker(objective, directions, held)
-    timings: dict[Candidate, float] = {}
-    where = _typical_points(directions)
-    started = time.perf_counter()
-
-    def time_one(candidate: Candidate) -> None:
-        evaluator = make(candidate)
-        if evaluator is None:
-            return
-        some = where * math.ceil(candidate.width / len(where))
-        timings[candidate] = evaluator.seconds(
-            some[: max(candidate.width, 1)], max(EXAMPLES, candidate.chunk)
-        )
-
-    def within_bounds() -> bool:
-        expected = min(timings.values()) * held.size * points
-        return time.perf_counter() - started < SHARE * expected
-
-    def best() -> Candidate:
-        return min(timings, key=timings.__getitem__)
-
-    def calls_dominate() -> bool:
-        """Whether a forward pass is so short that calling the layers is what takes time."""
-        return min(s * min(c.chunk, held.size) for c, s in timings.items()) < 2e-3
-
-    refused = ""
-    sizes = _chunk_sizes(objective, held)
-    usual = sizes[len(sizes) // 2]
-    # One question after the other, each answered with the winners so far; the questions with
-    # most to gain come first, because small grids leave no time for the others.
+    search = _Search(objective, directions, held, points)
+    # Questions with most to gain come first, because small grids leave no time for the others;
+    # each is answered with the winners so far.
     if backend in ("auto", "loop"):
-        time_one(Candidate("loop", usual))
-    if backend == "vmap" or (backend == "auto" and not objective.coupled and calls_dominate()):
-        for width in (128, 16):
-            try:
-                time_one(Candidate("vmap", usual, width=width))
-            except (RuntimeError, ValueError) as error:
-                # Recurrent kernels and data-dependent control flow cannot be vectorised.
-                refused = str(error).splitlines()[0]
-                break
-    if backend == "prefix" or (backend == "auto" and within_bounds()):
-        time_one(Candidate("prefix", usual))
-    if timings and held.has_images and _has_convolutions(objective) and within_bounds():
-        time_one(dataclasses.replace(best(), layout="channels_last"))
-    for size in sizes:
-        if timings and size != best().chunk and within_bounds():
-            time_one(dataclasses.replace(best(), chunk=size))
-    if not timings:
-        reason = refused or "nothing can be reused on this subspace, or it takes too much memory"
+        search.loops()
+    if backend == "vmap" or (backend == "auto" and search.calls_dominate()):
+        search.vmaps()
+    if backend == "prefix" or (backend == "auto" and search.best().backend == "loop"):
+        search.prefixes()
+    if not search.timings:
+        reason = search.refused or "nothing can be reused, or it takes too much memory"
         raise ValueError(f"backend={backend!r} does not apply here: {reason}; use backend='auto'")
-    winner = best()
-    chosen = make(winner)
+    winner = search.best()
+    chosen = search.make(winner)
     assert chosen is not None
-    note = f"{chosen.name}: {_times(timings)} a point, by measurement"
-    if refused:
-        note += f" (vmap does not apply: {refused})"
+    note = f"{chosen.name}: {_times(search.timings)} a point, by measurement"
+    if search.refused:
+        note += f" (vmap does not apply: {search.refused})"
     if winner.backend == "loop":
         return chosen, note
-    return _checked(chosen, objective, directions, held, where[0], sizes[-1], note)
+    return _checked(chosen, objective, directions, held, search.where[0], search.usual, note)
+
+
+class _Search:
+    """Times candidates within a share of what the whole plane will take."""
+
+    def __init__(
+        self, objective: EmpiricalRisk, directions: Directions, held: HeldData, points: int
+    ) -> None:
+        self.objective, self.held, self.points = objective, held, points
+        self.make = _maker(objective, directions, held)
+        self.where = _typical_points(directions)
+        self.sizes = _chunk_sizes(objective, held)
+        self.usual = self.sizes[len(self.sizes) // 2]
+        self.timings: dict[Candidate, float] = {}
+        self.refused = ""
+        self.started = time.perf_counter()
+
+    def best(self) -> Candidate:
+        """The fastest so far."""
+        return min(self.timings, key=self.timings.__getitem__)
+
+    def loops(self) -> None:
+        """The plain loop, in both layouts and all chunk sizes that time allows."""
+        self.time(Candidate("loop", self.usual))
+        convolutions = any(
+            isinstance(m, nn.modules.conv._ConvNd) for m in self.objective.model.modules()
+        )
+        if self.held.has_images and convolutions:
+            self.time(dataclasses.replace(self.best(), layout="channels_last"))
+        self.sizes_of_best()
+
+    def vmaps(self) -> None:
+        """Many points at once; recurrent kernels and data-dependent control flow refuse that."""
+        for width in (128, 16):
+            try:
+                self.time(Candidate("vmap", self.usual, width=width))
+            except (RuntimeError, ValueError) as error:
+                self.refused = str(error).splitlines()[0]
+                return
+
+    def prefixes(self) -> None:
+        """Reuse of what does not move, as the best loop goes over the data, then as it likes."""
+        like = self.best() if self.timings else Candidate("loop", self.usual)
+        self.time(dataclasses.replace(like, backend="prefix"))
+        if self.timings and self.best().backend == "prefix":
+            self.sizes_of_best()
+
+    def sizes_of_best(self) -> None:
+        """Other chunk sizes of the winner so far."""
+        for size in self.sizes:
+            self.time(dataclasses.replace(self.best(), chunk=size))
+
+    def time(self, candidate: Candidate) -> None:
+        """Time a candidate, if it applies, is new and there is time."""
+        if candidate in self.timings or (self.timings and not self._affordable()):
+            return
+        evaluator = self.make(candidate)
+        if evaluator is None:
+            return
+        some = (self.where * candidate.width)[: candidate.width]
+        examples = max(EXAMPLES, candidate.chunk)
+        self.timings[candidate] = evaluator.seconds(some, examples)
+
+    def calls_dominate(self) -> bool:
+        """Whether a forward pass is so short that calling the layers is what takes time."""
+        if self.objective.coupled:
+            return False
+        return min(s * min(c.chunk, self.held.size) for c, s in self.timings.items()) < 2e-3
+
+    def _affordable(self) -> bool:
+        expected = self.timings[self.best()] * self.held.size * self.points
+        return time.perf_counter() - self.started < max(SHARE * expected, FREE)
 
 
 def _checked(
@@ -209,10 +246,6 @@ def _chunk_sizes(objective: EmpiricalRisk, held: HeldData) -> list[int]:
         return sorted({min(2048, largest), largest})
     # On a processor, chunks that stay in its cache are as fast as any or faster.
     return sorted({min(size, largest) for size in (128, 512, 2048)})
-
-
-def _has_convolutions(objective: EmpiricalRisk) -> bool:
-    return any(isinstance(m, nn.modules.conv._ConvNd) for m in objective.model.modules())
 
 
 def _typical_points(directions: Directions) -> list[Point]:
