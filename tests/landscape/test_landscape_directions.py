@@ -7,6 +7,8 @@ import cases
 from kobai.landscape import (
     Directions,
     between_directions,
+    eigen_directions,
+    evaluate_plane,
     pca_directions,
     random_directions,
     vector_directions,
@@ -268,3 +270,21 @@ def test_pca_of_several_runs_is_joint():
         pca_directions([start[0]] * 4)
     with pytest.raises(ValueError, match="fewer than 2 directions"):
         pca_directions([start[0] * k for k in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("which", "values"),
+    [("largest", (9.0, 4.0)), ("smallest", (-3.0, -1.0)), ("both", (9.0, -3.0))],
+)
+def test_eigenvectors_of_the_hessian_span_the_plane_of_largest_bend(which, values):
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=seeded(0), dtype=torch.float64))[0]
+    matrix = basis @ torch.diag(torch.tensor([-3.0, -1.0, 0.5, 4.0, 9.0]).double()) @ basis.T
+    objective = Analytic(lambda t: 0.5 * t @ matrix @ t, torch.ones(5, dtype=torch.float64))
+    made = eigen_directions(objective, which=which, generator=seeded(1))
+    assert made.norms == pytest.approx((1.0, 1.0))
+    assert "converged" in made.note
+    fields = ("curvature_aa", "curvature_ab", "curvature_bb")
+    plane = evaluate_plane(objective, made, a=2, b=2, fields=fields, checks=False)
+    for name, value in zip(fields, (values[0], 0.0, values[1]), strict=True):
+        assert np.allclose(plane.fields[name], value, atol=1e-8)
+    assert f"{values[0]:.4g}" in made.names[0]

@@ -191,6 +191,7 @@ def test_a_sweep_that_is_stopped_says_so():
     assert np.isfinite(flat[:done]).all()
     assert np.isnan(flat[done:]).all()
     assert f"stopped after {done} of 6 nodes" in plane.note
+    assert [check.name for check in plane.checks] == ["model untouched"]
 
 
 def test_progress_reaches_the_end():

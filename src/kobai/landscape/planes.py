@@ -47,8 +47,9 @@ def evaluate_plane(
 ) -> Plane:
     """Evaluate an objective on θ₀ + a d₁ + b d₂.
 
-    Every node is evaluated on all data; nothing is interpolated. The data are kept on the device,
-    and the fastest way to go over the grid is found by measurement (`choose_evaluator`) and noted.
+    Every node is evaluated on all data; nothing is interpolated. The data are kept on the device
+    (they must fit there), and the fastest way to go over the grid is found by measurement
+    (`choose_evaluator`) and noted.
     Batch normalisation is frozen: the model is evaluated as a function of θ, in eval mode, with its
     running statistics as they are.
 
@@ -70,7 +71,7 @@ def evaluate_plane(
         checks: Prove the result; failed checks do not raise, see `raise_if_failed`.
         progress: Called with (nodes done, nodes in all).
         stop: Asked between blocks of nodes; True ends early, with NaN at the nodes left out and a
-            note that says so.
+            note that says so, and without checks.
 
     Returns:
         The plane. Values that are not finite are kept as they are and counted in the note. Cost: a
@@ -88,12 +89,14 @@ def evaluate_plane(
     count = int(np.prod([axis if isinstance(axis, int) else len(axis) for axis in wanted]))
     evaluator, how = choose_evaluator(objective, directions, backend=backend, points=count)
     names = _fields(fields, evaluator)
-    paths = _project(objective, directions, trajectories or {})
+    paths = _project(_for_derivatives(evaluator, objective), directions, trajectories or {})
     marked = [*directions.points.values(), *(c for p in paths for c in p.coordinates)]
     axes = _axes(wanted, evaluator, directions, marked)
     combined = _WithDerivatives(evaluator, objective, directions, names)
     values, done = sweep(axes, combined, progress=progress, stop=stop)
-    proof = _prove(objective, directions, evaluator, axes, values["loss"], done) if checks else []
+    proof = []
+    if checks and done == values["loss"].size:
+        proof = _prove(objective, directions, evaluator, axes, values["loss"])
     proof.append(proofs.untouched(before, objective.space.module))
     return Plane(
         label=label or directions.kind,
@@ -153,7 +156,9 @@ def evaluate_line(
     axes = _axes(wanted, evaluator, directions, list(directions.points.values()))
     combined = _WithDerivatives(evaluator, objective, directions, names)
     values, done = sweep(axes, combined, progress=progress, stop=stop)
-    proof = _prove(objective, directions, evaluator, axes, values["loss"], done) if checks else []
+    proof = []
+    if checks and done == values["loss"].size:
+        proof = _prove(objective, directions, evaluator, axes, values["loss"])
     proof.append(proofs.untouched(before, objective.space.module))
     return Line(
         label=label or directions.kind,
@@ -278,21 +283,18 @@ def _prove(
     evaluator: Evaluator,
     axes: Sequence[np.ndarray],
     losses: np.ndarray,
-    done: int,
 ) -> list[Check]:
     half = [float(axis[-1] - axis[0]) / 2 for axis in axes]
     smooth = _for_derivatives(evaluator, objective)
-    found = [
+    return [
         proofs.centre(objective, directions, evaluator),
+        proofs.nodes(objective, directions, axes, losses),
         proofs.determinism(evaluator, tuple(float(axis[0]) for axis in axes)),
         shape_checks.slope(smooth, directions, evaluator, half),
         shape_checks.curvature(smooth, directions, evaluator, half),
         proofs.orientation(directions, axes),
         proofs.direction_norms(directions),
     ]
-    if done == losses.size:
-        found.insert(1, proofs.nodes(objective, directions, axes, losses))
-    return found
 
 
 def _note(directions: Directions, how: str, losses: np.ndarray, done: int) -> str:
