@@ -15,7 +15,7 @@ from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
 from kobai.curvature.spectrum import measure
 from kobai.curvature.structures import EKFACStructure, KroneckerStructure, Structure
-from kobai.linalg import eigenvalues, trace
+from kobai.linalg import density, eigenvalues, trace
 
 __all__ = [
     "GGN",
@@ -36,6 +36,7 @@ __all__ = [
     "Structure",
     "adam_diagonal",
     "critical_learning_rate",
+    "density",
     "dual_eigenvalues",
     "eigenvalues",
     "exactness",

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kobai.curvature.kinks import PlainKinks
 from kobai.curvature.linearization import KEPT_BATCHES
 from kobai.curvature.pullback import Pullback
 from kobai.linalg import LinearOperator
-from kobai.problem import EmpiricalRisk, Objective
+from kobai.problem import EmpiricalRisk, Objective, pure
 
 
 @final
@@ -60,9 +61,31 @@ class Hessian(LinearOperator):
     def _gradients(self) -> Iterator[Pullback]:
         """The gradient of each share of L, ready to be differentiated once more."""
         with torch.enable_grad():
-            for share in self.objective.differentiable(self._leaf):
-                (gradient,) = torch.autograd.grad(share, self._leaf, create_graph=True)
+            if isinstance(self.objective, EmpiricalRisk):
+                gradients = self._of_risk(self.objective)
+            else:
+                gradients = self._of_shares()
+            for gradient in gradients:
                 yield Pullback(gradient, self._leaf, work=self._work)
+
+    def _of_risk(self, risk: EmpiricalRisk) -> Iterator[Tensor]:
+        """Jᵀr of each batch: r is known in closed form, and its graph shorter than the loss's."""
+        for batch in risk.batches:
+            with pure(risk.model, coupled=risk.coupled), PlainKinks():
+                outputs = risk.forward(self._leaf, batch)
+            if not outputs.requires_grad:
+                raise ValueError(
+                    "no gradient flows from the model's outputs to its trainable parameters "
+                    "(torch.no_grad or detach in its forward pass?)"
+                )
+            targets = batch.targets.to(outputs.device)
+            residual = risk.likelihood.residual(outputs, targets) / risk.weight
+            yield torch.autograd.grad(outputs, self._leaf, residual, create_graph=True)[0]
+
+    def _of_shares(self) -> Iterator[Tensor]:
+        """The gradient of each share of a scalar objective."""
+        for share in self.objective.differentiable(self._leaf):
+            yield torch.autograd.grad(share, self._leaf, create_graph=True)[0]
 
     def _matmat(self, columns: Tensor) -> Tensor:
         total = torch.zeros_like(columns)
