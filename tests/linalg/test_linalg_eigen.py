@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from laws.operators import close
 
 from kobai.linalg import (
     Counted,
@@ -16,6 +15,7 @@ from kobai.linalg import (
     Lobpcg,
     eigenvalues,
 )
+from laws.operators import close
 
 F64 = torch.float64
 
@@ -37,7 +37,7 @@ def _seeded(seed: int = 0) -> torch.Generator:
 
 
 def _outliers() -> Dense:
-    """A noise matrix of 403 rows with three outliers: Lanczos without care returns dozens of them."""
+    """A noise matrix of 403 rows with three outliers; careless Lanczos returns dozens of them."""
     noise = torch.randn(403, 403, generator=_seeded(1), dtype=F64)
     matrix = (noise + noise.T) / np.sqrt(8 * 403)
     matrix += _rotated(torch.tensor([100.0, 50.0, 20.0] + [0.0] * 400, dtype=F64)).matrix
@@ -86,9 +86,13 @@ def test_each_end(which, method):
 
 @pytest.mark.parametrize("which", ["largest", "smallest"])
 def test_lobpcg_each_end(which):
-    values = torch.cat([torch.linspace(-9, -5, 4), torch.linspace(-1, 1, 90), torch.linspace(4, 8, 4)])
+    values = torch.cat(
+        [torch.linspace(-9, -5, 4), torch.linspace(-1, 1, 90), torch.linspace(4, 8, 4)]
+    )
     operator = _rotated(values.to(F64))
-    found = eigenvalues(operator, 4, which=which, method="lobpcg", vectors=True, generator=_seeded())
+    found = eigenvalues(
+        operator, 4, which=which, method="lobpcg", vectors=True, generator=_seeded()
+    )
     assert (found.status, found.method) == ("converged", "lobpcg")
     close(found.values, values.to(F64)[-4:] if which == "largest" else values.to(F64)[:4], 1e-3)
     check_pairs(operator, found, 1e-8)
@@ -126,6 +130,31 @@ def test_repeated_eigenvalues_are_found_as_often_as_they_occur(copies, method):
         found = eigenvalues(_diagonal(values), 2 * copies, method=method, generator=_seeded(seed))
         assert found.status == "converged"
         close(found.values, values[-2 * copies :], 1e-3)
+
+
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_certain_probes_find_copies_next_to_the_bulk_too(block_size):
+    """Values rounded to tenths: copies everywhere, the innermost ones close to the rest."""
+    for seed in range(6):
+        values = (10 * torch.randn(150, generator=_seeded(seed), dtype=F64)).round() / 10
+        found = eigenvalues(
+            _diagonal(values),
+            8,
+            method=Lanczos(probe="certain", block_size=block_size),
+            generator=_seeded(seed),
+        )
+        assert found.chance_missed <= 0.01
+        close(found.values, values.sort().values[-8:], 2e-3)
+
+
+def test_what_a_quick_probe_left_open_is_said():
+    values = torch.cat([torch.linspace(0, 1, 3000), torch.tensor([5.0, 6.0])]).to(F64)
+    clear = eigenvalues(_diagonal(values), 2, generator=_seeded())
+    assert clear.chance_missed <= 0.01
+    crowded = eigenvalues(_diagonal(values), 3, tol=1e-2, generator=_seeded())
+    assert crowded.chance_missed > 0.5
+    unprobed = eigenvalues(_diagonal(values), 2, method=Lanczos(probe="none"), generator=_seeded())
+    assert np.isnan(unprobed.chance_missed)
 
 
 def test_a_null_space_is_found_in_full():
@@ -170,15 +199,16 @@ def test_top_ten_needs_no_more_products_than_arpack(name):
             counted.to_scipy(), k=10, which="LA", tol=1e-3, v0=start, return_eigenvectors=False
         )
         peer += counted.count
-        for repeated in (False, True):
+        for probe in ("none", "quick"):
             counted = Counted(_diagonal(values))
-            found = eigenvalues(
-                counted, 10, method=Lanczos(repeated=repeated), generator=_seeded(seed)
-            )
+            found = eigenvalues(counted, 10, method=Lanczos(probe=probe), generator=_seeded(seed))
             assert found.status == "converged"
             assert found.num_products == counted.count
             close(found.values, values[-10:], 1e-3)
-            plain, probed = plain + counted.count * (not repeated), probed + counted.count * repeated
+            if probe == "none":
+                plain += counted.count
+            else:
+                probed += counted.count
     assert plain <= peer
     assert probed <= peer + 3 * 6
 
@@ -213,7 +243,11 @@ def test_preconditioned_lobpcg_finds_the_smallest_sooner():
         _diagonal(values), 3, which="smallest", method=Lobpcg(), generator=_seeded()
     )
     quick = eigenvalues(
-        _diagonal(values), 3, which="smallest", method=Lobpcg(preconditioner=helper), generator=_seeded()
+        _diagonal(values),
+        3,
+        which="smallest",
+        method=Lobpcg(preconditioner=helper),
+        generator=_seeded(),
     )
     assert quick.status == "converged"
     close(quick.values, values[:3], 1e-3)

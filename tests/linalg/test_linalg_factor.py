@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from laws.operators import close
 
 from kobai.linalg import JITTERS, cholesky, cholesky_many, eigh, eigh_many, lu
+from laws.operators import close
 
 F64 = torch.float64
 
@@ -12,7 +12,9 @@ F64 = torch.float64
 def _definite(size: int, seed: int = 0, condition: float = 100.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=F64)).Q
-    matrix = (basis * torch.logspace(0, -torch.log10(torch.tensor(condition)), size, dtype=F64)) @ basis.T
+    matrix = (
+        basis * torch.logspace(0, -torch.log10(torch.tensor(condition)), size, dtype=F64)
+    ) @ basis.T
     return (matrix + matrix.T) / 2
 
 

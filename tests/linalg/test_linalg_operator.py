@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from laws.operators import check_dense, check_operator, close
 
 from kobai.linalg import (
     Counted,
@@ -18,6 +17,7 @@ from kobai.linalg import (
     rademacher,
     sphere,
 )
+from laws.operators import check_dense, check_operator, close
 
 F64 = torch.float64
 
@@ -44,14 +44,24 @@ def _expressions() -> dict[str, tuple[LinearOperator, torch.Tensor]]:
         "dense symmetric": (Dense(symmetric), symmetric),
         "diagonal": (Diagonal(entries), torch.diag(entries)),
         "identity": (Identity(6, dtype=F64), torch.eye(6, dtype=F64)),
-        "function": (Function(lambda v: symmetric @ v, (6, 6), dtype=F64, symmetric=True), symmetric),
+        "function": (
+            Function(lambda v: symmetric @ v, (6, 6), dtype=F64, symmetric=True),
+            symmetric,
+        ),
         "function of a vector": (
             Function(
-                lambda v: wide.mv(v), (4, 6), dtype=F64, adjoint=lambda v: wide.T.mv(v), columns=False
+                lambda v: wide.mv(v),
+                (4, 6),
+                dtype=F64,
+                adjoint=lambda v: wide.T.mv(v),
+                columns=False,
             ),
             wide,
         ),
-        "sum": (Dense(symmetric) + Diagonal(entries) + Dense(square), symmetric + torch.diag(entries) + square),
+        "sum": (
+            Dense(symmetric) + Diagonal(entries) + Dense(square),
+            symmetric + torch.diag(entries) + square,
+        ),
         "difference": (Dense(symmetric) - Diagonal(entries), symmetric - torch.diag(entries)),
         "scaled": (-2.0 * Dense(wide), -2 * wide),
         "product": (Dense(wide) @ Dense(symmetric) @ Dense(wide).T, wide @ symmetric @ wide.T),
@@ -59,7 +69,10 @@ def _expressions() -> dict[str, tuple[LinearOperator, torch.Tensor]]:
             Product((Dense(wide).T, Dense(wide)), positive_semidefinite=True),
             gram,
         ),
-        "damped": (Dense(gram, positive_semidefinite=True).damped(0.5), gram + 0.5 * torch.eye(6, dtype=F64)),
+        "damped": (
+            Dense(gram, positive_semidefinite=True).damped(0.5),
+            gram + 0.5 * torch.eye(6, dtype=F64),
+        ),
         "sub-block by slice": (Dense(symmetric)[1:4], symmetric[1:4, 1:4]),
         "sub-block by positions": (Dense(square)[index], square[index][:, index]),
         "counted": (Counted(Dense(square)), square),

@@ -1,4 +1,4 @@
-"""Kronecker products, eigenbases and blocks against their dense forms, and how they damp and solve."""
+"""Kronecker products, eigenbases and blocks against their dense forms, damped and solved."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws.operators import check_operator, check_solvable, close
 
 from kobai.linalg import (
     BlockDiagonal,
@@ -20,6 +19,7 @@ from kobai.linalg import (
     inverses,
     kronecker_product,
 )
+from laws.operators import check_operator, check_solvable, close
 
 F64 = torch.float64
 
@@ -75,9 +75,7 @@ def test_kronecker_is_torch_kron(generator):
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.tuples(*[st.integers(1, 4)] * 4), st.integers(1, 3), st.integers(0, 2**31 - 1)
-)
+@given(st.tuples(*[st.integers(1, 4)] * 4), st.integers(1, 3), st.integers(0, 2**31 - 1))
 def test_products_of_any_shapes(shape, count, seed):
     p, m, q, n = shape
     generator = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from kobai.linalg.operator import LinearOperator
 from kobai.linalg.probes import gaussian, rademacher, sphere
 from kobai.linalg.quadrature import Curve, Density, Fraction
 from kobai.linalg.solution import Solution
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.solvable import MatrixFunction, SolvableOperator
 from kobai.linalg.solve import conjugate_gradient
 from kobai.linalg.spectrum import Eigen
 from kobai.linalg.structured import Kronecker, KroneckerEigen, inverses, kronecker_product
@@ -38,7 +38,6 @@ __all__ = [
     "Counted",
     "Curve",
     "Damped",
-    "DampingForm",
     "Dense",
     "Density",
     "Diagonal",

@@ -13,28 +13,33 @@ from kobai.linalg.lobpcg import lobpcg
 from kobai.linalg.operator import LinearOperator
 from kobai.linalg.spectrum import Eigen, Which, thresholds, wanted_indices
 
-# A repeated eigenvalue is called found in full when a further copy would have shown itself in a
-# random vector with this probability. A standard normal number is below 0.0125 in size once in a
-# hundred.
-_HIDDEN = 0.0125**2
+# A probe may stop once it would have missed a further copy with this probability only.
+_CERTAIN = 0.01
+# Up to this size the whole space fits into little memory, and restarts would only cost products.
+_SMALL = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lanczos:
     """Lanczos with full re-orthogonalisation and thick restarts.
 
+    One Krylov sequence meets each eigenvalue once, however often it is repeated. Further copies are
+    found by probes: Krylov sequences from fresh random vectors orthogonal to all found so far.
+
     Attributes:
         max_basis: most vectors held (memory: max_basis * n numbers of the operator's dtype);
-            default max(4 k, k + 60).
+            default n where n <= 1024, otherwise max(4 k, k + 60).
         block_size: products made together. 1 needs the fewest; more is quicker where columns of a
             block are cheaper than single products.
-        repeated: look for further copies of repeated eigenvalues with fresh random vectors, until
-            one brings nothing new. Costs up to log(n) / 2 + 1 products beyond the last copy.
+        probe: "none"; "certain": probe until a further copy would have been missed with probability
+            0.01, or the probe has cost as many products as the search before it; "quick": at most
+            log(n) / 2 + 1 products, and "certain" as soon as a copy has shown up.
+            `Eigen.chance_missed` says what was reached.
     """
 
     max_basis: int | None = None
     block_size: int = 1
-    repeated: bool = True
+    probe: Literal["none", "quick", "certain"] = "quick"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +151,16 @@ class _Search:
     ) -> None:
         size = operator.shape[0]
         self.block_size = options.block_size
-        self.repeated = options.repeated
+        self.probe = options.probe
+        if self.probe not in ("none", "quick", "certain"):
+            raise ValueError(f"probe is none, quick or certain; got {self.probe!r}")
         if self.block_size < 1:
             raise ValueError(f"block_size is at least 1; got {self.block_size}")
         self.probe_steps = math.ceil(math.log(size) / 2) + 1
         self.max_frontier = max(4, 2 * self.block_size)
         need = min(size, k + 1 + self.max_frontier + max(self.probe_steps + 2, 2 * self.block_size))
-        capacity = max(4 * k, k + 60) if options.max_basis is None else options.max_basis
+        usual = size if size <= _SMALL else max(4 * k, k + 60)
+        capacity = usual if options.max_basis is None else options.max_basis
         capacity = min(size, max(capacity, need) if options.max_basis is None else capacity)
         if capacity < need:
             raise ValueError(
@@ -162,6 +170,7 @@ class _Search:
         self.basis = KrylovBasis(operator, capacity, generator=generator)
         self.size, self.budget = size, budget
         self.epsilon = torch.finfo(operator.dtype).eps
+        self.chance_missed = math.nan
         self.k, self.tol = k, tol
         self.which: Which = which
 
@@ -171,18 +180,19 @@ class _Search:
         if not self.basis.frontier:
             self.basis.inject_random(self.block_size)
         status = self._refine() if status == "converged" else status
-        while status == "converged" and self.repeated and len(self.basis.multiplied) < self.size:
+        while status == "converged" and self.probe != "none":
             status = self._probe()
-            if status == "found":
-                status = self._refine()
-            else:
+            if status != "found":
                 break
+            self.probe = "certain"
+            status = self._refine()
         ritz = self.basis.ritz()
         wanted = self._wanted(ritz)
         return Eigen(
             values=ritz.values[wanted],
             residuals=ritz.residuals[wanted],
             errors=error_bounds(ritz.values, ritz.residuals)[wanted],
+            chance_missed=self.chance_missed,
             vectors=self.basis.vectors(ritz.coefficients[:, wanted]) if vectors else None,
             status=status,
             method="lanczos",
@@ -190,12 +200,12 @@ class _Search:
         )
 
     def _begin(self, start: Tensor) -> str:
-        """Multiply the vectors given, all of them: one left aside would be hidden from the search."""
+        """Multiply the vectors given, all of them: one left aside would hide from the search."""
         # Their products need as much room again.
         if 2 * start.shape[1] > self.basis.capacity:
             raise ValueError(
-                f"a basis of {self.basis.capacity} vectors takes at most half as many start vectors; "
-                f"got {start.shape[1]}"
+                f"a basis of {self.basis.capacity} vectors takes at most half as many to start "
+                f"from; got {start.shape[1]}"
             )
         waiting = self.basis.inject(start)
         while waiting:
@@ -214,9 +224,8 @@ class _Search:
             if ritz.asymmetry > math.sqrt(self.epsilon) * basis.scale:
                 return "not-symmetric"
             wanted = self._wanted(ritz)
-            late = error_bounds(ritz.values, ritz.residuals)[wanted] > thresholds(
-                ritz.values, wanted, self.tol, self.epsilon
-            )
+            errors = error_bounds(ritz.values, ritz.residuals)[wanted]
+            late = errors > thresholds(ritz.values, wanted, self.tol, self.epsilon)
             open_pairs = [index for index, flag in zip(wanted, late.tolist(), strict=True) if flag]
             if len(wanted) == self.k and not open_pairs:
                 return "converged"
@@ -226,37 +235,61 @@ class _Search:
                 continue
             if not basis.frontier and not basis.inject_random(self.block_size):
                 return "converged"
-            if not basis.expand(self._most_needed(ritz, open_pairs)):
-                return "non-finite"
+            chosen = self._most_needed(ritz, open_pairs)
+            # Looking costs j³: with a large basis j, go on for a while between looks.
+            for _ in range(max(1, basis.count // 40)):
+                count = basis.count
+                if not basis.expand(chosen):
+                    return "non-finite"
+                chosen = list(range(count, basis.count))
+                if (
+                    not chosen
+                    or basis.count + len(chosen) > basis.capacity
+                    or basis.num_products + len(chosen) > self.budget
+                ):
+                    break
 
     def _probe(self) -> str:
         """Run a Krylov sequence from a fresh random vector; "found" when the wanted values move."""
         basis = self.basis
         before = basis.ritz()
-        self._make_room(self.probe_steps + 2, before)
+        if before.values.numel() == self.size:
+            self.chance_missed = 0.0
+            return "converged"
+        steps = self.probe_steps
+        if self.probe == "certain":
+            steps = max(steps, basis.num_products)
+        if self._make_room(self.probe_steps + 2, before):
+            before = basis.ritz()
         wanted = self._wanted(before)
         margin = 2 * thresholds(before.values, wanted, self.tol, self.epsilon)
         cuts = self._cuts(before.values[wanted])
-        # A complete basis has no room for new directions, but perhaps some not yet multiplied.
-        current = basis.inject_random(1) or basis.frontier[:1]
-        sequence = list(current)
-        for _ in range(self.probe_steps):
+        self.chance_missed = 1.0
+        diagonal: list[float] = []
+        below: list[float] = []
+        current = basis.start_sequence()
+        for _ in range(steps):
             if not current:
+                self.chance_missed = 0.0
                 return "converged"
             if basis.num_products >= self.budget:
                 return "max-products"
-            count = basis.count
+            if basis.full and not basis.complete:
+                return "converged"
             if not basis.expand(current):
                 return "non-finite"
-            current = list(range(count, basis.count))
-            sequence += current
+            centre, coupling, current = basis.continue_sequence(current[0])
+            diagonal.append(centre)
+            below.append(coupling)
             ritz = basis.ritz()
             now = ritz.values[self._wanted(ritz)]
             if bool(((now - before.values[wanted]).abs() > margin).any()):
                 return "found"
-            # A missed copy would have weight chi²/n in the random vector.
-            hidden = max(largest_hidden_weight(*basis.sequence(sequence), cut) for cut in cuts)
-            if hidden < _HIDDEN / self.size:
+            # A missed eigenvector of value v would have the weight chi²/n in the random vector.
+            weights = [largest_hidden_weight(diagonal, below, cut) for cut in cuts]
+            chances = [math.erf(math.sqrt(self.size * weight / 2)) for weight in weights]
+            self.chance_missed = min(1.0, sum(chances))
+            if self.chance_missed <= _CERTAIN:
                 return "converged"
         return "converged"
 
@@ -291,14 +324,13 @@ class _Search:
         return True
 
     def _most_needed(self, ritz: Ritz, open_pairs: list[int]) -> list[int]:
-        """The frontier vectors that carry most of the residuals of the pairs still inaccurate."""
+        """Frontier vectors, turned to where most of the open pairs' residuals point."""
         frontier = self.basis.frontier
         count = min(self.block_size, len(frontier), self.budget - self.basis.num_products)
-        if not open_pairs:
+        if count == len(frontier) or not open_pairs:
             return frontier[-count:]
-        shares = ritz.frontier_shares[:, open_pairs].abs().max(dim=1).values
-        order = shares.argsort(descending=True).tolist()
-        return [frontier[position] for position in order[:count]]
+        left = torch.linalg.svd(ritz.frontier_shares[:, open_pairs]).U
+        return self.basis.aim(left[:, :count])
 
 
 def _dense(operator: LinearOperator, k: int, which: Which, vectors: bool) -> Eigen:
@@ -311,6 +343,7 @@ def _dense(operator: LinearOperator, k: int, which: Which, vectors: bool) -> Eig
             values=nothing,
             residuals=nothing,
             errors=nothing,
+            chance_missed=math.nan,
             vectors=None,
             status="non-finite",
             method="dense",
@@ -326,6 +359,7 @@ def _dense(operator: LinearOperator, k: int, which: Which, vectors: bool) -> Eig
         values=values.cpu(),
         residuals=residuals,
         errors=residuals,
+        chance_missed=0.0,
         vectors=columns.to(operator.dtype) if vectors else None,
         status="converged" if asymmetry <= limit else "not-symmetric",
         method="dense",

@@ -10,7 +10,6 @@ frontier, so A v_i = sum_j v_j H_ji holds to rounding for each multiplied v_i. T
 - H tells whether the operator was symmetric, and deterministic, in fact.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -159,15 +158,53 @@ class KrylovBasis:
         self.frontier = list(range(count, total))
         self.count = total
 
-    def sequence(self, positions: list[int]) -> tuple[list[float], list[float]]:
-        """Diagonal and subdiagonal of H along successive vectors of one Krylov sequence.
+    def aim(self, directions: Float[Tensor, "f b"]) -> list[int]:
+        """Turn the frontier so that given combinations of it become single frontier vectors.
 
         Args:
-            positions: the vectors in order; all multiplied except perhaps the last.
+            directions: orthonormal columns over the frontier vectors; b <= f.
+
+        Returns:
+            The positions of those b vectors.
         """
-        diagonal = [float(self._projected[i, i]) for i in positions if i in self.multiplied]
-        below = [float(self._projected[j, i]) for i, j in itertools.pairwise(positions)]
-        return diagonal, below
+        count, width = directions.shape
+        if width < count:
+            turn = torch.linalg.qr(directions, mode="complete").Q
+            # The decomposition may flip signs; the first columns span the directions all the same.
+            rows = turn.T.to(device=self._rows.device, dtype=self._rows.dtype)
+            self._rows[self.frontier] = rows @ self._rows[self.frontier]
+            self._projected[self.frontier] = turn.T @ self._projected[self.frontier]
+        return self.frontier[:width]
+
+    def start_sequence(self) -> list[int]:
+        """Turn or extend the frontier to a random direction outside the multiplied vectors.
+
+        It need not avoid the old frontier: what hides there is to be found as well. Returns its
+        position, or nothing when no direction is left.
+        """
+        column = gaussian(self._operator, 1, generator=self._generator)
+        self.inject(column)
+        if not self.frontier:
+            return []
+        weights = (self._rows[self.frontier] @ column).to(device="cpu", dtype=torch.float64)
+        return self.aim(weights / weights.norm())
+
+    def continue_sequence(self, position: int) -> tuple[float, float, list[int]]:
+        """After ``position`` was multiplied, the next vector of its Krylov sequence.
+
+        The sequence is that of the operator restricted to what was outside the multiplied vectors
+        when it started.
+
+        Returns:
+            Diagonal and subdiagonal entry of the sequence's tridiagonal matrix, and the position of
+            the next vector: none when the sequence ends.
+        """
+        diagonal = float(self._projected[position, position])
+        weights = self._projected[self.frontier, position].unsqueeze(1)
+        below = float(weights.norm())
+        if below <= 32 * self._epsilon * self.scale:
+            return diagonal, 0.0, []
+        return diagonal, below, self.aim(weights / below)
 
     def _recover(self, index: int) -> None:
         """Complete columns of H that a restart cut short, from the new product by symmetry."""

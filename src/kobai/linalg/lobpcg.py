@@ -104,6 +104,7 @@ def lobpcg(
         values=values,
         residuals=residuals,
         errors=errors,
+        chance_missed=math.nan,
         vectors=basis if vectors and basis.shape[1] else None,
         status=status,
         method="lobpcg",

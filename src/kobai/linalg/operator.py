@@ -10,7 +10,7 @@ Cost is counted in *products*: one product is one column multiplied.
 
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import scipy.sparse.linalg
@@ -206,13 +206,15 @@ class LinearOperator(ABC):
             product = operator @ columns.to(device=operator.device, dtype=operator.dtype)
             return product.detach().to(device="cpu", dtype=torch.float64).numpy()
 
-        return scipy.sparse.linalg.LinearOperator(
+        # SciPy's class builds one of its own subclasses from these arguments.
+        build: Any = scipy.sparse.linalg.LinearOperator
+        return build(
             shape=self._shape,
             dtype=np.dtype(np.float64),
-            matvec=lambda v: through(self, v),  # pyright: ignore[reportCallIssue]
-            matmat=lambda v: through(self, v),  # pyright: ignore[reportCallIssue]
-            rmatvec=lambda v: through(self.T, v),  # pyright: ignore[reportCallIssue]  # pyright: ignore[reportCallIssue]
-            rmatmat=lambda v: through(self.T, v),  # pyright: ignore[reportCallIssue]  # pyright: ignore[reportCallIssue]
+            matvec=lambda v: through(self, v),
+            matmat=lambda v: through(self, v),
+            rmatvec=lambda v: through(self.T, v),
+            rmatmat=lambda v: through(self.T, v),
         )
 
     def __repr__(self) -> str:

@@ -59,11 +59,10 @@ def hutch_plus_plus(
             if count >= MIN_SAMPLES and more > 2 * rank and sketch.growing and allowed:
                 sketch.grow(rank)
                 continue
-        fresh = rademacher(
-            operator,
-            min(max(block, MIN_SAMPLES - count), max_products - spent),
-            generator=generator,
-        )
+        if sketch.broken:
+            return _estimate(math.nan, math.nan, spent, count, "non-finite")
+        wanted = max(block, MIN_SAMPLES - count)
+        fresh = gaussian(operator, min(wanted, max_products - spent), generator=generator)
         probes = torch.cat([probes, fresh], dim=1)
         images = torch.cat([images, (operator @ fresh).detach()], dim=1)
 
@@ -110,29 +109,30 @@ def _xtrace_of(sketch: "_Sketch", size: int) -> tuple[float, float]:
     """XTrace and its jackknife error: small float64 matrices only."""
     count, rank = sketch.count, sketch.rank
     small, directions, triangle = sketch.small(), sketch.left_out(), sketch.triangle()
-    if not bool(torch.isfinite(triangle).all() & torch.isfinite(small).all()):
+    if sketch.broken or not bool(torch.isfinite(small).all()):
         return math.nan, math.nan
     inside = sketch.coefficients()
     inner, squares = _dots(sketch.probes, sketch.images), _dots(sketch.probes, sketch.probes)
 
     def estimates(missing: Tensor, extra: Tensor) -> Tensor:
-        """Estimate i with column i of ``missing`` and the vector ``extra`` out of the basis."""
-        along = inside - missing * (missing * inside).sum(dim=0)
-        along = along - extra[:, None] * (extra @ inside)
+        """Estimates (c, k): the i-th with missing[c, :, i] and extra[c] out of the basis."""
+        along = inside - missing * (missing * inside).sum(dim=1, keepdim=True)
+        along = along - extra.unsqueeze(2) * (extra @ inside).unsqueeze(1)
         # (ω - Qx)ᵀ A (ω - Qx) with x the part of ω inside the space that is left.
-        rest = inner - 2 * (along * triangle).sum(dim=0) + (along * (small @ along)).sum(dim=0)
-        left = squares - along.square().sum(dim=0)
-        kept = rank - missing.square().sum(dim=0) - extra.square().sum()
-        taken = (missing * (small @ missing)).sum(dim=0) + extra @ small @ extra
+        rest = inner - 2 * (along * triangle).sum(dim=1) + (along * (small @ along)).sum(dim=1)
+        left = squares - along.square().sum(dim=1)
+        kept = rank - missing.square().sum(dim=1) - extra.square().sum(dim=1, keepdim=True)
+        taken = (missing * (small @ missing)).sum(dim=1)
+        taken = taken + ((extra @ small) * extra).sum(dim=1, keepdim=True)
         return small.trace() - taken + (size - kept) * rest / left.clamp(min=1e-300)
 
-    value = float(estimates(directions, torch.zeros_like(directions[:, 0])).mean())
-    without = torch.stack(
-        [
-            _others(estimates(_turned_from(directions, j), directions[:, j]), j).mean()
-            for j in range(count)
-        ]
-    )
+    value = float(estimates(directions[None], torch.zeros(1, rank, dtype=torch.float64)).mean())
+    without = torch.empty(count, dtype=torch.float64)
+    # As many at a time as stay within some tens of megabytes.
+    for gone in torch.arange(count).split(max(1, 2**20 // max(rank * count, 1))):
+        each = estimates(_turned_from(directions, gone), directions[:, gone].T)
+        own = each[torch.arange(gone.numel()), gone]
+        without[gone] = (each.sum(dim=1) - own) / max(count - 1, 1)
     return value, float(_jackknife_error(without))
 
 
@@ -181,6 +181,9 @@ def xdiag(
 def _xdiag_of(sketch: "_Sketch") -> tuple[Tensor, Tensor]:
     """XDiag and its jackknife errors: n k² operations for k random vectors."""
     basis, images, probes = sketch.basis, sketch.basis_images, sketch.probes
+    if sketch.broken:
+        nothing = torch.full_like(probes[:, 0], math.nan)
+        return nothing, nothing
     directions, triangle = sketch.left_out(), sketch.triangle()
     common = (basis * images).sum(dim=1)
     if bool((directions == 0).all()):
@@ -198,7 +201,8 @@ def _xdiag_of(sketch: "_Sketch") -> tuple[Tensor, Tensor]:
     turned, imaged = basis @ directions.to(basis), images @ directions.to(basis)
     mean = squares = torch.zeros_like(common)
     for j in range(sketch.count):
-        without = _others(estimates(_turned_from(directions, j)), j).mean(dim=1)
+        turned_away = _turned_from(directions, torch.tensor([j]))[0]
+        without = _others(estimates(turned_away), j).mean(dim=1)
         without = without - turned[:, j] * imaged[:, j]
         shift = without - mean
         mean = mean + shift / (j + 1)
@@ -207,11 +211,11 @@ def _xdiag_of(sketch: "_Sketch") -> tuple[Tensor, Tensor]:
     return value, (squares * ((count - 1) / count)).sqrt()
 
 
-def _turned_from(directions: Tensor, j: int) -> Tensor:
-    """The directions only vector i brings once vector j is gone: made orthogonal to the j-th."""
-    own = directions[:, j]
-    turned = directions - own[:, None] * (own @ directions)
-    lengths = turned.norm(dim=0)
+def _turned_from(directions: Tensor, gone: Tensor) -> Float[Tensor, "c r k"]:
+    """What only vector i brings once vector j is gone: direction i made orthogonal to the j-th."""
+    own = directions[:, gone].T
+    turned = directions - own.unsqueeze(2) * (own @ directions).unsqueeze(1)
+    lengths = turned.norm(dim=1, keepdim=True)
     # Column j itself vanishes; its estimate is not used.
     return turned / torch.where(lengths > 1e-12, lengths, 1.0)
 
@@ -239,6 +243,7 @@ class _Sketch:
         self._operator, self._generator, self._signs = operator, generator, signs
         self.probes = self.images = self.basis = self.basis_images = _nothing(operator)
         self.num_products = 0
+        self.broken = False
         self._scale = 0.0
 
     @property
@@ -266,9 +271,11 @@ class _Sketch:
         self.num_products += count
         self.probes = torch.cat([self.probes, fresh], dim=1)
         self.images = torch.cat([self.images, images], dim=1)
-        self._scale = max(self._scale, float(images.norm(dim=0).max()))
-        if not math.isfinite(self._scale):
+        largest = float(images.norm(dim=0).max())
+        if not math.isfinite(largest):
+            self.broken = True
             return
+        self._scale = max(self._scale, largest)
         directions = images
         for _ in range(2):
             directions = directions - self.basis @ (self.basis.T @ directions)
@@ -301,7 +308,7 @@ class _Sketch:
         columns than there are vectors: the others span the same without any one of them.
         """
         triangle = self.triangle()
-        if not self.growing or not bool(torch.isfinite(triangle).all()):
+        if not self.growing:
             return torch.zeros_like(triangle)
         inverse, info = torch.linalg.inv_ex(triangle)
         if int(info) != 0:
@@ -314,7 +321,10 @@ def _remainder(sketch: _Sketch, probes: Tensor, images: Tensor) -> tuple[float, 
     inside = sketch.basis.T @ probes
     outside = probes - sketch.basis @ inside
     product = images - sketch.basis_images @ inside
-    samples = _dots(outside, product)
+    # A direction uniform in the remainder's space, scaled to its dimension: no error from the
+    # length.
+    size = outside.shape[0] - sketch.rank
+    samples = size * _dots(outside, product) / _dots(outside, outside).clamp(min=1e-300)
     count = samples.numel()
     value = float(sketch.small().trace() + samples.mean())
     return value, float(samples.std() / math.sqrt(count)) if count > 1 else math.inf

@@ -84,7 +84,9 @@ class SolvableOperator(LinearOperator):
     def _power(self, exponent: float, damping: float, damping_form: DampingForm) -> MatrixFunction:
         """Power of the damped matrix."""
 
-    def inverse(self, damping: float | int = 0.0, damping_form: DampingForm = "exact") -> MatrixFunction:
+    def inverse(
+        self, damping: float | int = 0.0, damping_form: DampingForm = "exact"
+    ) -> MatrixFunction:
         """The inverse of the damped matrix as an operator, with its status.
 
         Args:

@@ -19,6 +19,11 @@ class Eigen:
             value ± residual holds an eigenvalue of A.
         errors: (k,) the bounds on the values that the stopping rule used, min(residual,
             residual² / gap).
+        chance_missed: probability, over the last random probe, of overlooking one more eigenvalue
+            beyond the innermost value returned: a further copy of a repeated one, for example.
+                Near 1
+            where the innermost values border on many others; 0 for "dense"; NaN where nothing
+            probed.
         vectors: (n, k) columns in the operator's dtype, on its device; None unless asked for.
         status: "converged"; "max-products" (the budget ended first: values and residuals are those
             reached, perhaps fewer than k); "non-finite" (a product was not finite);
@@ -31,6 +36,7 @@ class Eigen:
     values: Float[Tensor, "k"]
     residuals: Float[Tensor, "k"]
     errors: Float[Tensor, "k"]
+    chance_missed: float
     vectors: Float[Tensor, "n k"] | None
     status: str
     method: str

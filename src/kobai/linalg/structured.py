@@ -72,7 +72,9 @@ class Kronecker(SolvableOperator):
             torch.outer(left.values.clamp(min=0.0), right.values.clamp(min=0.0)).to(self.dtype),
         )
 
-    def damped_factors(self, damping: float | int, damping_form: DampingForm) -> tuple[float, float]:
+    def damped_factors(
+        self, damping: float | int, damping_form: DampingForm
+    ) -> tuple[float, float]:
         """What the forms "pi" and "each" add to the diagonals of A and of B."""
         if damping_form == "each":
             return float(damping), float(damping)
