@@ -129,11 +129,13 @@ class _Search:
 
     def vmaps(self) -> None:
         """Many points at once; recurrent kernels and data-dependent control flow refuse that."""
-        for width in (128, 16):
+        for width in (16, 128):
             try:
                 self.time(Candidate("vmap", self.usual, width=width))
             except (RuntimeError, ValueError) as error:
                 self.refused = str(error).splitlines()[0]
+                return
+            if self.timings and self.best().backend != "vmap":
                 return
 
     def prefixes(self) -> None:
@@ -160,10 +162,14 @@ class _Search:
         self.timings[candidate] = evaluator.seconds(some, examples)
 
     def calls_dominate(self) -> bool:
-        """Whether a forward pass is so short that calling the layers is what takes time."""
+        """Whether calling the layers takes much of a forward pass: eight examples cost as many."""
         if self.objective.coupled:
             return False
-        return min(s * min(c.chunk, self.held.size) for c, s in self.timings.items()) < 2e-3
+        few = min(8, self.held.size)
+        evaluator = self.make(Candidate("loop", few))
+        assert evaluator is not None
+        calls = evaluator.seconds(self.where[:1], few) * few
+        return self.timings[self.best()] * self.sizes[-1] < 3 * calls
 
     def _affordable(self) -> bool:
         expected = self.timings[self.best()] * self.held.size * self.points
