@@ -45,8 +45,6 @@ class Batch:
     targets: Tensor
 
     def __post_init__(self) -> None:
-        if isinstance(self.inputs, list):
-            object.__setattr__(self, "inputs", tuple(self.inputs))
         if not isinstance(self.inputs, Tensor | tuple | Mapping):
             raise TypeError(
                 "inputs are a tensor, a tuple or a mapping of tensors, got "

@@ -65,4 +65,12 @@ def call_with_copies(model: nn.Module, parameters: Mapping[str, Tensor], batch: 
     """
     args, kwargs = call_arguments(batch)
     state = {**parameters, **buffer_copies(model)}
-    return functional_call(model, state, args, kwargs, tie_weights=False)
+    try:
+        return functional_call(model, state, args, kwargs, tie_weights=False)
+    finally:
+        for part in model.modules():
+            if isinstance(part, nn.RNNBase):
+                # It keeps a list of the tensors it last ran with, and so their graph; setting a
+                # weight renews the list.
+                for name, own in part.named_parameters(recurse=False, remove_duplicate=False):
+                    setattr(part, name, own)
