@@ -8,6 +8,7 @@ work in place do no harm, and gradients with respect to it can be asked for as o
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +127,8 @@ def attach(
         Handles; removing them ends the recording.
     """
 
-    def watch(name: str) -> Callable[[nn.Module, tuple, dict, Tensor], Tensor | None]:
-        def hook(module: nn.Module, arguments: tuple, named: dict, output: Tensor) -> Tensor | None:
+    def watch(name: str) -> Callable[[nn.Module, tuple, dict, Any], Tensor | None]:
+        def hook(module: nn.Module, arguments: tuple, named: dict, output: Any) -> Tensor | None:
             if not record.enabled:
                 return None
             first = next(iter((*arguments, *named.values())), None)

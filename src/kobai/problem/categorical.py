@@ -23,7 +23,7 @@ class Categorical(Likelihood):
     """Softmax classification with class indices or soft targets.
 
     Args:
-        ignore_index: Class index that marks a term as absent.
+        ignore_index: Class index that marks a term as absent; plays no part with soft targets.
         label_smoothing: ε in [0, 1): targets become (1 − ε) y + ε/C.
         axis: Axis of the classes in the outputs: -1 (kobai's convention, (N, …, C)) or 1 (torch's
             cross-entropy convention, (N, C, …)). The same for matrices of outputs (N, C).
@@ -88,12 +88,14 @@ class Categorical(Likelihood):
         # In half precision the sum of log-probabilities that smoothing takes would overflow.
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         logits = outputs.movedim(self.axis, 1).to(dtype)
+        ignore_index = self.ignore_index
         if targets.is_floating_point():
             targets = targets.movedim(self.axis, 1).to(dtype)
+            ignore_index = -100  # torch refuses others here, where they have no meaning
         loss = F.cross_entropy(
             logits,
             targets,
-            ignore_index=self.ignore_index,
+            ignore_index=ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="none",
         )

@@ -47,9 +47,8 @@ class Bernoulli(Likelihood):
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
         """Binary cross-entropy of each example summed over its outputs."""
-        loss = F.binary_cross_entropy_with_logits(
-            outputs, targets.to(outputs.dtype), reduction="none"
-        )
+        targets = _like(self.name, outputs, targets)
+        loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return self.scale * sum_per_example(loss)
 
     def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
@@ -58,7 +57,7 @@ class Bernoulli(Likelihood):
 
     def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
         """σ(f) − y."""
-        return self.scale * (torch.sigmoid(outputs) - targets.to(outputs.dtype))
+        return self.scale * (torch.sigmoid(outputs) - _like(self.name, outputs, targets))
 
     def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
         """p (1 − p) u."""
@@ -119,7 +118,8 @@ class Gaussian(Likelihood):
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
         """½‖f − y‖² of each example (the constant of the density left out)."""
-        return self.scale * sum_per_example(0.5 * (outputs - targets.to(outputs.dtype)).square())
+        difference = outputs - _like(self.name, outputs, targets)
+        return self.scale * sum_per_example(0.5 * difference.square())
 
     def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
         """Number of outputs of an example."""
@@ -127,7 +127,7 @@ class Gaussian(Likelihood):
 
     def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
         """The difference f − y."""
-        return self.scale * (outputs - targets.to(outputs.dtype))
+        return self.scale * (outputs - _like(self.name, outputs, targets))
 
     def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
         """The same u, times scale."""
@@ -168,12 +168,18 @@ def _count(targets: Tensor) -> Tensor:
     return torch.full((targets.shape[0],), float(per_example), device=targets.device)
 
 
-def _check(name: str, outputs: Tensor, targets: Tensor) -> None:
+def _like(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the outputs' dtype; (N,) against (N, 1) would broadcast to N² differences."""
     if targets.shape != outputs.shape:
         raise ValueError(
             f"{name} targets must have the outputs' shape {tuple(outputs.shape)}, got "
             f"{tuple(targets.shape)}; reshape one of them, broadcasting would be wrong here"
         )
+    return targets.to(outputs.dtype)
+
+
+def _check(name: str, outputs: Tensor, targets: Tensor) -> None:
+    _like(name, outputs, targets)
     if not targets.is_floating_point():
         raise ValueError(
             f"{name} targets must be floating point, got {targets.dtype}; convert by .to(dtype)"

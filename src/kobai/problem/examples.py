@@ -82,7 +82,7 @@ class _Pass(Collection[Batch]):
     A fixed pass is to give the same batches every time, so reading them may draw nothing.
     """
 
-    dataset: Dataset[Any]
+    dataset: Any
     indices: tuple[int, ...]
     chunk: int
     collate: Any
@@ -116,7 +116,7 @@ class StreamedExamples(Examples):
     """Examples of a map-style data set, loaded when they are needed.
 
     Args:
-        dataset: Has `__len__` and `__getitem__` giving (input, target).
+        dataset: Anything with `__len__` and `__getitem__` giving (input, target).
         collate: Joins a list of items to a batch.
         indices: The positions that belong to this split, in order.
         inspect: Called with every batch that is loaded; raises `ValueError` if it is no good.
@@ -124,7 +124,7 @@ class StreamedExamples(Examples):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         collate: Any = default_collate,
         indices: Any = None,
         inspect: Callable[[Batch], None] | None = None,
@@ -137,7 +137,7 @@ class StreamedExamples(Examples):
         self.dataset = dataset
         self.collate = collate
         self.inspect = inspect
-        self.indices = tuple(range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
+        self.indices = tuple(range(len(dataset)) if indices is None else indices)
         self.size = len(self.indices)
         if self.size == 0:
             raise ValueError("the data set is empty; a split needs at least one example")
@@ -174,7 +174,9 @@ def as_batch(value: Any) -> Batch:
     if isinstance(value, Batch):
         return value
     if isinstance(value, tuple | list) and len(value) == 2:
-        return Batch(*value)
+        inputs, targets = value
+        # Torch's collate function makes lists of tuples.
+        return Batch(tuple(inputs) if isinstance(inputs, list) else inputs, targets)
     raise TypeError(
         "data must be pairs (inputs, targets) or a kobai Batch, got "
         f"{type(value).__name__}; give a Dataset or DataLoader whose items are such pairs"
@@ -234,7 +236,7 @@ def _tensor_examples(batch: Batch) -> TensorExamples:
 
 
 def _dataset_examples(
-    dataset: Dataset[Any], collate: Any = default_collate, indices: Any = None
+    dataset: Any, collate: Any = default_collate, indices: Any = None
 ) -> StreamedExamples:
     if isinstance(dataset, IterableDataset):
         raise TypeError(
@@ -246,7 +248,8 @@ def _dataset_examples(
 
 def _loader_examples(loader: DataLoader[Any]) -> Examples:
     """The examples a loader visits in an epoch, in the order of its data set."""
-    dataset, collate = loader.dataset, loader.collate_fn
+    dataset: Any = loader.dataset
+    collate = loader.collate_fn
     if isinstance(dataset, IterableDataset):
         return _dataset_examples(dataset)
     if loader.batch_size is None and loader.batch_sampler is None:
@@ -265,7 +268,7 @@ def _loader_examples(loader: DataLoader[Any]) -> Examples:
         or (
             isinstance(sampler, RandomSampler)
             and not sampler.replacement
-            and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+            and sampler.num_samples == len(dataset)
         )
     ):
         raise TypeError(

@@ -130,6 +130,10 @@ class Problem:
             coupled: See `EmpiricalRisk`; the whole split becomes one batch.
             chunk: Examples a forward pass. Default: as many as keep the saved activations, measured
                 by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
+
+        Raises:
+            ValueError: If there is no such split, or the chunk is not positive or cuts what
+                `coupled` holds together.
         """
         if not self.space.is_current():
             self.space = ParameterSpace(self.model)
@@ -139,6 +143,11 @@ class Problem:
             )
         examples = self.examples(split)
         if coupled:
+            if chunk is not None and chunk < examples.size:
+                raise ValueError(
+                    f"coupled=True needs all {examples.size} examples in one batch, got "
+                    f"chunk={chunk}; leave chunk out"
+                )
             chunk = examples.size
         elif chunk is None:
             chunk = self._chunk_size(examples)

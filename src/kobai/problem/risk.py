@@ -91,7 +91,13 @@ class EmpiricalRisk(Objective):
         Buffers enter as copies, so that a module which writes to them cannot change itself.
         """
         batch = batch.to(self.space.device)
-        return output_tensor(call_with_copies(self.model, self.space.places(parameters), batch))
+        outputs = output_tensor(call_with_copies(self.model, self.space.places(parameters), batch))
+        if outputs.ndim == 0 or outputs.shape[0] != batch.size:
+            raise ValueError(
+                f"the model must return one row of outputs an example, got shape "
+                f"{tuple(outputs.shape)} for {batch.size} example(s)"
+            )
+        return outputs
 
     def risk(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, ""]:
         """One batch's share of L(θ), differentiable; call it inside `pure`."""
