@@ -33,6 +33,8 @@ class ProblemOptions:
     package.module:factory."""
     limit: int | None = None
     """Use at most so many training examples, evenly from the classes (count)."""
+    test_limit: int | None = None
+    """Use at most so many test examples, evenly from the classes (count)."""
     standardize: bool = False
     """Shift and scale the inputs to mean 0 and variance 1."""
     validation: float = 0.0

@@ -1,5 +1,6 @@
 """From options to what the library takes: the device, the data, the setting."""
 
+import sys
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ def make_setting(options: ProblemOptions) -> Setting:
     # Curvature needs the full mantissa; reduced-precision products are never silently used.
     torch.set_float32_matmul_precision("highest")
     # The data do not depend on --seed: seeds differ in initialisation, order and labels.
-    splits = data.load(options.data, limit=options.limit, standardize=options.standardize)
+    # `load` takes both limits or none; one beyond any data set is none.
+    limits = (options.limit, options.test_limit)
+    limit = tuple(sys.maxsize if one is None else one for one in limits)
+    splits = data.load(options.data, limit=(limit[0], limit[1]), standardize=options.standardize)
     return Setting(
         splits=splits,
         model=options.model,
