@@ -1,0 +1,200 @@
+"""How much damping: a number, a schedule, or Levenberg-Marquardt on the measured reduction ratio.
+
+The ratio compares what a step did to the loss with what the quadratic model of the same examples
+said it would do. Near one the model can be trusted further (less damping), near zero it cannot
+(more). On a minibatch the ratio is an estimate: its standard error follows from how the changes of
+single examples scatter about the model, and where it does not tell the ratio from a threshold, the
+damping stays as it is.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Action = Literal["raised", "lowered", "kept", "noise", "bound", "rejected"]
+
+LOG_LENGTH = 10_000
+"""Decisions that are remembered; older ones are dropped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReductionRatio:
+    """Measured over predicted change of the loss by one step.
+
+    Attributes:
+        actual: Change of the objective, negative where it fell; not finite where the loss was not.
+        predicted: Change by the undamped quadratic model.
+        value: actual / predicted. -inf if the loss rose although the step was not even predicted to
+            lower it, or became non-finite; NaN if it fell although it was predicted to rise.
+        error: Standard error of the value: scatter of the examples about the model, and rounding.
+        resolution: Change of the objective that rounding could feign.
+    """
+
+    actual: float
+    predicted: float
+    value: float
+    error: float
+    resolution: float = 0.0
+
+
+def reduction_ratio(
+    before: Float[Tensor, " N"],
+    after: Float[Tensor, " N"],
+    predicted: Float[Tensor, " N"],
+    weight: float,
+    *,
+    precision: torch.dtype = torch.float64,
+) -> ReductionRatio:
+    """The ratio and its standard error from the same examples before and after a step.
+
+    With dₙ the change of example n's loss and mₙ the model's change of it, ρ = Σ dₙ / Σ mₙ, and by
+    the delta method se(ρ)² = N/(N−1) Σ (dₙ − ρ mₙ)² / (Σ mₙ)². A model that is right for every
+    example has no error however different the examples are; one example has an infinite one.
+
+    Args:
+        before: Losses of the examples at the old parameters.
+        after: Losses at the new ones.
+        predicted: mₙ.
+        weight: The objective's normaliser.
+        precision: In which the losses were computed; sets their rounding.
+    """
+    change, model = (after - before).double(), predicted.double()
+    actual, expected = float(change.sum()) / weight, float(model.sum()) / weight
+    rounding = 8 * torch.finfo(precision).eps * float(before.double().abs().sum()) / weight
+    value, sampling = -math.inf, 0.0
+    if math.isfinite(actual) and expected < 0:
+        value = actual / expected
+        count = len(change)
+        scatter = float((change - value * model).square().sum())
+        sampling = math.sqrt(scatter * count / (count - 1)) / weight if count > 1 else math.inf
+    elif actual <= 0:
+        value = math.nan
+    return ReductionRatio(
+        actual=actual,
+        predicted=expected,
+        value=value,
+        error=math.hypot(sampling, rounding) / -expected if math.isfinite(value) else 0.0,
+        resolution=rounding,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LevenbergMarquardt:
+    """Raise the damping when the ratio is low, lower it when it is high, hold when unsure.
+
+    Attributes:
+        initial: Damping of the first step.
+        raise_below: Ratio below which the damping is raised.
+        lower_above: Ratio above which it is lowered.
+        raise_by: Factor of a rise.
+        lower_by: Factor of a fall.
+        minimum: Least damping.
+        maximum: Most damping.
+        noise: Standard errors by which the ratio must clear a threshold; 0 takes it as exact.
+
+    Raises:
+        ValueError: If bounds, factors or thresholds are out of order.
+
+    Source: Martens 2010, Deep learning via Hessian-free optimization, §4.1 (thresholds, factors);
+    Moré 1978, The Levenberg-Marquardt algorithm: implementation and theory.
+    """
+
+    initial: float = 1.0
+    raise_below: float = 0.25
+    lower_above: float = 0.75
+    raise_by: float = 1.5
+    lower_by: float = 2 / 3
+    minimum: float = 1e-8
+    maximum: float = 1e8
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minimum <= self.initial <= self.maximum < math.inf:
+            raise ValueError(
+                "damping needs 0 < minimum <= initial <= maximum, got "
+                f"{self.minimum}, {self.initial}, {self.maximum}"
+            )
+        if not (0 < self.lower_by < 1 < self.raise_by < math.inf):
+            raise ValueError(
+                f"need lower_by < 1 < raise_by, got {self.lower_by} and {self.raise_by}"
+            )
+        if not 0 <= self.raise_below < self.lower_above <= 1:
+            raise ValueError(
+                "need 0 <= raise_below < lower_above <= 1, got "
+                f"{self.raise_below} and {self.lower_above}"
+            )
+        if not self.noise >= 0:
+            raise ValueError(f"noise counts standard errors, at least 0; got {self.noise}")
+
+    def decide(self, damping: float, ratio: ReductionRatio) -> tuple[float, Action]:
+        """The next damping and why."""
+        margin = self.noise * ratio.error
+        if ratio.value == -math.inf:
+            return self.raised(damping)
+        if math.isnan(ratio.value):
+            return damping, "kept"
+        if ratio.value + margin < self.raise_below:
+            return self.raised(damping)
+        if ratio.value - margin > self.lower_above:
+            lower = max(self.minimum, damping * self.lower_by)
+            return lower, "lowered" if lower < damping else "bound"
+        inside = self.raise_below <= ratio.value <= self.lower_above
+        return damping, "kept" if inside else "noise"
+
+    def refuses(self, ratio: ReductionRatio) -> bool:
+        """Whether the loss rose beyond doubt, so that the step should be undone."""
+        return ratio.actual > 0 and ratio.value + self.noise * ratio.error < 0
+
+    def raised(self, damping: float) -> tuple[float, Action]:
+        """The next damping after a step that failed altogether."""
+        higher = min(self.maximum, damping * self.raise_by)
+        return higher, "raised" if higher > damping else "bound"
+
+
+Damping = float | Callable[[int], float] | Literal["auto"] | LevenbergMarquardt
+"""What optimizers take: λ, a schedule step ↦ λ, "auto", or a rule with settings of its own."""
+
+
+def check_damping(value: Any, *, positive: bool = False) -> float:
+    """A damping as a float.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative, zero where that is not allowed, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(
+            f"damping must be a number, a schedule step -> number, or 'auto'; got {value!r}"
+        )
+    if not (math.isfinite(value) and value >= 0 and (value > 0 or not positive)):
+        least = "positive" if positive else "at least 0"
+        raise ValueError(f"damping must be finite and {least}, got {value}")
+    return float(value)
+
+
+def first_damping(damping: Damping, *, positive: bool = False) -> float:
+    """The damping of step 0, checked.
+
+    Raises:
+        TypeError: If it is none of the forms of `Damping`.
+        ValueError: If it is out of range.
+    """
+    if isinstance(damping, LevenbergMarquardt):
+        return damping.initial
+    if callable(damping):
+        return check_damping(damping(0), positive=positive)
+    return check_damping(damping, positive=positive)
+
+
+def as_rule(damping: Damping, automatic: LevenbergMarquardt) -> Damping:
+    """The same damping with "auto" replaced by the rule it stands for."""
+    if isinstance(damping, str):
+        if damping != "auto":
+            raise ValueError(f"damping is a number, a schedule or 'auto', got {damping!r}")
+        return automatic
+    return damping

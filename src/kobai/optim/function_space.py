@@ -1,0 +1,192 @@
+"""The damped Fisher matrix's inverse times the gradient, on the smaller side.
+
+The gradient is a combination of the Fisher matrix's own rows: g = Gᵀz/W with z the residual in the
+factor's coordinates, S z = r where S Sᵀ is the output Hessian. Hence
+
+    (GᵀG/W + λ)⁻¹ g = Gᵀ (GGᵀ/W + λ)⁻¹ z / W,
+
+a system of the size of examples times outputs whose result lies in the range of Gᵀ by construction.
+The textbook form (g − Gᵀ(…)⁻¹Gg/W)/λ is the same in exact arithmetic, but cancels: with small or
+no damping it puts rounding, divided by λ, into directions the data knows nothing about.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.curvature import Fisher
+from kobai.curvature.structures import LayerStructure, LowRank, TridiagonalStructure, layers_of
+from kobai.curvature.structures.full import FullFisher, FullStructure
+from kobai.linalg import BlockDiagonal, Damped, Dense, conjugate_gradient
+from kobai.linalg.factor import cholesky, eigh
+from kobai.linalg.operator import LinearOperator
+from kobai.linalg.solvable import DampingForm, SolvableOperator
+
+LARGEST_SYSTEM = 5_000
+"""Rows of the largest dense system; beyond, "full" is solved by conjugate gradients."""
+
+_CG_TOLERANCE = 1e-6
+_CG_ITERATIONS = 500
+_REPRODUCED = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """(F + λ)⁻¹ g and how the solve went.
+
+    Attributes:
+        value: The direction; not finite where the solve failed.
+        status: "ok"; "jittered" (more damping was needed); "pseudo-inverse" (undamped and singular:
+            the shortest solution); "max-iterations" and the other statuses of
+            `kobai.linalg.conjugate_gradient`; or why the factorisation failed.
+        iterations: Of conjugate gradients, 0 for direct solves.
+    """
+
+    value: Float[Tensor, " P"]
+    status: str
+    iterations: int = 0
+
+
+def natural_direction(
+    fisher: Fisher,
+    gradient: Float[Tensor, " P"],
+    damping: float,
+    damping_form: DampingForm = "exact",
+    *,
+    largest: int = LARGEST_SYSTEM,
+) -> Direction:
+    """(F + λ)⁻¹ g for any structure.
+
+    Args:
+        fisher: The matrix, at the point where the gradient was taken.
+        gradient: Of the same objective.
+        damping: λ.
+        damping_form: See `kobai.linalg.solvable.SolvableOperator`.
+        largest: Rows of the largest dense system.
+
+    Raises:
+        ValueError: If the structure needs a larger dense system.
+    """
+    system = dense_system(fisher)
+    if system > largest and isinstance(fisher.structure, FullStructure):
+        return _iterated(fisher, gradient, damping)
+    if system > largest:
+        raise ValueError(
+            f"this Fisher structure needs a dense system of {system} rows, more than {largest}; "
+            "take smaller batches, or structure 'full' (then solved by conjugate gradients), "
+            "'kronecker' or 'diagonal'"
+        )
+    operator: LinearOperator = fisher.operator
+    if isinstance(operator, FullFisher):
+        operator = operator.solver()
+    if not isinstance(operator, BlockDiagonal):
+        places: tuple[object, ...] = (slice(None),)
+        blocks: tuple[LinearOperator, ...] = (operator,)
+    else:
+        places, blocks = operator.indices, operator.blocks
+    rowed = any(isinstance(block, LowRank) for block in blocks)
+    if not rowed and damping > 0:
+        inverse = fisher.inverse(damping, damping_form)
+        return Direction(value=inverse @ gradient, status=inverse.status)
+    coordinates = _coordinates(fisher) if rowed else None
+    value, statuses = torch.empty_like(gradient), []
+    for block, place in zip(blocks, places, strict=True):
+        assert isinstance(block, SolvableOperator)
+        value[place], status = _block(block, gradient[place], damping, damping_form, coordinates)
+        statuses.append(status)
+    return Direction(value=value, status=max(statuses, key=_severity))
+
+
+def dense_system(fisher: Fisher) -> int:
+    """Rows of the largest dense system that the structure solves on the side of the examples."""
+    size, count = fisher.shape[0], fisher.source.count
+    if isinstance(fisher.structure, FullStructure):
+        return min(size, count)
+    if isinstance(fisher.structure, LayerStructure):
+        return max(min(layer.size, count) for layer in layers_of(fisher.source))
+    if isinstance(fisher.structure, TridiagonalStructure):
+        return min(size, count * len(layers_of(fisher.source)))
+    return 0
+
+
+def _severity(status: str) -> int:
+    mild = ("ok", "pseudo-inverse", "jittered")
+    return mild.index(status) if status in mild else len(mild)
+
+
+def _block(
+    block: SolvableOperator,
+    gradient: Tensor,
+    damping: float,
+    damping_form: DampingForm,
+    coordinates: Tensor | None,
+) -> tuple[Tensor, str]:
+    """One block's share of the direction."""
+    if isinstance(block, LowRank) and coordinates is not None:
+        factor = cholesky(block.dual(), damping=damping)
+        inner = factor.solve(coordinates) / block.weight
+        return block.rows.transpose(inner.unsqueeze(1)).squeeze(1), factor.status
+    if isinstance(block, Dense) and damping == 0:
+        return _shortest(block.dense(), gradient)
+    inverse = block.inverse(damping, damping_form)
+    return inverse @ gradient, inverse.status
+
+
+def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:
+    """The shortest solution of a positive semidefinite system that has one."""
+    spectral = eigh(matrix)
+    if spectral.status != "ok":
+        return torch.full_like(gradient, torch.nan), spectral.status
+    values, vectors = spectral.values, spectral.vectors
+    limit = values.abs().max() * len(values) * torch.finfo(matrix.dtype).eps
+    kept = values > limit
+    inner = (vectors.T @ gradient.to(vectors.dtype))[kept] / values[kept]
+    status = "ok" if bool(kept.all()) else "pseudo-inverse"
+    return (vectors[:, kept] @ inner).to(gradient.dtype), status
+
+
+def _iterated(fisher: Fisher, gradient: Tensor, damping: float) -> Direction:
+    """By conjugate gradients, one product of about a forward and a backward pass a step."""
+    solution = conjugate_gradient(
+        Damped(fisher, damping), gradient, tol=_CG_TOLERANCE, max_iterations=_CG_ITERATIONS
+    )
+    status = "ok" if solution.status == "converged" else solution.status
+    return Direction(value=solution.value, status=status, iterations=solution.iterations)
+
+
+def _coordinates(fisher: Fisher) -> Float[Tensor, " R"] | None:
+    """z with S z = r, rows by example and then cotangent; None where there is none.
+
+    There is none for sampled labels, nor where a probability is too small for the factor to carry
+    the residual: the general form of the solve then serves.
+    """
+    source = fisher.source
+    if fisher.labels == "sampled":
+        return None
+    objective = fisher.objective
+    if fisher.labels == "observed":
+        scale = objective.likelihood.scale**0.5
+        return torch.full((source.count,), scale, dtype=fisher.dtype, device=fisher.device)
+    cotangents = source.scores.start()
+    pieces: list[Tensor] = []
+    outputs = objective.outputs(fisher.theta)
+    start = 0
+    for batch in objective.batches:
+        own = outputs[start : start + batch.size]
+        start += batch.size
+        targets = batch.targets.to(own.device)
+        residual = objective.likelihood.residual(own, targets).flatten(1).double()
+        factor = cotangents(own, targets).flatten(2).permute(1, 2, 0).double()
+        spectral = eigh(factor @ factor.mT)
+        values, vectors = spectral.values, spectral.vectors
+        limit = values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(torch.float64).eps
+        turned = (vectors.mT @ residual.unsqueeze(2)).squeeze(2)
+        inner = torch.where(values > limit, turned / values, 0.0)
+        z = (factor.mT @ (vectors @ inner.unsqueeze(2))).squeeze(2)
+        missed = ((factor @ z.unsqueeze(2)).squeeze(2) - residual).norm()
+        if not bool(missed <= _REPRODUCED * residual.norm()):
+            return None
+        pieces.append(z)
+    return torch.cat(pieces).flatten().to(fisher.dtype)

@@ -1,0 +1,187 @@
+"""What optimizers that are handed the objective share: checks, gradients, what they remember.
+
+They follow `torch.optim.LBFGS`: ``step(objective)``, one group of parameters, and a state of their
+own under one key of ``state``, as plain numbers and lists that load with ``weights_only=True``.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kobai.optim.damping import LOG_LENGTH, Action, ReductionRatio
+from kobai.problem import EmpiricalRisk, Likelihood
+
+KEY = "kobai"
+"""Where in ``optimizer.state`` the record of a run is."""
+
+
+def as_risk(
+    objective: Any, optimizer: torch.optim.Optimizer, model: nn.Module, likelihood: Likelihood
+) -> EmpiricalRisk:
+    """The argument of `step`, checked.
+
+    Raises:
+        TypeError: If it is not an `EmpiricalRisk`, saying how to make one.
+        ValueError: If it belongs to another model, other parameters or another likelihood.
+    """
+    name = type(optimizer).__name__
+    if not isinstance(objective, EmpiricalRisk):
+        got = "nothing" if objective is None else type(objective).__name__
+        raise TypeError(
+            f"{name}.step needs the objective itself, for its outputs and likelihood; got {got}. "
+            "Make one by problem = Problem(model, likelihood, train=(x, y)) and call "
+            "optimizer.step(problem.objective()), or problem.objective(batch) for a minibatch"
+        )
+    if objective.space.module is not model:
+        raise ValueError(f"the objective belongs to another model than {name}")
+    if objective.likelihood.name != likelihood.name:
+        raise ValueError(
+            f"the objective's likelihood is {objective.likelihood.name}, {name} was made for "
+            f"{likelihood.name}"
+        )
+    named = dict(model.named_parameters())
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    strangers = [n for n in objective.space.names if id(named[n]) not in own]
+    if strangers:
+        raise ValueError(
+            f"{strangers} are trainable but not held by {name}; freeze them before the optimizer "
+            "is made, or make it anew"
+        )
+    return objective
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters to be learned.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = [p for p in model.parameters() if p.requires_grad]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters; "
+            "set requires_grad=True on those to be learned"
+        )
+    return found
+
+
+def check_lr(lr: float) -> float:
+    """Refuse a learning rate that is not positive."""
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be positive and finite, got {lr}")
+    return lr
+
+
+def leave_gradient(risk: EmpiricalRisk, gradient: Float[Tensor, " P"]) -> None:
+    """Put the gradient where a backward pass would have left it."""
+    for name, piece in risk.space.unflatten(gradient).items():
+        risk.model.get_parameter(name).grad = piece.clone()
+
+
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def start_record(optimizer: torch.optim.Optimizer, counts: tuple[str, ...]) -> None:
+    """Begin the record of a run, and let it survive saving and loading."""
+    shared: Any = optimizer.state
+    shared[KEY] = {"counts": dict.fromkeys(("steps", *counts), 0), "last": {}, "decisions": []}
+    optimizer.register_state_dict_pre_hook(_publish)
+    optimizer.register_load_state_dict_pre_hook(_known)
+    optimizer.register_load_state_dict_post_hook(_adopt)
+
+
+def record_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The record: "counts", "last" (numbers of the latest step) and "decisions"."""
+    shared: Any = optimizer.state
+    return shared[KEY]
+
+
+def log_decision(
+    record: dict[str, Any],
+    *,
+    damping: float,
+    ratio: ReductionRatio,
+    action: Action,
+    following: float,
+) -> None:
+    """Remember one decision about the damping."""
+    record["decisions"].append(
+        {
+            "step": record["counts"]["steps"],
+            "damping": damping,
+            "actual": ratio.actual,
+            "predicted": ratio.predicted,
+            "ratio": ratio.value,
+            "error": ratio.error,
+            "action": action,
+            "next": following,
+        }
+    )
+    del record["decisions"][:-LOG_LENGTH]
+
+
+def diagnostics_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Counts, numbers of the last step, the damping to come and all decisions about it."""
+    record = record_of(optimizer)
+    return {
+        **record["counts"],
+        **record["last"],
+        "damping": optimizer.param_groups[0]["damping"],
+        "decisions": copy.deepcopy(record["decisions"]),
+    }
+
+
+def _publish(optimizer: torch.optim.Optimizer) -> None:
+    generator = getattr(optimizer, "generator", None)
+    if generator is not None:
+        record_of(optimizer)["generator"] = generator.get_state()
+
+
+def _known(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    if KEY not in state_dict["state"]:
+        raise ValueError(
+            f"this state was not saved by {type(optimizer).__name__}; its entry {KEY!r} is missing"
+        )
+
+
+def _adopt(optimizer: torch.optim.Optimizer) -> None:
+    """After loading: own what was loaded, and go on with its random draws."""
+    shared: Any = optimizer.state
+    shared[KEY] = copy.deepcopy(shared[KEY])
+    generator = getattr(optimizer, "generator", None)
+    if generator is not None:
+        generator.set_state(shared[KEY]["generator"].cpu())
+
+
+def rebuild(
+    kind: Any,
+    model: nn.Module,
+    arguments: dict[str, Any],
+    parameters: list[nn.Parameter],
+    state_dict: dict[str, Any],
+) -> Any:
+    """Make a copied or unpickled optimizer, which steps the copied model."""
+    optimizer = kind(model, **arguments)
+    optimizer.param_groups[0]["params"] = parameters
+    optimizer.load_state_dict(state_dict)
+    return optimizer
+
+
+def refuse_second_group(optimizer: torch.optim.Optimizer) -> None:
+    """One system couples all parameters, so they cannot be split into groups.
+
+    Raises:
+        ValueError: If there is a second group, which is taken off again.
+    """
+    if len(optimizer.param_groups) > 1:
+        del optimizer.param_groups[-1]
+        raise ValueError(
+            f"{type(optimizer).__name__} solves one system over all parameters and takes one "
+            "group, that of its model"
+        )
