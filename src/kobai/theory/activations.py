@@ -8,12 +8,14 @@ hard-tanh in `hard_tanh`, smooth functions without a closed form in `hermite`.
 import abc
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
 from scipy import special
 
-Array = np.ndarray
+Array: TypeAlias = np.ndarray
+Values: TypeAlias = np.ndarray | np.number | float | int
 
 
 class Activation(abc.ABC):
@@ -34,15 +36,15 @@ class Activation(abc.ABC):
     shares_tables: bool = False
 
     @abc.abstractmethod
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """φ(u), entry by entry."""
 
     @abc.abstractmethod
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """φ'(u), entry by entry; at a kink either one-sided value."""
 
     @abc.abstractmethod
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """Averages over pairs with variances a, b and covariance c.
 
         Args:
@@ -56,11 +58,11 @@ class Activation(abc.ABC):
         """
 
     @abc.abstractmethod
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """E[φ(u)²] and E[φ'(u)²] for u ~ N(0, q), entry by entry."""
 
     @abc.abstractmethod
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """A bound on the absolute error of `duals` at variances up to those in q, for V of size 1.
 
         Rounding only for closed forms; truncation of the series for others.
@@ -76,25 +78,25 @@ class Linear(Activation):
     name = "linear"
     odd = True
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """U itself."""
         return np.asarray(u, dtype=np.float64)
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """Ones."""
         return np.ones_like(u, dtype=np.float64)
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """V = c, D = 1; see `Activation.duals`."""
         a, c, b = np.broadcast_arrays(a, c, b)
         return c.astype(np.float64), np.ones(c.shape)
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """Q and 1."""
         q = np.asarray(q, dtype=np.float64)
         return q.copy(), np.ones_like(q)
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """Exact."""
         return 0.0
 
@@ -114,23 +116,23 @@ class LeakyReLU(Activation):
         self.slope = float(slope)
         self.name = "relu" if slope == 0 else f"leaky-relu({self.slope:g})"
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """max(u, 0) + slope·min(u, 0)."""
-        return np.where(u > 0, u, self.slope * np.asarray(u))
+        return np.where(np.asarray(u) > 0, u, self.slope * np.asarray(u))
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """1 above 0, slope below and at 0."""
         return np.where(np.asarray(u) > 0, 1.0, self.slope)
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """ReLU: D = ½ − θ/2π with θ the angle, V = c D + √(ab − c²)/2π; see `Activation.duals`.
 
         D has an infinite slope in c at c = √(ab): an error ε in the correlation moves it by √ε.
         """
-        c = np.asarray(c, dtype=np.float64)
+        a, c, b = (np.asarray(x, dtype=np.float64) for x in (a, c, b))
         # θ = atan2(√(ab − c²), c) needs no division, hence no care where a variance is 0; every
         # step writes over the last one, which halves the time on blocks that fit the cache.
-        root = np.multiply(a, b)
+        root = np.asarray(np.multiply(a, b))
         if root.shape != np.broadcast_shapes(root.shape, c.shape):
             root = np.broadcast_to(root, np.broadcast_shapes(root.shape, c.shape)).copy()
         root = np.atleast_1d(root) if root.ndim == 0 else root
@@ -149,16 +151,16 @@ class LeakyReLU(Activation):
             root += self.slope * c
             slope *= (1 - self.slope) ** 2
             slope += self.slope
-        shape = np.broadcast_shapes(np.shape(a), c.shape, np.shape(b))
+        shape = np.broadcast_shapes(a.shape, c.shape, b.shape)
         return root.reshape(shape), slope.reshape(shape)
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """q (1 + slope²)/2 and (1 + slope²)/2."""
         q = np.asarray(q, dtype=np.float64)
         half = (1 + self.slope**2) / 2
-        return half * q, np.full_like(q, half)
+        return np.asarray(half * q), np.full_like(q, half)
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """Rounding; the square root of it in D next to equal inputs."""
         return 1e-14
 
@@ -169,28 +171,29 @@ class Erf(Activation):
     name = "erf"
     odd = True
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """erf(u)."""
-        return special.erf(u)
+        return np.asarray(special.erf(u))
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """(2/√π) exp(−u²)."""
-        return 2 / np.sqrt(np.pi) * np.exp(-np.square(u))
+        return np.asarray(2 / np.sqrt(np.pi) * np.exp(-np.square(u)))
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """V = (2/π) asin(2c/√S), D = (4/π)/√(S − 4c²) with S = (1 + 2a)(1 + 2b)."""
-        product = (1 + 2 * np.asarray(a)) * (1 + 2 * np.asarray(b))
+        a, c, b = np.asarray(a), np.asarray(c), np.asarray(b)
+        product = (1 + 2 * a) * (1 + 2 * b)
         value = 2 / np.pi * np.arcsin(np.clip(2 * c / np.sqrt(product), -1, 1))
         # S − 4c² is at least 1 + 2a + 2b for any covariance.
         rest = np.maximum(product - 4 * np.square(c), 1.0)
-        return value, 4 / np.pi / np.sqrt(rest)
+        return np.asarray(value), np.asarray(4 / np.pi / np.sqrt(rest))
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """The same at c = a = b = q."""
         q = np.asarray(q, dtype=np.float64)
         return self.duals(q, q, q)
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """Rounding."""
         return 1e-14
 
@@ -206,16 +209,16 @@ class GELU(Activation):
 
     name = "gelu"
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """u Φ(u)."""
-        return np.asarray(u) * special.ndtr(u)
+        return np.asarray(np.asarray(u) * special.ndtr(u))
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """Φ(u) + u exp(−u²/2)/√(2π)."""
         u = np.asarray(u)
-        return special.ndtr(u) + u * np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi)
+        return np.asarray(special.ndtr(u) + u * np.exp(-(u**2) / 2) / np.sqrt(2 * np.pi))
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """The closed form of the class; see `Activation.duals`."""
         a, c, b = np.asarray(a), np.asarray(c), np.asarray(b)
         both = (1 + a) * (1 + b)
@@ -224,14 +227,14 @@ class GELU(Activation):
         orthant = 0.25 + np.arcsin(np.clip(c / np.sqrt(both), -1, 1)) / (2 * np.pi)
         value = c * orthant + (a * b * root + c**2 / root) / (2 * np.pi * both)
         slope = c / root + (2 * c / root + c**3 / rest**1.5 - a * b * c / root) / both
-        return value, orthant + slope / (2 * np.pi)
+        return np.asarray(value), np.asarray(orthant + slope / (2 * np.pi))
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """The same at c = a = b = q."""
         q = np.asarray(q, dtype=np.float64)
         return self.duals(q, q, q)
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """Rounding."""
         return 1e-14
 

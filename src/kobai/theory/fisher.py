@@ -52,8 +52,9 @@ def fisher_statistics(
             standard deviation over examples without centring), ``layer`` (LayerNorm).
         outputs: (N, C) realised outputs, for categorical, layer, and batch on given inputs: their
             statistics do not average out in one network.
-        generator: Where outputs are needed and not given, draws them from the theory's own law
-            and averages over 64 draws: prediction for an average over networks.
+        generator: Where outputs are needed and not given, draws them from theory's own law and
+            averages over 64 draws (eigenvalues over fewer if C N > 400): prediction for an
+            average over networks.
         input_square: Mean square of an input coordinate, if examples is a number.
         input_product: Mean product of coordinates of two inputs, if examples is a number.
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import special
 
-from kobai.theory.activations import Activation, Array
+from kobai.theory.activations import Activation, Array, Values
 
 # Below this variance the clamp acts with a probability under 1e-22: the function is linear.
 _LINEAR_BELOW = 0.01
@@ -20,15 +20,15 @@ class HardTanh(Activation):
     kinks = (-1.0, 1.0)
     odd = True
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """U clamped to [−1, 1]."""
-        return np.clip(u, -1.0, 1.0)
+        return np.asarray(np.clip(u, -1.0, 1.0))
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """1 inside (−1, 1), else 0."""
-        return (np.abs(u) < 1).astype(np.float64)
+        return np.asarray(np.abs(u) < 1, dtype=np.float64)
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """Closed form by Owen's T, 8 values a pair; see `Activation.duals`."""
         shape = np.broadcast_shapes(np.shape(a), np.shape(c), np.shape(b))
         a, c, b = (np.broadcast_to(x, shape).astype(np.float64).ravel() for x in (a, c, b))
@@ -44,15 +44,16 @@ class HardTanh(Activation):
             value[usual], slope[usual] = _clamped(a[usual], rho[usual], b[usual])
         return value.reshape(shape), slope.reshape(shape)
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """With p = erf(1/√2q): q (p − √(2/πq) exp(−1/2q)) + 1 − p, and p."""
         q = np.asarray(q, dtype=np.float64)
         safe = np.maximum(q, 1e-4)
         inside = special.erf(1 / np.sqrt(2 * safe))
         density = np.sqrt(2 / (np.pi * safe)) * np.exp(-0.5 / safe)
-        return q * (inside - density) + special.erfc(1 / np.sqrt(2 * safe)), inside
+        value = q * (inside - density) + special.erfc(1 / np.sqrt(2 * safe))
+        return np.asarray(value), np.asarray(inside)
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """Rounding, with the cancellation between four moments."""
         return 1e-12
 
@@ -72,15 +73,22 @@ def _clamped(a: Array, rho: Array, b: Array) -> tuple[Array, Array]:
 
 def _below(h: Array, k: Array, rho: Array, rest: Array) -> Array:
     """P(X < h, Y < k) of a standard pair with correlation rho, by Owen (1956)."""
-    tail = special.owens_t(h, (k - rho * h) / (h * rest))
-    tail = tail + special.owens_t(k, (h - rho * k) / (k * rest))
+    tail = special.owens_t(h, _gap(k, h, rho, rest) / h)
+    tail = tail + special.owens_t(k, _gap(h, k, rho, rest) / k)
     return (special.ndtr(h) + special.ndtr(k)) / 2 - tail - np.where(h * k > 0, 0.0, 0.5)
+
+
+def _gap(h: Array, k: Array, rho: Array, rest: Array) -> Array:
+    """(h − ρ k)/√(1 − ρ²), without cancellation where h ≈ ±k and ρ ≈ ±1: V loses digits there."""
+    sign = np.where(rho < 0, -1.0, 1.0)
+    size = np.abs(rho)
+    return (h - sign * k) / rest + sign * k * np.sqrt((1 - size) / (1 + size))
 
 
 def _corner(h: Array, k: Array, rho: Array, rest: Array) -> Array:
     """E[(X − h)₊ (Y − k)₊] of a standard pair with correlation rho."""
     above = _below(-h, -k, rho, rest)
-    gap_h, gap_k = (h - rho * k) / rest, (k - rho * h) / rest
+    gap_h, gap_k = _gap(h, k, rho, rest), _gap(k, h, rho, rest)
     # The exponent (h² − 2ρhk + k²)/2(1 − ρ²), written so that ρ → ±1 does not cancel.
     density = rest / (2 * np.pi) * np.exp(-(gap_h**2 + k**2) / 2)
     normal = np.sqrt(2 * np.pi)

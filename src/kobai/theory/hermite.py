@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kobai.theory.activations import Activation, Array
+from kobai.theory.activations import Activation, Array, Values
 
 _MOST_TERMS = 1024
 _TOLERANCE = 1e-14
@@ -48,34 +48,34 @@ class Smooth(Activation):
         self._function = function
         self._derivative = derivative
 
-    def __call__(self, u: Array) -> Array:
+    def __call__(self, u: Values) -> Array:
         """φ(u)."""
-        return self._function(np.asarray(u, dtype=np.float64))
+        return np.asarray(self._function(np.asarray(u, dtype=np.float64)))
 
-    def derivative(self, u: Array) -> Array:
+    def derivative(self, u: Values) -> Array:
         """φ'(u)."""
-        return self._derivative(np.asarray(u, dtype=np.float64))
+        return np.asarray(self._derivative(np.asarray(u, dtype=np.float64)))
 
-    def duals(self, a: Array, c: Array, b: Array) -> tuple[Array, Array]:
+    def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
         """The two series; see `Activation.duals`. Cost: K multiply-adds a pair, K about 70 q."""
         a, c, b = (np.asarray(x, dtype=np.float64) for x in (a, c, b))
-        shape: tuple[int, ...] = np.broadcast_shapes(a.shape, c.shape, b.shape)
+        shape = np.broadcast_shapes(a.shape, c.shape, b.shape)
         dimension = max(len(shape), 1)
         a, c, b = (x.reshape((1,) * (dimension - x.ndim) + x.shape) for x in (a, c, b))
         values, index = np.unique(np.concatenate([a.ravel(), b.ravel()]), return_inverse=True)
         first, second = index[: a.size].reshape(a.shape), index[a.size :].reshape(b.shape)
         alpha, beta = self._series(values)
         scale = np.sqrt(values)
-        full: tuple[int, ...] = shape if shape else (1,)
+        full = list(shape) or [1]
         value, slope = np.empty(full), np.empty(full)
         step = max(1, _CHUNK // max(1, int(np.prod(full[1:]))))
         for start in range(0, full[0], step):
             rows = slice(start, start + step)
-            i = first if first.shape[0] == 1 else first[rows]
-            j = second if second.shape[0] == 1 else second[rows]
+            i = first if len(first) == 1 else first[rows]
+            j = second if len(second) == 1 else second[rows]
             product = scale[i] * scale[j]
             rho = np.divide(
-                c if c.shape[0] == 1 else c[rows],
+                c if len(c) == 1 else c[rows],
                 product,
                 out=np.zeros((min(step, full[0] - start), *full[1:])),
                 where=product > 0,
@@ -85,7 +85,7 @@ class Smooth(Activation):
             slope[rows] = _sum(beta, i, j, rho, 0 if self.odd else None)
         return value.reshape(shape), slope.reshape(shape)
 
-    def diagonal(self, q: Array) -> tuple[Array, Array]:
+    def diagonal(self, q: Values) -> tuple[Array, Array]:
         """Both by trapezoidal quadrature, exact to rounding for strips as wide as that of tanh."""
         q = np.asarray(q, dtype=np.float64)
         values, index = np.unique(q, return_inverse=True)
@@ -94,10 +94,10 @@ class Smooth(Activation):
         density = weight**2
         density /= density.sum()
         squares = self(u) ** 2 @ density, self.derivative(u) ** 2 @ density
-        first, second = (x[index].reshape(q.shape) for x in squares)
+        first, second = (np.asarray(x[index].reshape(q.shape)) for x in squares)
         return first, second
 
-    def accuracy(self, q: Array) -> float:
+    def accuracy(self, q: Values) -> float:
         """What Parseval's identity leaves out of V or D at the variances in q, at least 1e-13."""
         values = np.unique(np.asarray(q, dtype=np.float64))
         alpha, beta = self._series(values)

@@ -123,8 +123,8 @@ def expected_factors(
     """Expected Kronecker factors over random square weights W_ij ~ N(0, variance/d).
 
     Skips: S + (tr S/d)((1 + s)^{l−1} − 1) I and (1 + s)^{L−l} I; plain: s^{l−1} (tr S/d) I (for
-    l = 1 S itself) and s^{L−l} I. A skip acts on a layer's factors as a data-shaped damping, but it does
-    not bias the update and its cross terms are not small.
+    l = 1 S itself) and s^{L−l} I. A skip acts on a layer's factors as a data-shaped damping, but it
+    does not bias the update and its cross terms are not small.
 
     Args:
         layer: l, from 1 to depth.

@@ -9,7 +9,7 @@ import numpy as np
 
 from kobai.theory.kernels import InfiniteWidthKernels
 from kobai.theory.mean_field import OrderParameters
-from kobai.theory.outputs import MOST_ROWS, dual_kernel, output_draws
+from kobai.theory.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
 from kobai.theory.statistics import FisherStatistics, separated
 
 _EMPTY = np.empty(0)
@@ -156,7 +156,10 @@ def _per_example(
         return _record(p, n, "layer", status=status, notes=(*notes, why))
     theta = dual_kernel(p, n, kernel) / n
     parts = []
-    for f in found:
+    chosen = decomposed(found)
+    if outputs is None:
+        notes.append(f"averaged over {len(chosen)} draws of the outputs")
+    for f in chosen:
         spread = f.std(axis=1, keepdims=True)
         standard = (f - f.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-300)
         project = np.eye(c) - 1 / c - np.einsum("ni,nj->nij", standard, standard) / c

@@ -7,6 +7,7 @@ from kobai.theory.mean_field import OrderParameters
 
 DRAWS = 64
 MOST_ROWS = 4000
+_WORK = 64 * 400**3  # rows cubed, over all draws that are decomposed
 
 
 def output_draws(
@@ -42,6 +43,12 @@ def output_draws(
         + own * generator.standard_normal((examples, p.outputs))
         for _ in range(draws)
     ]
+
+
+def decomposed(outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The draws whose CN × CN matrices are decomposed: all, or as many as the work allows."""
+    rows = outputs[0].size
+    return outputs[: max(1, _WORK // rows**3)]
 
 
 def dual_kernel(

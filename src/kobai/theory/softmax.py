@@ -10,7 +10,7 @@ from scipy import special
 
 from kobai.theory.kernels import InfiniteWidthKernels
 from kobai.theory.mean_field import OrderParameters
-from kobai.theory.outputs import MOST_ROWS, dual_kernel, output_draws
+from kobai.theory.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
 from kobai.theory.statistics import FisherStatistics
 
 _EMPTY = np.empty(0)
@@ -65,7 +65,7 @@ def softmax_statistics(
         parts = [_moments(theta, logits) for logits in found]
         trace, squares = (float(x) for x in np.mean(parts, axis=0))
         if c * n <= MOST_ROWS:
-            values = np.mean([_spectrum(theta, logits) for logits in found], axis=0)
+            values = np.mean([_spectrum(theta, logits) for logits in decomposed(found)], axis=0)
             largest = float(values[-1])
         else:
             status = "bounds only"
@@ -74,7 +74,10 @@ def softmax_statistics(
                 "outliers' leading order S₂ λ_max(mean Q), a lower bound"
             )
         if outputs is None:
-            notes.append(f"averaged over {len(found)} draws of the outputs")
+            used = len(decomposed(found))
+            notes.append(
+                f"averaged over {len(found)} draws of the outputs, eigenvalues over {used}"
+            )
     lower = largest
     if status == "bounds only":
         mean = [_metric(special.softmax(f, axis=1)).mean(axis=0) for f in found]
