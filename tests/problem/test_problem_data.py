@@ -229,6 +229,15 @@ def test_making_a_problem_leaves_the_model_and_the_random_state(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_in_training_mode_may_be_declared_on_one_example():
+    """The model is tried in evaluation mode: batch statistics of one example do not exist."""
+    net = nn.Sequential(model(3, 4), nn.BatchNorm1d(4).double())
+    subject = Problem(net, "gaussian", train=(X[:1], torch.zeros(1, 4, dtype=torch.float64)))
+    assert subject.objective().size == 1
+    assert net.training
+    assert int(net[1].num_batches_tracked) == 0
+
+
 class Noting(nn.Module):
     """Counts its calls in a buffer and draws random numbers, in evaluation mode too."""
 

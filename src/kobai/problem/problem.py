@@ -216,15 +216,16 @@ class Problem:
                 f"{name}: the model must return floating-point outputs, got {outputs.dtype}; "
                 "return logits or means, not decisions"
             )
-        row = outputs[:1].detach()
+        shape, dtype = outputs.shape[1:], outputs.dtype
 
         def fits(batch: Batch) -> None:
             try:
                 require_finite_inputs(batch)
                 # Sequences padded batch by batch may be longer than the first ones.
                 if batch.targets.shape[1:] == few.targets.shape[1:]:
-                    expanded = row.expand(batch.size, *row.shape[1:]).to(batch.targets.device)
-                    self.likelihood.check(expanded, batch.targets)
+                    # Of the outputs only the shape counts; nothing is copied between devices.
+                    zero = torch.zeros((), dtype=dtype, device=batch.targets.device)
+                    self.likelihood.check(zero.expand(batch.size, *shape), batch.targets)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
