@@ -60,7 +60,8 @@ def test_hard_tanh_on_the_critical_line(q, depth, width):
     prior = isometry_spectrum("hard-tanh", features=line.feature, **arguments)
     np.testing.assert_allclose(prior.features, line.feature, rtol=1e-12)
     ratios, atoms, priors = [], [], []
-    for seed in range(3):
+    # The atom of one network has a standard deviation of .03 at q = .25, L = 10, M = 400.
+    for seed in range(8 if width == 400 else 3):
         dual, own = _dual(
             np.random.default_rng(seed), "hard-tanh", depth, width, line.weight_variance,
             line.bias_variance, line.feature,
@@ -126,7 +127,7 @@ def test_top_is_refused_once_the_atom_has_dissolved():
         pytest.param("tanh", 1.05, 0.01, 500, 3, (0.03, 0.05), marks=pytest.mark.slow),
         pytest.param("tanh", 1.5, 0.3, 500, 3, (0.03, 0.05), marks=pytest.mark.slow),
         pytest.param("erf", 1.0, 0.1, 500, 3, (0.03, 0.05), marks=pytest.mark.slow),
-        pytest.param("relu", 2.0, 0.0, 300, 24, (0.10, 0.15), marks=pytest.mark.slow),
+        pytest.param("relu", 2.0, 0.0, 500, 20, (0.10, 0.15), marks=pytest.mark.slow),
     ],
 )
 def test_two_moments_of_other_activations(phi, w, b, width, seeds, tolerance):

@@ -104,8 +104,9 @@ def test_averages_over_networks(phi, width, nets):
     found = {"nngp": 0.0, "ntk": 0.0, "standard": 0.0}
     for seed in range(nets):
         net = Net(np.random.default_rng(seed), widths, phi, 2.0, 0.1)
-        f = net.forward(x)[1][-1]
-        found["nngp"] = found["nngp"] + f @ f.T / 8 / nets
+        h = net.forward(x)[0][-1]
+        # Averaged over the last layer in closed form; its few outputs would scatter by 14 %.
+        found["nngp"] = found["nngp"] + (2.0 * h @ h.T / width + 0.1) / nets
         for p in ("standard", "ntk"):
             dual = sum(net.grams(x, p)).reshape(8, 6, 8, 6)
             found[p] = found[p] + np.einsum("knkm->nm", dual) / 8 / nets
@@ -114,8 +115,7 @@ def test_averages_over_networks(phi, width, nets):
     }  # fmt: skip
     for key, value in expected.items():
         distance = np.linalg.norm(found[key] - value) / np.linalg.norm(value)
-        # 320 outputs scatter the NNGP by 1/√160 an entry, on top of O(1/M).
-        assert distance < (0.12 if key == "nngp" else 0.06)
+        assert distance < 0.06
 
 
 def test_modules_are_read_like_descriptions():
@@ -143,7 +143,7 @@ def test_a_module_as_torch_draws_it():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(40):
-            module = nn.Sequential(nn.Linear(20, 200), nn.ReLU(), nn.Linear(200, 50)).double()
+            module = nn.Sequential(nn.Linear(20, 200), nn.ReLU(), nn.Linear(200, 400)).double()
             outputs.append(module(torch.tensor(x)).detach().numpy())
     f = np.concatenate(outputs, axis=1)
     kernel = infinite_width_kernels(module, x)
@@ -195,12 +195,11 @@ def test_residual_sums_against_finite_networks():
         w1 = rng.standard_normal((width, 20)) * np.sqrt(w / 20)
         w2 = rng.standard_normal((width, width)) * np.sqrt(w / width)
         w3 = rng.standard_normal((8, width)) * np.sqrt(w / width)
-        b1, b2, b3 = (rng.standard_normal(m) * np.sqrt(b) for m in (width, width, 8))
+        b1, b2 = (rng.standard_normal(width) * np.sqrt(b) for _ in range(2))
         h = x @ w1.T + b1
         a = phi(h)
         r = h + a @ w2.T + b2
-        f = r @ w3.T + b3
-        nngp = nngp + f @ f.T / 8 / nets
+        nngp = nngp + (w * r @ r.T / width + b) / nets
         back = np.broadcast_to(w3[:, None, :], (8, 6, width))
         first = back + (back @ w2) * slope(h)
         for delta, inputs in ((np.broadcast_to(np.eye(8)[:, None, :], (8, 6, 8)), r),
@@ -208,7 +207,7 @@ def test_residual_sums_against_finite_networks():
             gram = np.einsum("kni,kmi->nm", delta, delta) / 8
             ntk = ntk + gram * (inputs @ inputs.T + 1) / nets
     assert np.linalg.norm(ntk - kernel.ntk) < 0.04 * np.linalg.norm(kernel.ntk)
-    assert np.linalg.norm(nngp - kernel.nngp) < 0.12 * np.linalg.norm(kernel.nngp)
+    assert np.linalg.norm(nngp - kernel.nngp) < 0.04 * np.linalg.norm(kernel.nngp)
 
 
 def test_a_linear_residual_network_by_hand():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kobai.theory import WideNetwork, fisher_statistics
+from kobai.theory import WideNetwork, fisher_statistics, order_parameters
 from theory.finite_networks import Net, top_mean
 
 
@@ -16,6 +16,11 @@ def _dual(network, n, seed):
     net = Net(rng, network.widths, "relu", 2.0, 0.1)
     x = rng.standard_normal((n, network.widths[0]))
     return sum(net.grams(x)) / n, net.forward(x)[1][-1], x
+
+
+def _output_variance(network):
+    p = order_parameters(network)
+    return p.variance[-1] - p.covariance[-1]
 
 
 def _outputs_normalised(dual, f, kind):
@@ -45,20 +50,13 @@ def test_mean_subtraction_and_batch_norm_remove_the_outliers(width):
         found = [np.linalg.eigvalsh(_outputs_normalised(dual, f, k)) for k in ("mean", "batch")]
         assert found[0][-1] < 15
         # sd² of one network scatters: (q − q_st) is its mean over networks.
-        ratio = f.var(axis=0).mean() / network_gap(network)
+        ratio = f.var(axis=0).mean() / _output_variance(network)
         traces.append((found[0].sum() / mean.trace, found[1].sum() * ratio / batch.trace))
         assert mean.lower < found[0][-1] < 1.6 * mean.upper
         assert batch.lower < found[1][-1] < 2 * batch.upper
     np.testing.assert_allclose(np.mean(traces, axis=0), 1, atol=0.15)
     assert mean.status == batch.status == "bounds only"
     assert np.isnan(mean.largest)
-
-
-def network_gap(network):
-    from kobai.theory import order_parameters
-
-    p = order_parameters(network)
-    return p.variance[-1] - p.covariance[-1]
 
 
 def test_division_without_centring_does_not_help():

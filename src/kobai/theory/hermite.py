@@ -136,10 +136,10 @@ def _sum(coefficients: Array, i: Array, j: Array, rho: Array, parity: int | None
     size = np.abs(coefficients).max(axis=1, initial=0.0) ** 2
     kept = [k for k in orders if size[k:].sum() > 1e-17 * size.sum()]
     factor = rho if parity is None else rho * rho
-    total = np.zeros_like(rho)
+    total, product = np.zeros_like(rho), np.empty_like(rho)
     for k in reversed(kept):
         total *= factor
-        total += coefficients[k][i] * coefficients[k][j]
+        total += np.multiply(coefficients[k][i], coefficients[k][j], out=product)
     return total * rho if parity == 1 else total
 
 

@@ -146,7 +146,8 @@ def infinite_width_kernels(
 
 
 def _inputs(x: ArrayLike, layers: Sequence[Layer], name: str) -> np.ndarray:
-    array = np.asarray(x, dtype=np.float64)
+    detach = getattr(x, "detach", None)  # a torch tensor, perhaps with a graph or on a device
+    array = np.asarray(x if detach is None else detach().cpu(), dtype=np.float64)
     if array.ndim < 2 or array.shape[0] == 0:
         raise ValueError(f"{name} is (N, …) with N ≥ 1, got shape {array.shape}")
     array = array.reshape(len(array), -1)
