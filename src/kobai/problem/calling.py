@@ -70,7 +70,6 @@ def call_with_copies(model: nn.Module, parameters: Mapping[str, Tensor], batch: 
     finally:
         for part in model.modules():
             if isinstance(part, nn.RNNBase):
-                # It keeps a list of the tensors it last ran with, and so their graph; setting a
-                # weight renews the list.
-                for name, own in part.named_parameters(recurse=False, remove_duplicate=False):
-                    setattr(part, name, own)
+                # It keeps a list of the tensors it last ran with, and so their graph, and weak
+                # references by which it notices other ones; both are renewed here.
+                part._init_flat_weights()
