@@ -31,15 +31,16 @@ class Lanczos:
             default n where n <= 1024, otherwise max(4 k, k + 60).
         block_size: products made together. 1 needs the fewest; more is quicker where columns of a
             block are cheaper than single products.
-        probe: "none"; "certain": probe until a further copy would have been missed with probability
-            0.01, or the probe has cost as many products as the search before it; "quick": at most
-            log(n) / 2 + 1 products, and "certain" as soon as a copy has shown up.
-            `Eigen.chance_missed` says what was reached.
+        probe: "certain": probe until a further copy would have been missed with probability 0.01,
+            or the probe has cost as many products as the search before it (a few products where the
+            wanted values stand clear, more in a crowd); "quick": at most log(n) / 2 + 1 products
+            until a copy has shown up, then "certain"; "none". `Eigen.chance_missed` says what was
+            reached.
     """
 
     max_basis: int | None = None
     block_size: int = 1
-    probe: Literal["none", "quick", "certain"] = "quick"
+    probe: Literal["none", "quick", "certain"] = "certain"
 
 
 @dataclass(frozen=True, kw_only=True)
