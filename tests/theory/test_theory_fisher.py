@@ -39,7 +39,7 @@ def _measure(network, examples, seeds, data_dependent=False):
     return np.mean(ratios, axis=0)
 
 
-# theory.md, table 9, row 1a: values.
+# Verified numbers, row 1a: values.
 @pytest.mark.parametrize(
     ("phi", "w", "b", "largest"),
     [("relu", 2.0, 0.1, 497.8), ("tanh", 3.0, 0.64, 154.3), ("erf", 2.0, 0.3, 121.5)],

@@ -1,4 +1,4 @@
-"""Deep orthogonal networks: rows 4a to 4c of theory.md."""
+"""Deep orthogonal networks: rows 4a to 4c of the verified numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The critical learning rate against gradient descent on finite networks (row 1e of theory.md)."""
+"""The critical learning rate against descent on finite networks (verified numbers, row 1e)."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ def _network(phi="relu", w=2.0, b=0.1, widths=(600, 600, 600, 3), **options):
     return WideNetwork(widths=widths, activation=phi, weight_variance=w, bias_variance=b, **options)
 
 
-# theory.md, table 9, row 1a: values of the recursion.
+# Verified numbers, row 1a: values of the recursion.
 @pytest.mark.parametrize(
     ("phi", "w", "b", "kappa1", "kappa2"),
     [

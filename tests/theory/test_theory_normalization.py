@@ -1,4 +1,4 @@
-"""Normalised outputs and hidden layers against finite networks (rows 2a and 2b of theory.md)."""
+"""Normalised outputs and layers against finite networks (verified numbers, rows 2a, 2b)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Softmax Fisher statistics against finite networks (row 2c of theory.md)."""
+"""Softmax Fisher statistics against finite networks (row 2c of the verified numbers)."""
 
 import numpy as np
 import pytest
