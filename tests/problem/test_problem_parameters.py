@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import cases
-from kobai.problem import Batch, EmpiricalRisk, Gaussian, ParameterSpace
+from kobai.problem import Batch, EmpiricalRisk, Gaussian, ParameterSpace, pure
 from tolerances import assert_close
 
 
@@ -177,6 +177,22 @@ def test_recurrent_layers_follow_theta_and_get_their_own_weights_back(generator)
     batch = objective.batches[0]
     with torch.no_grad():
         assert_close(objective.model(batch.inputs), objective.outputs(theta), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_recurrent_layers_follow_the_same_tensors_a_second_time(name):
+    """They notice other weights by weak references, which must not outlive a call either."""
+    objective = cases.objective(name)
+    recurrent, (batch,) = objective.model.recurrent, objective.batches
+    own = objective.outputs(objective.theta())
+    pieces = objective.space.unflatten(objective.theta() + 1.0)
+    with torch.no_grad(), pure(objective.model):
+        first = objective.forward_parameters(pieces, batch)
+        second = objective.forward_parameters(pieces, batch)
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, own)
+    references = [reference() for reference in recurrent._flat_weight_refs]
+    assert all(a is b for a, b in zip(references, recurrent.parameters(), strict=True))
 
 
 def test_frozen_parameters_are_constants():
