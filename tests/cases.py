@@ -89,6 +89,12 @@ def _inplace():
     return net, "categorical", (torch.randn(8, 5), _classes(8, 3))
 
 
+def _tokens():
+    """Linear layers over a further axis return views, which in-place work reroutes."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    return net, "categorical", (torch.randn(4, 2, 3), torch.randint(0, 3, (4, 2)))
+
+
 def _regression():
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     return net, "gaussian", (torch.randn(7, 4), torch.randn(7, 2))
@@ -194,6 +200,7 @@ def _norms():
 CASES: dict[str, Callable] = {
     "mlp": _mlp,
     "inplace": _inplace,
+    "tokens": _tokens,
     "regression": _regression,
     "binary": _binary,
     "deep-linear": _deep_linear,
