@@ -15,7 +15,7 @@ from kobai.results import Aggregate, Comparison, Spectrum
 def wide_console() -> Console:
     """Standard output as wide as the terminal; wide enough for our tables where it is none."""
     console = Console(emoji=False)
-    return console if console.is_terminal else Console(emoji=False, width=140)
+    return console if console.is_terminal else Console(emoji=False, width=170)
 
 
 def comparison_table(comparison: Comparison) -> Table:
