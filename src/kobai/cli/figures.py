@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kobai import plots
-from kobai.results import History, Plane, Spectrum, load_all
+from kobai.results import History, Plane, SpectralDensity, Spectrum, load_all
 
 
 def write_figures(folder: Path) -> list[Path]:
@@ -17,6 +17,15 @@ def write_figures(folder: Path) -> list[Path]:
         written.append(plots.save(plots.curves(histories), target, "curves")[0])
     if spectra:
         written.append(plots.save(plots.eigenvalues(spectra), target, "eigenvalues")[0])
+    densities: dict[str, list[SpectralDensity]] = {}
+    for result in results.values():
+        if isinstance(result, SpectralDensity) and len(result.grid):
+            point = "_".join(filter(None, ["density", result.matrix, result.label]))
+            densities.setdefault(point, []).append(result)
+    for name, group in densities.items():
+        # The whole matrix first, then its layers in their order.
+        group = sorted(group, key=lambda density: density.block != "")
+        written.append(plots.save(plots.spectral_density(group), target, name)[0])
     for name, plane in results.items():
         if isinstance(plane, Plane):
             for kind, draw in (

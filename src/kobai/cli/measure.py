@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from kobai import report, seeds
+from kobai.cli.curvature_tables import curvature_tables
 from kobai.cli.figures import write_figures
 from kobai.cli.options import (
     CompareOptions,
@@ -21,56 +23,146 @@ from kobai.cli.options import (
 )
 from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
-from kobai.cli.tables import spectrum_table, to_json, wide_console
-from kobai.curvature import measure
-from kobai.problem import Problem, evaluation_mode
-from kobai.results import Spectrum, save
+from kobai.cli.tables import to_json, wide_console
+from kobai.curvature import (
+    STRUCTURES,
+    critical_rates,
+    layer_densities,
+    matrix_of,
+    measure,
+    measure_density,
+    measure_ladder,
+)
+from kobai.problem import Categorical, EmpiricalRisk, Problem, evaluation_mode
+from kobai.results import CriticalRates, Ladder, SpectralDensity, Spectrum, save
 from kobai.studies import RunSpec, Setting, head_of, load_model
+
+LADDER_ROWS = 2_000
+"""Examples times outputs that the exactness ladder is measured on."""
+
+Measured = Spectrum | SpectralDensity | CriticalRates | Ladder
 
 
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     options = parse(MeasureOptions, arguments, verb="measure")
+    _check(options)
     if options.run is None:
         setting = make_setting(options)
         problem = setting.problem(options.seed)
-        spectra = [_measure(problem, options, label="", optimizer="", seed=options.seed)]
+        found = _measure(problem, options, label="", optimizer="", seed=options.seed)
         target: Path | None = options.out
     else:
-        spectra = _measure_run(options.run, options)
+        found = _measure_run(options.run, options)
         target = options.out or options.run
     if target is not None:
-        for spectrum in spectra:
-            save(spectrum, target, _name(spectrum))
+        for result in found:
+            save(result, target, _name(result))
         write_figures(target)
         Console(stderr=True, emoji=False).print(f"report: {report.build(target)}")
     if options.json:
-        print(to_json(spectra))
+        print(to_json(found))
     else:
-        wide_console().print(spectrum_table(spectra))
+        for table in curvature_tables(found):
+            wide_console().print(table)
     return 0
 
 
-def _name(spectrum: Spectrum) -> str:
-    return "_".join(filter(None, ["measure", spectrum.matrix, spectrum.label]))
+def _name(result: Measured) -> str:
+    kind = {
+        Spectrum: "measure",
+        SpectralDensity: "density",
+        CriticalRates: "rates",
+        Ladder: "ladder",
+    }[type(result)]
+    parts = (kind, *(getattr(result, name, "") for name in ("matrix", "label", "block")))
+    return "_".join(filter(None, parts))
 
 
-def _measure(problem: Problem, options: Any, *, label: str, optimizer: str, seed: int) -> Spectrum:
+def _check(options: Any) -> None:
+    """Refuse what would fail only after minutes."""
+    if not 0 <= options.momentum < 1:
+        raise UsageError(f"--momentum lies in [0, 1), got {options.momentum}")
+    for name in ("probes", "steps"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not options.damping > 0:
+        raise UsageError(f"--damping must be positive, got {options.damping}")
+    if not options.density_tolerance >= 0:
+        raise UsageError(f"--density-tolerance must be 0 or more, got {options.density_tolerance}")
+    unknown = [name for name in _structures(options) if name not in STRUCTURES]
+    if unknown:
+        raise UsageError(f"--preconditioner {unknown[0]}: choose from {', '.join(STRUCTURES)}")
+    if options.preconditioner and options.which not in ("largest", "both"):
+        raise UsageError("--preconditioner needs the largest eigenvalue: --which largest or both")
+
+
+def _structures(options: Any) -> list[Any]:
+    return [name.strip() for name in options.preconditioner.split(",") if name.strip()]
+
+
+def _measure(
+    problem: Problem, options: Any, *, label: str, optimizer: str, seed: int
+) -> list[Measured]:
+    """Everything the flags ask for at one point."""
+    point: Any = {"label": label, "optimizer": optimizer, "seed": seed}
     with evaluation_mode(problem.model):
-        return measure(
-            head_of(problem, options.curvature.examples),
-            matrix=options.matrix,
-            k=options.curvature.eigenvalues,
+        objective = head_of(problem, options.curvature.examples)
+        matrix = matrix_of(objective, options.matrix)
+        classes = _classes(objective)
+        count = options.curvature.eigenvalues
+        if options.density and classes:
+            # Fewer could not show that as many outliers as classes stand apart.
+            count = max(count, (2 if options.which == "both" else 1) * (classes + 2))
+        spectrum = measure(
+            objective, matrix=options.matrix, operator=matrix, k=count, which=options.which,
             trace_tolerance=options.curvature.trace_tolerance,
             max_products=options.curvature.max_products,
-            label=label,
-            optimizer=optimizer,
-            seed=seed,
-            generator=seeds.generator(seed, "probes"),
-        )
+            generator=seeds.generator(seed, "probes"), **point,
+        )  # fmt: skip
+        found: list[Measured] = [spectrum]
+        if options.which in ("largest", "both") and len(spectrum.eigenvalues):
+            found.append(
+                critical_rates(
+                    objective, matrix, spectrum, momentum=options.momentum,
+                    preconditioners=_structures(options), damping=options.damping,
+                    max_products=options.curvature.max_products,
+                    generator=seeds.generator(seed, "preconditioned"),
+                )
+            )  # fmt: skip
+        settings: Any = {
+            "name": options.matrix, "probes": options.probes, "steps": options.steps,
+            "tolerance": options.density_tolerance, **point,
+        }  # fmt: skip
+        if options.density:
+            found.append(
+                measure_density(
+                    matrix, known=spectrum.eigenvalues.tolist(), classes=classes,
+                    generator=seeds.generator(seed, "density"), **settings,
+                )
+            )  # fmt: skip
+        if options.per_layer:
+            found += layer_densities(
+                objective, matrix, generator=seeds.generator(seed, "layers"), **settings
+            )
+        if options.exactness:
+            # Chains of layers are solved in function space: memory grows with the square of it.
+            few = head_of(problem, max(LADDER_ROWS // max(classes, 1), 1))
+            found.append(measure_ladder(few, damping=options.damping, **point))
+    return found
 
 
-def _measure_run(folder: Path, options: Any) -> list[Spectrum]:
+def _classes(objective: EmpiricalRisk) -> int:
+    """Number of outputs of a classifier; 0 for regression, which has no classes to count."""
+    likelihood = objective.likelihood
+    if not isinstance(likelihood, Categorical):
+        return 0
+    batch = next(iter(objective.batches))
+    with torch.no_grad():
+        return objective.forward(objective.theta(), batch.take(slice(0, 1))).shape[likelihood.axis]
+
+
+def _measure_run(folder: Path, options: Any) -> list[Measured]:
     setting, specs = open_run(folder, options)
     chosen = [spec for spec in specs if options.label in (None, spec.label)]
     if not chosen:
@@ -78,14 +170,15 @@ def _measure_run(folder: Path, options: Any) -> list[Spectrum]:
             f"--label {options.label}: {folder} holds {', '.join(s.label for s in specs)}"
         )
     return [
-        _measure(
+        result
+        for spec in chosen
+        for result in _measure(
             load_model(setting, spec, folder),
             options,
             label=spec.label,
             optimizer=spec.optimizer,
             seed=spec.seed,
         )
-        for spec in chosen
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from kobai import models, optim, training
+from kobai.curvature import MatrixName
 from kobai.studies import CurvatureOptions, LandscapeOptions, TrainingOptions
 
 
@@ -108,8 +109,30 @@ class MeasureOptions(ProblemOptions):
     """Folder for the result; default: the run folder, or none for a fresh model."""
     label: str | None = None
     """Which run of a comparison, such as kfac-s0; default: all of them."""
-    matrix: Literal["hessian", "ggn"] = "hessian"
-    """Which curvature matrix."""
+    matrix: MatrixName = "hessian"
+    """Which curvature matrix; fisher-observed is the empirical Fisher matrix."""
+    which: Literal["largest", "smallest", "both", "magnitude"] = "largest"
+    """Which eigenvalues; both: half of them at each end."""
+    density: bool = False
+    """Also the spectral density, with outliers counted and the share of negative eigenvalues."""
+    per_layer: bool = False
+    """Also the spectral density of every layer's diagonal block."""
+    probes: int = 10
+    """Random vectors of each density (count)."""
+    steps: int = 50
+    """Lanczos steps of each probe (count); the product of both bounds the cost."""
+    density_tolerance: float = 0.0
+    """Stop a density at this L1 error (0 to 2); 0: run all probes and steps."""
+    momentum: float = 0.9
+    """Momentum of the critical learning rates of heavy ball and Nesterov (0: leave them out)."""
+    preconditioner: str = ""
+    """Fisher structures, separated by commas, to precondition gradient descent with for its
+    critical learning rate, such as kronecker,diagonal."""
+    damping: float = 1e-3
+    """Added to preconditioners and in the ladder (multiple of the identity)."""
+    exactness: bool = False
+    """Also the ladder: every Fisher structure against the exact matrix (up to 5,000 parameters), on
+    the first examples, 2,000 outputs together."""
     curvature: CurvatureOptions = CurvatureOptions(
         examples=10_000, eigenvalues=10, trace_tolerance=0.02, max_products=500
     )

@@ -1,6 +1,7 @@
 """Matrices of an objective at a point: Hessian, Gauss-Newton, Fisher, Jacobian; spectra, traces."""
 
 from kobai.curvature.coverage import Cost, Coverage, Covered
+from kobai.curvature.densities import layer_densities, measure_density
 from kobai.curvature.exactness import Exactness, Rung, exactness
 from kobai.curvature.fisher import STRUCTURES, Fisher
 from kobai.curvature.ggn import GGN, Jacobian
@@ -11,9 +12,10 @@ from kobai.curvature.learning_rate import (
     adam_diagonal,
     critical_learning_rate,
 )
+from kobai.curvature.rates import critical_rates, measure_ladder
 from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
-from kobai.curvature.spectrum import measure
+from kobai.curvature.spectrum import MatrixName, matrix_of, measure
 from kobai.curvature.structures import EKFACStructure, KroneckerStructure, Structure
 from kobai.linalg import density, eigenvalues, trace
 
@@ -30,17 +32,23 @@ __all__ = [
     "Hessian",
     "Jacobian",
     "KroneckerStructure",
+    "MatrixName",
     "Rung",
     "Scores",
     "Sharded",
     "Structure",
     "adam_diagonal",
     "critical_learning_rate",
+    "critical_rates",
     "density",
     "dual_eigenvalues",
     "eigenvalues",
     "exactness",
+    "layer_densities",
     "layer_grams",
+    "matrix_of",
     "measure",
+    "measure_density",
+    "measure_ladder",
     "trace",
 ]

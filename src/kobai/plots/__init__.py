@@ -6,6 +6,7 @@ global state, so figures can be made on servers, in threads and in notebooks ali
 
 from kobai.plots.bands import Band, by_optimizer, seed_band
 from kobai.plots.contour import landscape_contour, optimizers_on
+from kobai.plots.density import spectral_density
 from kobai.plots.export import save, to_png, to_svg
 from kobai.plots.scales import (
     AccuracyAxis,
@@ -42,6 +43,7 @@ __all__ = [
     "percent",
     "save",
     "seed_band",
+    "spectral_density",
     "spell",
     "tick",
     "to_png",

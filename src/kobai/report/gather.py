@@ -9,10 +9,13 @@ from kobai.plots import Style, by_optimizer, optimizer_of, optimizer_styles, opt
 from kobai.results import (
     Check,
     Comparison,
+    CriticalRates,
     History,
+    Ladder,
     Plane,
     Provenance,
     ResultError,
+    SpectralDensity,
     Spectrum,
     load,
     result_names,
@@ -29,6 +32,9 @@ class Contents:
         comparison: The table over seeds, or None.
         histories: Training runs, those of one optimizer together, in the order of the table.
         spectra: Curvature, in the same order.
+        densities: Spectral densities; of one point the whole matrix before its layers.
+        rates: Critical learning rates, one result a point.
+        ladders: Fisher structures against the exact matrix, one result a point.
         planes: Landscape planes; those through several runs first.
         checks: Self-checks, each with the name of what it belongs to.
         damaged: Name of a result that could not be read to the reason.
@@ -41,6 +47,9 @@ class Contents:
     comparison: Comparison | None
     histories: Sequence[History]
     spectra: Sequence[Spectrum]
+    densities: Sequence[SpectralDensity]
+    rates: Sequence[CriticalRates]
+    ladders: Sequence[Ladder]
     planes: Sequence[Plane]
     checks: Sequence[tuple[str, Check]]
     damaged: Mapping[str, str]
@@ -103,6 +112,12 @@ def gather(folder: Path | str) -> Contents:
         of(Spectrum),
         key=lambda s: (s.matrix, rank(optimizer_of(s.label, s.optimizer)), s.label),
     )
+    densities = sorted(
+        of(SpectralDensity),
+        key=lambda d: (
+            d.matrix, rank(optimizer_of(d.label, d.optimizer)), d.label, d.block != ""
+        ),
+    )  # fmt: skip
     planes = sorted(of(Plane), key=lambda p: (len(p.trajectories) == 0, len(p.points) < 2, p.label))
     checks = [(plane.label, check) for plane in planes for check in plane.checks]
     checks += [("run", check) for check in of(Check)]
@@ -113,6 +128,9 @@ def gather(folder: Path | str) -> Contents:
         comparison=comparison,
         histories=histories,
         spectra=spectra,
+        densities=densities,
+        rates=of(CriticalRates),
+        ladders=of(Ladder),
         planes=planes,
         checks=checks,
         damaged=damaged,

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kobai import plots
+from kobai.report.curvature_tables import density_table, ladder_table, rates_table
 from kobai.report.gather import Contents, gather
 from kobai.report.notes import notes_on, winner
 from kobai.report.payload import as_json, payload
@@ -76,6 +77,9 @@ def render(contents: Contents) -> str:
         results=comparison_table(contents.comparison) if contents.comparison else None,
         runs=run_table(contents.histories) if contents.histories else None,
         curvature=spectrum_table(contents.spectra) if contents.spectra else None,
+        rates=rates_table(contents.rates) if contents.rates else None,
+        densities=density_table(contents.densities) if contents.densities else None,
+        ladder=ladder_table(contents.ladders) if contents.ladders else None,
         checks=check_rows(contents.checks),
         notes=notes_on(contents),
         images=_images(contents),
@@ -212,6 +216,10 @@ def _images(contents: Contents) -> dict[str, str]:
         makers["surface"] = lambda: plots.landscape_surface(shown, styles=styles)
     if contents.spectra:
         makers["spectrum"] = lambda: plots.eigenvalues(contents.spectra, styles=styles)
+    points = dict.fromkeys((d.matrix, d.label) for d in contents.densities)
+    for matrix, label in points:
+        group = [d for d in contents.densities if (d.matrix, d.label) == (matrix, label)]
+        makers[f"density {matrix} {label}"] = lambda group=group: plots.spectral_density(group)
     images = {}
     for name, make in makers.items():
         try:

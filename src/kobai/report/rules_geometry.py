@@ -76,7 +76,7 @@ def negative_curvature(contents: Contents) -> Iterator[Note]:
     for spectrum in hessians:
         low, high = _extreme(spectrum, 0), _extreme(spectrum, -1)
         if low and high and low[0] < 0 and low[0] + low[1] < 0:
-            found.append((low[0], low[1], high[0], spectrum.label))
+            found.append((low[0], low[1], high[0], spectrum.label or "the fresh model"))
     if not found:
         return
     value, error, high, label = min(found)

@@ -280,7 +280,7 @@ def spectrum_table(spectra: Sequence[Spectrum]) -> Table:
                "the learning rate above which plain gradient descent is unstable there",
                "± standard error", "mean of all eigenvalues", "objective at the point",
                "Euclidean norm of the gradient at the point"],
-        labels=[(s.label, optimizer_of(s.label, s.optimizer)) for s in spectra],
+        labels=[(s.label or "fresh model", optimizer_of(s.label, s.optimizer)) for s in spectra],
         rows=rows,
         **_shared(states),
     )  # fmt: skip

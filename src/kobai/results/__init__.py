@@ -6,12 +6,15 @@ else. A run folder holds one ``NAME.json`` (and ``NAME.npz``) a result.
 
 from kobai.results.codec import ResultError, identical
 from kobai.results.comparison import Aggregate, Comparison, ComparisonRow, aggregate
+from kobai.results.density import SpectralDensity
 from kobai.results.files import atomic_write
 from kobai.results.history import History, history_to_csv
+from kobai.results.ladder import Ladder, LadderRung
 from kobai.results.origin import Provenance, provenance
 from kobai.results.plane import Check, Plane, Trajectory
 from kobai.results.registry import register
 from kobai.results.spectrum import Spectrum
+from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
 
 __all__ = [
@@ -19,10 +22,15 @@ __all__ = [
     "Check",
     "Comparison",
     "ComparisonRow",
+    "CriticalRate",
+    "CriticalRates",
     "History",
+    "Ladder",
+    "LadderRung",
     "Plane",
     "Provenance",
     "ResultError",
+    "SpectralDensity",
     "Spectrum",
     "Trajectory",
     "aggregate",
