@@ -1,7 +1,13 @@
-"""Optimizers: torch's first-order methods by name, and K-FAC."""
+"""Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
 from kobai.optim.coverage import Coverage
+from kobai.optim.curvature_configs import (
+    GaussNewtonConfig,
+    HessianFreeConfig,
+    NaturalGradientConfig,
+)
+from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.first_order import (
     FIRST_ORDER,
     AdadeltaConfig,
@@ -14,8 +20,11 @@ from kobai.optim.first_order import (
     RMSpropConfig,
     SGDConfig,
 )
+from kobai.optim.gauss_newton import GaussNewton
+from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
 from kobai.optim.muon import MuonAdamW
+from kobai.optim.natural_gradient import NaturalGradient
 
 __all__ = [
     "CONFIGS",
@@ -26,10 +35,17 @@ __all__ = [
     "AdamConfig",
     "AdamWConfig",
     "Coverage",
+    "GaussNewton",
+    "GaussNewtonConfig",
+    "HessianFree",
+    "HessianFreeConfig",
     "KFACConfig",
+    "LevenbergMarquardt",
     "MomentumConfig",
     "MuonAdamW",
     "MuonConfig",
+    "NaturalGradient",
+    "NaturalGradientConfig",
     "NesterovConfig",
     "OptimizerConfig",
     "RMSpropConfig",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kobai.optim.cotangents import Labels
+from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
 from kobai.optim.first_order import (
     AdadeltaConfig,
     AdagradConfig,
@@ -55,7 +56,7 @@ class KFACConfig:
         check_decay("kfac", self.weight_decay)
 
 
-OptimizerConfig = FirstOrderConfig | KFACConfig
+OptimizerConfig = FirstOrderConfig | KFACConfig | CurvatureConfig
 
 CONFIGS: dict[str, type[Any]] = {
     "sgd": SGDConfig,
@@ -68,6 +69,7 @@ CONFIGS: dict[str, type[Any]] = {
     "adamw": AdamWConfig,
     "muon": MuonConfig,
     "kfac": KFACConfig,
+    **CURVATURE,
 }
 """The settings that belong to each name: frozen dataclasses, all fields with defaults."""
 
@@ -108,4 +110,6 @@ def build(
     if isinstance(chosen, KFACConfig):
         settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
         return KFAC(model, likelihood, **settings, generator=generator)
+    if isinstance(chosen, CurvatureConfig):
+        return with_curvature(name, model, likelihood, chosen, generator=generator)
     return first_order(name, model, chosen)

@@ -133,7 +133,7 @@ class LevenbergMarquardt:
 
     def decide(self, damping: float, ratio: ReductionRatio) -> tuple[float, Action]:
         """The next damping and why."""
-        margin = self.noise * ratio.error
+        margin = self._margin(ratio)
         if ratio.value == -math.inf:
             return self.raised(damping)
         if math.isnan(ratio.value):
@@ -148,7 +148,11 @@ class LevenbergMarquardt:
 
     def refuses(self, ratio: ReductionRatio) -> bool:
         """Whether the loss rose beyond doubt, so that the step should be undone."""
-        return ratio.actual > 0 and ratio.value + self.noise * ratio.error < 0
+        return ratio.actual > 0 and ratio.value + self._margin(ratio) < 0
+
+    def _margin(self, ratio: ReductionRatio) -> float:
+        """What the ratio may be off by; a batch of one has an infinite error unless taken exact."""
+        return self.noise * ratio.error if self.noise else 0.0
 
     def raised(self, damping: float) -> tuple[float, Action]:
         """The next damping after a step that failed altogether."""

@@ -55,7 +55,7 @@ def natural_direction(
     damping: float,
     damping_form: DampingForm = "exact",
     *,
-    largest: int = LARGEST_SYSTEM,
+    largest: int | None = None,
 ) -> Direction:
     """(F + λ)⁻¹ g for any structure.
 
@@ -64,11 +64,12 @@ def natural_direction(
         gradient: Of the same objective.
         damping: λ.
         damping_form: See `kobai.linalg.solvable.SolvableOperator`.
-        largest: Rows of the largest dense system.
+        largest: Rows of the largest dense system; default `LARGEST_SYSTEM`.
 
     Raises:
         ValueError: If the structure needs a larger dense system.
     """
+    largest = LARGEST_SYSTEM if largest is None else largest
     system = dense_system(fisher)
     if system > largest and isinstance(fisher.structure, FullStructure):
         return _iterated(fisher, gradient, damping)
