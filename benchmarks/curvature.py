@@ -1,8 +1,8 @@
 """What curvature costs, in gradients: forward and backward on the same data with plain torch.
 
 Every row is timed in process CPU seconds on one thread, alternating with the gradient, and reported
-as the ratio of medians. Peak memory is measured apart, in a child process a row, as the growth of
-its resident set over one whole piece of work with everything that it sets up. curvlinops and
+as the ratio of medians. A child process a row shows the peak memory: the growth of its resident set
+over one whole piece of work with everything that it sets up. curvlinops and
 PyHessian are timed on the same model, data and vectors where they are installed.
 
     OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/curvature.py [--cases mlp resnet] [--full]
@@ -14,12 +14,14 @@ CIFAR-10 images, 2,000 with ``--full``.
 
 import argparse
 import gc
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import scipy.sparse.linalg
 import torch
@@ -50,9 +52,6 @@ class Row:
     rounds: int = 15
     per: int = 1  # units in one piece, such as columns
     target: str = ""
-    seconds: list[float] = field(default_factory=list)
-    gradients: list[float] = field(default_factory=list)
-    note: str = ""
 
 
 def subset(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -101,10 +100,9 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def describe(row: Row, result: object) -> None:
-    products = getattr(result, "num_products", None)
-    if products is not None:
-        row.note = f"{products} products, {result.status}"  # pyright: ignore[reportAttributeAccessIssue]
+def describe(result: object) -> str:
+    spent = getattr(result, "num_products", None)
+    return "" if spent is None else f"{spent} products, {getattr(result, 'status', '')}"
 
 
 def products(objective: EmpiricalRisk, *, columns: int = 0) -> list[Row]:
@@ -178,7 +176,7 @@ def peers(model: nn.Module, images: Tensor, labels: Tensor, *, columns: int = 0)
     return rows
 
 
-def spectra(objective: EmpiricalRisk, *, full: bool) -> list[Row]:
+def spectra(objective: EmpiricalRisk) -> list[Row]:
     """Whole estimates, from nothing to the result."""
     rows = []
     for kind, goal, limit in ((Hessian, "40", "600"), (GGN, "40", "560")):
@@ -234,8 +232,12 @@ def dual(model: nn.Module, images: Tensor, labels: Tensor) -> list[Row]:
                 lambda: lambda: dual_eigenvalues(small), 3)]  # fmt: skip
 
 
-def peak(work: Callable[[], object]) -> float:
-    """Growth of the resident set in MiB over one piece of work, in a child of this process."""
+def in_child(row: Row, reference: Callable[[], None]) -> dict[str, Any]:
+    """Time a row and the gradient in turns, in a child process that shows the row's own memory.
+
+    The peak is the growth of the resident set over the first piece of work with all it sets up; a
+    short piece is timed from its second run on.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -244,15 +246,35 @@ def peak(work: Callable[[], object]) -> float:
             with open("/proc/self/clear_refs", "w") as reset:
                 reset.write("5")
             before = resident("VmRSS")
-            work()
-            os.write(writing, f"{resident('VmHWM') - before}".encode())
+            gradients: list[float] = []
+            work = row.prepare()
+            seconds, result = timed(work)
+            peak = (resident("VmHWM") - before) / 1024
+            times = [seconds]
+            reference()
+            if row.rounds > 3:
+                times = []
+                for _ in range(row.rounds):
+                    gradients.append(timed(reference)[0])
+                    times.append(timed(work)[0])
+            else:
+                gradients += [timed(reference)[0] for _ in range(7)]
+                times += [timed(work)[0] for _ in range(row.rounds - 1)]
+                gradients += [timed(reference)[0] for _ in range(7)]
+            found = {
+                "seconds": statistics.median(times) / row.per,
+                "gradient": statistics.median(gradients),
+                "peak": peak,
+                "note": describe(result),
+            }
+            os.write(writing, json.dumps(found).encode())
         finally:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    return float(text) / 1024 if text else float("nan")
+    return json.loads(text) if text else {}
 
 
 def resident(name: str) -> int:
@@ -261,42 +283,29 @@ def resident(name: str) -> int:
 
 
 def run(title: str, rows: list[Row], reference: Callable[[], None], note: str) -> None:
-    """Time and print one table."""
-    memory = {row.name: peak(lambda row=row: row.prepare()()) for row in rows}
-    own = peak(reference)
-    for row in rows:
-        work = row.prepare()
-        if row.rounds > 3:
-            work()
-            reference()
-        for _ in range(row.rounds):
-            repeats = 1 if row.rounds > 3 else 5
-            row.gradients += [timed(reference) for _ in range(repeats)]
-            start = time.process_time()
-            result = work()
-            row.seconds.append((time.process_time() - start) / row.per)
-            row.gradients += [timed(reference) for _ in range(repeats if row.rounds <= 3 else 0)]
-            describe(row, result)
-        print(f"  {row.name} done", flush=True)
-        del work
-        gc.collect()
-    every = statistics.median([g for row in rows for g in row.gradients])
-    print(f"\n### {title}\n\ngradient: {1e3 * every:.1f} ms, {own:.0f} MiB. {note}\n")
-    print("| work | gradients | to reach | peak MiB | |\n|---|---|---|---|---|")
-    for row in rows:
-        ratio = statistics.median(row.seconds) / statistics.median(row.gradients)
+    """Time and print one table, row by row."""
+    print(f"\n### {title}\n\n{note}\n")
+    print("| work | gradients | to reach | peak MiB | |\n|---|---|---|---|---|", flush=True)
+    own = Row("gradient", lambda: reference)
+    for row in [own, *rows]:
+        found = in_child(row, reference)
+        if not found:
+            print(f"| {row.name} | failed | {row.target} | | |", flush=True)
+            continue
+        ratio = found["seconds"] / found["gradient"]
         digits = ".2f" if ratio < 10 else ".0f"
+        remark = f"{1e3 * found['gradient']:.0f} ms" if row is own else found["note"]
         print(
-            f"| {row.name} | {format(ratio, digits)} | {row.target} | {memory[row.name]:.0f} | "
-            f"{row.note} |",
+            f"| {row.name} | {format(ratio, digits)} | {row.target} | {found['peak']:.0f} | "
+            f"{remark} |",
             flush=True,
         )
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> tuple[float, object]:
     start = time.process_time()
-    work()
-    return time.process_time() - start
+    result = work()
+    return time.process_time() - start, result
 
 
 def main() -> None:
@@ -317,7 +326,7 @@ def main() -> None:
             if not trained:
                 rows += products(objective, columns=8) + peers(model, images, labels, columns=8)
                 rows += dual(model, images, labels)
-            rows += spectra(objective, full=options.full) + peer_spectra(model, images, labels)
+            rows += spectra(objective) + peer_spectra(model, images, labels)
             where = "after one epoch" if trained else "at initialisation"
             run(f"MLP 784-100-100-10, 10,000 MNIST images, {where}", rows,
                 lambda m=model, x=images, y=labels: gradient(m, x, y, len(y)),

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.kinks import PlainKinks
 from kobai.curvature.linearization import KEPT_BATCHES
+from kobai.curvature.plain_layers import PlainLayers
 from kobai.curvature.pullback import Pullback
 from kobai.linalg import LinearOperator
 from kobai.problem import EmpiricalRisk, Objective, pure
@@ -71,7 +71,7 @@ class Hessian(LinearOperator):
     def _of_risk(self, risk: EmpiricalRisk) -> Iterator[Tensor]:
         """Jᵀr of each batch: r is known in closed form, and its graph shorter than the loss's."""
         for batch in risk.batches:
-            with pure(risk.model, coupled=risk.coupled), PlainKinks():
+            with pure(risk.model, coupled=risk.coupled), PlainLayers():
                 outputs = risk.forward(self._leaf, batch)
             if not outputs.requires_grad:
                 raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kobai.curvature.plain_layers import PlainLayers
 from kobai.curvature.pullback import Pullback
 from kobai.problem import Batch, EmpiricalRisk, pure
 
@@ -32,7 +33,7 @@ class LinearizedBatch:
     def __init__(self, objective: EmpiricalRisk, theta: Tensor, batch: Batch) -> None:
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            with pure(objective.model, coupled=objective.coupled):
+            with pure(objective.model, coupled=objective.coupled), PlainLayers():
                 outputs = objective.forward(leaf, batch)
             placeholder = torch.zeros_like(outputs, requires_grad=True)
             (pulled,) = torch.autograd.grad(outputs, leaf, placeholder, create_graph=True)

@@ -3,6 +3,7 @@
 import math
 from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -104,8 +105,9 @@ def measure(
     size = objective.space.dimension
     if not (bool(torch.isfinite(gradient).all()) and math.isfinite(float(loss))):
         return Spectrum(
-            label=label, matrix=matrix, dimension=size, eigenvalues=[], residuals=[],
-            trace=math.nan, trace_error=math.nan, gradient_norm=math.nan, loss=float(loss),
+            label=label, matrix=matrix, dimension=size, eigenvalues=np.empty(0),
+            residuals=np.empty(0), trace=math.nan, trace_error=math.nan,
+            gradient_norm=math.nan, loss=float(loss),
             num_products=0, status="non-finite", note="the loss or its gradient is not finite",
             optimizer=optimizer, seed=seed,
         )  # fmt: skip

@@ -47,9 +47,9 @@ class Contents:
     comparison: Comparison | None
     histories: Sequence[History]
     spectra: Sequence[Spectrum]
-    densities: Sequence[SpectralDensity]
-    rates: Sequence[CriticalRates]
-    ladders: Sequence[Ladder]
+    densities: Sequence[SpectralDensity] = ()
+    rates: Sequence[CriticalRates] = ()
+    ladders: Sequence[Ladder] = ()
     planes: Sequence[Plane]
     checks: Sequence[tuple[str, Check]]
     damaged: Mapping[str, str]
