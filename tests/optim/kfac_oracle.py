@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from kobai.problem import call_arguments, output_tensor
+from kobai.problem import Categorical, call_arguments, output_tensor
 
 
 def _channels_last(tensor, module):
@@ -62,21 +62,27 @@ def output_jacobian(model, module, batch):
     return own, seen["inputs"], outputs
 
 
-def output_hessians(likelihood, outputs, targets):
-    """Hessian of each example's loss in its outputs, (N, C', C')."""
+def output_hessians(likelihood, outputs, targets, damping=0.0):
+    """Hessian of each example's loss in its outputs plus output damping, (N, C', C')."""
     flat = outputs.flatten(1)
     columns = []
     for k in range(flat.shape[1]):
         unit = torch.zeros_like(flat)
         unit[:, k] = 1
-        columns.append(likelihood.hvp(outputs, targets, unit.view_as(outputs)).flatten(1))
+        unit = unit.view_as(outputs)
+        column = likelihood.hvp(outputs, targets, unit)
+        if isinstance(likelihood, Categorical):
+            # Shifting all logits of a term changes nothing; ignored terms do not count at all.
+            unit = unit - unit.mean(likelihood.axis, keepdim=True)
+            unit = unit * (targets != likelihood.ignore_index).unsqueeze(likelihood.axis)
+        columns.append((column + damping * likelihood.scale * unit).flatten(1))
     return torch.stack(columns, 2)
 
 
-def factors(model, module, batch, likelihood, bias=True):
+def factors(model, module, batch, likelihood, bias=True, damping=0.0):
     """A (G, K, K) and B (G, M, M) of one layer over one batch."""
     jacobian, inputs, outputs = output_jacobian(model, module, batch)
-    hessians = output_hessians(likelihood, outputs, batch.targets)
+    hessians = output_hessians(likelihood, outputs, batch.targets, damping)
     groups = getattr(module, "groups", 1)
     rows = input_rows(module, inputs, bias)
     a = rows.mT @ rows / rows.shape[1]

@@ -40,7 +40,7 @@ def test_layers_and_the_rest():
     _, table = blocks(model)
     assert table["0.bias"] is table["0.weight"]
     assert table["0.weight"].shape == "2 × 2×2 ⊗ 10×10"
-    assert table["0.weight"].numbers == 2 * (2 * 4 + 2 * 100 + 20)
+    assert table["0.weight"].numbers == 2 * (2 * 4 + 2 * 100 + 2 * 20)
     assert table["3.weight"].block == "kronecker"
     assert table["1.weight"].block == table["1.bias"].block == "diagonal"
     assert "BatchNorm2d" in table["1.weight"].reason

@@ -50,17 +50,25 @@ def batch_of(problem):
     return batch
 
 
+@pytest.mark.parametrize("output_damping", [0.0, 0.7])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_exact_factors_equal_those_from_jacobians(name):
+def test_exact_factors_equal_those_from_jacobians(name, output_damping):
     problem = PROBLEMS[name]()
-    optimizer = KFAC(problem.model, problem.likelihood, labels="exact")
+    optimizer = KFAC(
+        problem.model, problem.likelihood, labels="exact", output_damping=output_damping
+    )
     optimizer.step(problem.objective())
     optimizer.zero_grad()
     fresh = PROBLEMS[name]()
     for span in (s for stack in optimizer._made().stacks for s in stack.spans):
         module = fresh.model.get_submodule(span.layer.name)
         a, b = oracle.factors(
-            fresh.model, module, batch_of(fresh), problem.likelihood, span.layer.form.bias
+            fresh.model,
+            module,
+            batch_of(fresh),
+            problem.likelihood,
+            span.layer.form.bias,
+            output_damping,
         )
         state = optimizer.state_dict()["state"]
         index = [id(p) for p in problem.model.parameters()].index(id(span.layer.weight))
@@ -79,6 +87,7 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
         problem.likelihood,
         **settings,
         kl_bound=bound,
+        output_damping=0.2,
         labels="exact",
         statistics_every=1,
         inverse_every=1,
@@ -108,6 +117,7 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
                 batch_of(reference),
                 problem.likelihood,
                 form.bias,
+                0.2,
             )
             past = past_weight(count)
             old = averages.get(path, new)
@@ -138,7 +148,7 @@ def test_sampled_factors_equal_those_of_a_separate_pass():
     """The pass inside the user's backward is the one a user would write by hand."""
     problem = cases.problem("inplace")
     model, batch = problem.model, batch_of(problem)
-    optimizer = KFAC(model, generator=torch.Generator().manual_seed(7))
+    optimizer = KFAC(model, output_damping=0.0, generator=torch.Generator().manual_seed(7))
     problem.objective()()
     optimizer.step()
 
@@ -173,7 +183,7 @@ def test_linear_networks_have_exactly_kronecker_factored_blocks(name):
     """Gaussian loss, linear layers, also shared over tokens: every layer block is exact."""
     problem = PROBLEMS.get(name, lambda: cases.problem(name))()
     fisher = oracle.dense_fisher(problem.objective())
-    optimizer = KFAC(problem.model, "gaussian", labels="exact")
+    optimizer = KFAC(problem.model, "gaussian", labels="exact", output_damping=0.0)
     optimizer.step(problem.objective())
     for stack in optimizer._made().stacks:
         blocks = stack.factors.dense()
@@ -207,7 +217,7 @@ def test_layers_called_twice_add_their_uses_up():
 
     problem = Problem(Twice(), "gaussian", train=(x, y))
     fisher = oracle.dense_fisher(problem.objective())
-    optimizer = KFAC(problem.model, "gaussian", labels="exact")
+    optimizer = KFAC(problem.model, "gaussian", labels="exact", output_damping=0.0)
     optimizer.step(problem.objective())
     (stack,) = optimizer._made().stacks
     assert_close(stack.factors.dense()[0], fisher)
@@ -234,7 +244,7 @@ def test_diagonal_blocks_estimate_the_diagonal_of_the_fisher_matrix(labels):
     problem = cases.problem("norms")
     objective = problem.objective()
     diagonal = oracle.dense_fisher(objective).diagonal()
-    optimizer = KFAC(problem.model, problem.likelihood, labels=labels)
+    optimizer = KFAC(problem.model, problem.likelihood, labels=labels, output_damping=0.0)
     watch, draws = optimizer._watch, []
     for _ in range(400):
         objective()
@@ -255,7 +265,7 @@ def test_observed_labels_give_the_empirical_fisher_whatever_the_scale_of_the_los
     residual = problem.likelihood.residual(expected[2], batch.targets)
     moment = residual.T @ residual / batch.size
     for scale in (1.0, 1024.0):
-        optimizer = KFAC(model, labels="observed")
+        optimizer = KFAC(model, labels="observed", output_damping=0.0)
         (scale * nn.functional.cross_entropy(model(*args), batch.targets)).backward()
         sums = optimizer._watch.take()
         assert_close(sums.layers[2].outputs[0] / sums.weight, moment)
@@ -266,7 +276,7 @@ def test_observed_regression_takes_the_loss_at_its_word():
     problem = cases.problem("mean-squared")
     batch, model = batch_of(problem), problem.model
     outputs = model(batch.inputs)
-    optimizer = KFAC(model, nn.MSELoss(), labels="observed")
+    optimizer = KFAC(model, nn.MSELoss(), labels="observed", output_damping=0.0)
     nn.functional.mse_loss(model(batch.inputs), batch.targets).backward()
     sums = optimizer._watch.take()
     likelihood = as_likelihood(nn.MSELoss())
@@ -293,7 +303,40 @@ def test_one_step_solves_linear_regression():
         x, y = torch.randn(50, 4).double(), torch.randn(50, 3).double()
     problem = Problem(model, "gaussian", train=(x, y))
     optimizer = KFAC(
-        model, Gaussian(), lr=1.0, damping=1e-13, momentum=0.0, kl_bound=None, labels="exact"
+        model,
+        Gaussian(),
+        lr=1.0,
+        damping=1e-13,
+        momentum=0.0,
+        kl_bound=None,
+        output_damping=0.0,
+        labels="exact",
     )
     optimizer.step(problem.objective())
     assert float(problem.objective().grad(problem.space.theta()).norm()) < 1e-6
+
+
+@pytest.mark.parametrize("labels", ["sampled", "observed"])
+def test_output_damping_by_noise_has_the_exact_one_as_its_mean(labels):
+    """Sampled and observed factors grow by c Σ JᵀJ on average, ignored terms left out."""
+    problem = cases.problem("segmentation")
+    objective = problem.objective()
+    means = {}
+    for damping in (0.0, 2.0):
+        optimizer = KFAC(problem.model, problem.likelihood, labels=labels, output_damping=damping)
+        draws = []
+        for _ in range(400):
+            objective()
+            draws.append(optimizer._watch.take())
+        moments = torch.stack([s.layers[1].outputs[0] / s.weight for s in draws])
+        means[damping] = moments.mean(0), moments.std(0) / len(draws) ** 0.5
+        optimizer.close()
+    (batch,) = objective.batches
+    module = problem.model[2]
+    with_damping = oracle.factors(problem.model, module, batch, problem.likelihood, damping=2.0)[1][
+        0
+    ]
+    without = oracle.factors(problem.model, module, batch, problem.likelihood)[1][0]
+    difference = means[2.0][0] - means[0.0][0]
+    error = (means[2.0][1] ** 2 + means[0.0][1] ** 2).sqrt() + 1e-12
+    assert float(((difference - (with_damping - without)) / error).abs().max()) < 4.5

@@ -175,6 +175,7 @@ def test_gradients_beyond_single_precision_squares_still_move():
         ("statistics_every", 0),
         ("inverse_every", 0),
         ("kl_bound", 0.0),
+        ("output_damping", -1.0),
         ("labels", "wrong"),
     ],
 )

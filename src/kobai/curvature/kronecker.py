@@ -113,10 +113,9 @@ def input_moment(
     if isinstance(module, nn.Conv2d):
         return _convolution_moment(module, form, inputs)
     rows = inputs.reshape(-1, inputs.shape[-1])
-    moment = gram(rows)
     if form.bias:
-        moment = _with_ones(moment, rows.sum(0), rows.shape[0])
-    return moment.unsqueeze(0), rows.shape[0]
+        rows = torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)
+    return gram(rows).unsqueeze(0), rows.shape[0]
 
 
 def output_moment(module: nn.Module, form: LayerForm, gradients: Tensor) -> Float[Tensor, "G M M"]:
@@ -292,7 +291,7 @@ def _shifted_inverse(
 ) -> tuple[Float[Tensor, "S n n"], Int[Tensor, " S"]]:
     """(C + s I)⁻¹ of positive semi-definite matrices, and how it was come by."""
     factor = cholesky(matrices, damping=shifts, precision=matrices.dtype)
-    inverse = factor.inverse()
+    inverse = torch.cholesky_inverse(factor.triangle).to(matrices.dtype)
     status = [_STATUS[name] for name in factor.statuses]
     if factor.triangle.dtype != matrices.dtype:
         status = [max(code, 1) for code in status]

@@ -5,6 +5,7 @@ serve all of them.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class Span:
         position: The layer's position in the plan.
         layer: The layer.
         slice: Its entries of the stack.
+        momenta: The parts of the momentum that belong to weight and bias, shaped like them; views.
+        directions: Likewise of the preconditioned momentum.
         count: How many updates its moving averages have had.
         inverted: Whether its inverses have been computed.
     """
@@ -40,8 +43,15 @@ class Span:
     position: int
     layer: KroneckerLayer
     slice: slice
+    momenta: list[Tensor]
+    directions: list[Tensor]
     count: int = 0
     inverted: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether the layer has a gradient."""
+        return any(p.grad is not None for p in self.layer.tensors)
 
 
 class KroneckerStack:
@@ -56,11 +66,7 @@ class KroneckerStack:
     def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
         self.group = group
         self.form: LayerForm = layers[0][1].form
-        self.spans: list[Span] = []
-        size = 0
-        for position, layer in layers:
-            self.spans.append(Span(position, layer, slice(size, size + layer.form.groups)))
-            size += layer.form.groups
+        size = sum(layer.form.groups for _, layer in layers)
         weight = layers[0][1].weight
         dtype = factor_dtype(weight.dtype)
         m, k = self.form.outputs, self.form.inputs
@@ -70,13 +76,29 @@ class KroneckerStack:
 
         self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
         self.input_inverses, self.output_inverses = zeros(k, k), zeros(m, m)
-        self.momentum = zeros(m, k)
+        self.momentum, self.direction = zeros(m, k), zeros(m, k)
+        self.spans: list[Span] = []
+        start = 0
+        for position, layer in layers:
+            entries = slice(start, start + layer.form.groups)
+            start += layer.form.groups
+            self.spans.append(
+                Span(
+                    position,
+                    layer,
+                    entries,
+                    _parts(layer, self.momentum[entries]),
+                    _parts(layer, self.direction[entries]),
+                )
+            )
 
     def update(self, span: Span, sums: LayerSums, weight: float) -> bool:
         """Take new second moments into the moving averages; False if they are not finite."""
         if sums.inputs is None or sums.outputs is None:
             return False
-        if not bool(torch.isfinite(sums.inputs.sum() + sums.outputs.sum())):
+        # A second moment that is finite on its diagonal is finite.
+        traces = (m.diagonal(dim1=1, dim2=2).sum() for m in (sums.inputs, sums.outputs))
+        if not all(math.isfinite(float(trace)) for trace in traces):
             return False
         span.count += 1
         past = past_weight(span.count)
@@ -85,7 +107,6 @@ class KroneckerStack:
             (self.factors.outputs[span.slice], sums.outputs, weight),
         ):
             average.mul_(past).add_(total, alpha=(1 - past) / number)
-            flush_(average)
         return True
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,63 +126,44 @@ class KroneckerStack:
             weight.dtype
         )
 
-    def active(self) -> list[Span]:
-        """Layers that have gradients and inverses."""
-        return [span for span in self.spans if span.inverted and _has_gradient(span.layer)]
+    def precondition(
+        self, momentum: float, damping: float
+    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        """Take gradients into the momentum m and precondition it; resting layers are left alone.
 
-    def waiting(self) -> int:
-        """Number of layers that have gradients but no inverses yet."""
-        return sum(not span.inverted and _has_gradient(span.layer) for span in self.spans)
-
-    def precondition(self, active: Sequence[Span], momentum: float) -> tuple[Tensor, Tensor]:
-        """Take the gradients of active layers into their momentum and precondition it.
+        Args:
+            momentum: Share of m that is kept.
+            damping: λ; Kronecker-factored blocks have it in their inverses already.
 
         Returns:
-            The active layers' momentum m and (F + λ)⁻¹ m, both (S', M, K) in the order of `active`.
+            mᵀ(F + λ)⁻¹m; the parameters that have gradients, with their parts of (F + λ)⁻¹m, valid
+            until the next call; and the number of layers that have a gradient but no inverse yet.
         """
+        del damping
+        present = [span for span in self.spans if span.active]
+        active = [span for span in present if span.inverted]
+        if not active:
+            return 0.0, [], [], len(present)
         whole = len(active) == len(self.spans)
-        if whole:
-            self.momentum.mul_(momentum)
-        targets, gradients = [], []
+        # One product for the whole stack, or one for each layer that takes part.
+        pieces = [slice(None)] if whole else [span.slice for span in active]
+        for piece in pieces:
+            self.momentum[piece].mul_(momentum)
+        parameters, directions = [], []
         for span in active:
-            block, layer = self.momentum[span.slice], span.layer
-            if not whole:
-                block.mul_(momentum)
-            if layer.weight.grad is not None:
-                part = self.form.weight_part(block)
-                targets.append(part)
-                gradients.append(layer.weight.grad.reshape(part.shape))
-            if layer.bias is not None and layer.bias.grad is not None:
-                part = self.form.bias_part(block)
-                targets.append(part)
-                gradients.append(layer.bias.grad.reshape(part.shape))
-        for part, gradient in zip(targets, gradients, strict=True):
-            part.add_(gradient)
-        if whole:
-            inputs, outputs, m = self.input_inverses, self.output_inverses, self.momentum
-        else:
-            index = torch.cat(
-                [
-                    torch.arange(s.slice.start, s.slice.stop, device=self.momentum.device)
-                    for s in active
-                ]
-            )
-            inputs, outputs = self.input_inverses[index], self.output_inverses[index]
-            m = self.momentum[index]
-        return m, outputs @ (m @ inputs)
-
-    def parts(
-        self, active: Sequence[Span], matrices: Tensor
-    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Cut matrices in the order of `active` into tensors for their parameters."""
-        start = 0
-        for span in active:
-            layer = span.layer
-            part = matrices[start : start + layer.form.groups]
-            start += layer.form.groups
-            yield layer.weight, self.form.weight_part(part)
-            if layer.bias is not None:
-                yield layer.bias, self.form.bias_part(part)
+            for p, part, direction in zip(
+                span.layer.tensors, span.momenta, span.directions, strict=True
+            ):
+                if p.grad is not None:
+                    part.add_(p.grad)
+                    parameters.append(p)
+                    directions.append(direction)
+        size = 0.0
+        for piece in pieces:
+            m, v = self.momentum[piece], self.direction[piece]
+            torch.bmm(self.output_inverses[piece], m @ self.input_inverses[piece], out=v)
+            size += inner(m, v)
+        return size, parameters, directions, len(present) - len(active)
 
     def invert(self, damping: float) -> tuple[int, int, int]:
         """Recompute the inverses of all blocks that have statistics.
@@ -186,8 +188,20 @@ class KroneckerStack:
         return counts[0], counts[1], counts[2]
 
 
-def _has_gradient(layer: KroneckerLayer) -> bool:
-    return layer.weight.grad is not None or (layer.bias is not None and layer.bias.grad is not None)
+def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
+    """The parts of a layer's matrices that belong to its parameters, as views shaped like them."""
+    parts = [layer.form.weight_part(matrices).view(layer.weight.shape)]
+    if layer.bias is not None:
+        parts.append(layer.form.bias_part(matrices).view(layer.bias.shape))
+    return parts
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Inner product of all entries, in float64 where its own precision overflows."""
+    value = float(torch.dot(a.reshape(-1), b.reshape(-1)))
+    if math.isfinite(value):
+        return value
+    return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
 
 
 def flush_(tensor: Tensor) -> None:
@@ -226,12 +240,18 @@ class DiagonalBlock:
         zeros = torch.zeros_like(entry.parameter, dtype=dtype, requires_grad=False)
         return cls(position, entry, group, zeros, zeros.clone())
 
-    def precondition(self, momentum: float, damping: float) -> Tensor:
-        """Take the gradient into the momentum; (F + λ)⁻¹ times the momentum."""
-        gradient = self.entry.parameter.grad
-        assert gradient is not None
-        self.momentum.mul_(momentum).add_(gradient)
-        return self.momentum / (self.fisher + damping)
+    def precondition(
+        self, momentum: float, damping: float
+    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        """See `KroneckerStack.precondition`."""
+        parameter = self.entry.parameter
+        if parameter.grad is None:
+            return 0.0, [], [], 0
+        if not self.count:
+            return 0.0, [], [], 1
+        self.momentum.mul_(momentum).add_(parameter.grad)
+        direction = self.momentum / (self.fisher + damping)
+        return inner(self.momentum, direction), [parameter], [direction], 0
 
     def tensors(self) -> dict[str, Tensor]:
         """The block's tensors by the names they are saved under."""
@@ -244,7 +264,6 @@ class DiagonalBlock:
         self.count += 1
         past = past_weight(self.count)
         self.fisher.mul_(past).add_(squares, alpha=(1 - past) / weight)
-        flush_(self.fisher)
         return True
 
 
@@ -284,11 +303,13 @@ class Blocks:
                 refused += 1
         return refused
 
-    def flush_momentum(self) -> None:
-        """Keep decayed momentum out of the subnormal numbers."""
+    def flush(self) -> None:
+        """Keep decayed averages and momentum out of the subnormal numbers."""
         for stack in self.stacks:
-            flush_(stack.momentum)
+            for tensor in (stack.factors.inputs, stack.factors.outputs, stack.momentum):
+                flush_(tensor)
         for block in self.diagonals:
+            flush_(block.fisher)
             flush_(block.momentum)
 
     def forget_momentum(self) -> None:

@@ -1,6 +1,7 @@
 """Every optimizer by name, with its settings."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -44,14 +45,20 @@ class KFACConfig:
     """Steps between updates of the curvature statistics; denser at the start."""
     inverse_every: int = 100
     """Steps between inversions; denser at the start."""
-    kl_bound: float = 1e-2
+    kl_bound: float = 0.03
     """Largest squared length of a step in the damped Fisher metric."""
+    output_damping: float = 1.0
+    """Multiple of the identity added to the Fisher matrix of the outputs."""
     labels: Labels = "sampled"
     """Whose labels: drawn from the model, all of them weighted, or the data's."""
 
     def __post_init__(self) -> None:
         for flag in ("lr", "damping", "kl_bound", "statistics_every", "inverse_every"):
             check_positive("kfac", flag, getattr(self, flag))
+        if not (math.isfinite(self.output_damping) and self.output_damping >= 0):
+            raise ValueError(
+                f"--kfac.output_damping must be non-negative and finite, got {self.output_damping}"
+            )
         check_fraction("kfac", "momentum", self.momentum)
         check_decay("kfac", self.weight_decay)
 

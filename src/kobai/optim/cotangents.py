@@ -65,10 +65,14 @@ def cotangents(
     outputs: Tensor,
     gradient: Tensor,
     *,
+    damping: float,
     generator: torch.Generator,
     signs: bool,
 ) -> tuple[float, Iterator[Tensor]]:
-    """Vectors u in output space whose Σ u uᵀ is the output Hessian, or its expectation is.
+    """Vectors u in output space with Σ u uᵀ, or its expectation, = output Hessian + damping · I.
+
+    The damping is in units of the likelihood's `scale`. For `Categorical` it acts on differences
+    of logits only (I − 11ᵀ/C instead of I), as the predictions do; ignored terms have none.
 
     Args:
         likelihood: What the outputs mean.
@@ -76,10 +80,12 @@ def cotangents(
             example has outputs, columns of a factor of the Hessian. "observed": one u, the score at
             the data's labels (the empirical Fisher matrix); where labels cannot be read off the
             gradient, the gradient itself times the normaliser, which takes the user's loss to be
-            the plain mean of the likelihood.
+            the plain mean of the likelihood. With damping, noise is added to the one u, and as
+            many columns again to the exact ones.
         outputs: The model's outputs, detached.
         gradient: Gradient of the user's loss in them; its scale plays no part but as said above.
-        generator: Draws labels and signs.
+        damping: Multiple of the identity added to the Hessian, not negative.
+        generator: Draws labels, noise and signs.
         signs: Give every example an independent random sign, so that squares of sums over
             examples estimate sums of squares. Labels drawn at random have one already.
 
@@ -89,21 +95,32 @@ def cotangents(
     targets = placeholder_targets(likelihood, outputs, gradient)
     weight = likelihood.weight(targets)
 
+    root = (damping * likelihood.scale) ** 0.5
+
     def columns() -> Iterator[Tensor]:
-        if labels == "sampled":
-            yield likelihood.fisher_sample(outputs, targets, generator)
-        elif labels == "observed":
-            found = observed_targets(likelihood, outputs, gradient)
-            residual = weight * gradient if found is None else likelihood.residual(outputs, found)
-            # Labels drawn from the likelihood itself would have this scale; see fisher_sample.
-            yield residual / likelihood.scale**0.5
-        else:
+        if labels == "exact":
             flat = outputs.new_zeros(outputs.shape[0], outputs[0].numel())
             for index in range(flat.shape[1]):
                 flat.zero_()
                 flat[:, index] = 1
                 unit = flat.view(outputs.shape)
                 yield likelihood.factor_product(outputs, targets, unit)
+                if damping:
+                    yield root * _effective(likelihood, targets, unit)
+            return
+        if labels == "sampled":
+            u = likelihood.fisher_sample(outputs, targets, generator)
+        else:
+            found = observed_targets(likelihood, outputs, gradient)
+            residual = weight * gradient if found is None else likelihood.residual(outputs, found)
+            # Labels drawn from the likelihood itself would have this scale; see fisher_sample.
+            u = residual / likelihood.scale**0.5
+        if damping:
+            noise = torch.randn(
+                outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
+            ).to(outputs.device)
+            u = u + root * _effective(likelihood, targets, noise)
+        yield u
 
     def flushed() -> Iterator[Tensor]:
         # Certain predictions have scores so small that products with them are subnormal numbers,
@@ -119,3 +136,12 @@ def cotangents(
             yield torch.where(u.abs() < negligible, 0.0, u)
 
     return weight, flushed()
+
+
+def _effective(likelihood: Likelihood, targets: Tensor, change: Tensor) -> Tensor:
+    """The part of a change of outputs that changes predictions which count."""
+    if not isinstance(likelihood, Categorical):
+        return change
+    rows = change.movedim(likelihood.axis, -1)
+    present = (targets != likelihood.ignore_index).unsqueeze(-1)
+    return ((rows - rows.mean(-1, keepdim=True)) * present).movedim(-1, likelihood.axis)

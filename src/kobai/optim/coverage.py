@@ -20,7 +20,7 @@ class Coverage:
         parameters: Names of the parameters the block covers.
         block: "kronecker" or "diagonal".
         shape: Sizes of the matrices, such as "10×10 ⊗ 513×513".
-        numbers: Floating-point numbers kept for the block: factors, inverses, momentum.
+        numbers: Floating-point numbers kept for the block: factors, inverses, momentum, step.
         refresh: Multiplications of one inversion, about K³ + M³.
         reason: Why this kind of block.
     """
@@ -52,6 +52,11 @@ class KroneckerLayer:
     weight: nn.Parameter
     bias: nn.Parameter | None
     parameters: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """Weight and, if there is one, bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +100,7 @@ class Plan:
                     parameters=layer.parameters,
                     block="kronecker",
                     shape=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
-                    numbers=groups * (2 * m * m + 2 * k * k + m * k),
+                    numbers=groups * (2 * m * m + 2 * k * k + 2 * m * k),
                     refresh=groups * (m**3 + k**3),
                     reason=note,
                 )

@@ -44,6 +44,12 @@ class KFAC(torch.optim.Optimizer):
     dᵀ(F + λ)d ≤ kl_bound: up to the damping, twice the Kullback-Leibler divergence between the
     predictions before and after.
 
+    Two dampings: λ acts on parameters. `output_damping` c acts on outputs, F = Jᵀ(H + c)J/W with H
+    the output Hessian of the likelihood, the Fisher information of the predictions. Where
+    predictions become certain H vanishes, and with it the curvature that held large steps back; a
+    change of outputs keeps the price c/2 times its square. Zero gives the Fisher matrix alone, and
+    then wants a smaller learning rate or more λ.
+
     Linear and Conv2d layers have Kronecker-factored blocks; every other parameter has a diagonal
     one, estimated from the same sampled labels. `print(optimizer)` shows which. Layers used several
     times, or sharing their weight, have their statistics added (weight sharing, "expand").
@@ -61,6 +67,8 @@ class KFAC(torch.optim.Optimizer):
             often: the interval is a tenth of the number of steps made.
         inverse_every: Steps between two inversions. Denser at the start likewise.
         kl_bound: Trust region on dᵀ(F + λ)d; None for none.
+        output_damping: c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for
+            categorical outputs on differences of logits only.
         labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
             backward pass an output) or "observed" (the data's labels: the empirical Fisher).
         generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
@@ -106,7 +114,8 @@ class KFAC(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         statistics_every: int = 10,
         inverse_every: int = 100,
-        kl_bound: float | None = 1e-2,
+        kl_bound: float | None = 0.03,
+        output_damping: float = 1.0,
         labels: Labels = "sampled",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -125,6 +134,10 @@ class KFAC(torch.optim.Optimizer):
                 raise ValueError(f"{name} must be at least 1 step, got {interval}")
         if kl_bound is not None and not kl_bound > 0:
             raise ValueError(f"kl_bound must be positive or None, got {kl_bound}")
+        if not (math.isfinite(output_damping) and output_damping >= 0):
+            raise ValueError(
+                f"output_damping must be non-negative and finite, got {output_damping}"
+            )
         if labels not in ("sampled", "exact", "observed"):
             raise ValueError(f"labels must be 'sampled', 'exact' or 'observed', got {labels!r}")
         plan = plan_blocks(model)
@@ -133,6 +146,7 @@ class KFAC(torch.optim.Optimizer):
         self.statistics_every = statistics_every
         self.inverse_every = inverse_every
         self.kl_bound = kl_bound
+        self.output_damping = output_damping
         self.labels: Labels = labels
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._steps = 0
@@ -157,6 +171,7 @@ class KFAC(torch.optim.Optimizer):
             self.likelihood,
             self._plan,
             labels=self.labels,
+            output_damping=self.output_damping,
             generator=self.generator,
         )
 
@@ -164,7 +179,8 @@ class KFAC(torch.optim.Optimizer):
         group = self.param_groups[0]
         settings = ", ".join(f"{name}={group[name]:g}" for name in _GROUP)
         lines = [
-            f"KFAC({settings}, kl_bound={self.kl_bound}, statistics_every={self.statistics_every}, "
+            f"KFAC({settings}, kl_bound={self.kl_bound}, "
+            f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
             f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
         ]
         lines += [
@@ -317,39 +333,22 @@ class KFAC(torch.optim.Optimizer):
         """Precondition the momentum, bound the step and apply it."""
         blocks = self._made()
         if self._steps % _FLUSH_EVERY == 0:
-            blocks.flush_momentum()
-        updates: list[tuple[dict[str, Any], nn.Parameter, Tensor]] = []
+            blocks.flush()
+        updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
         size, waiting = 0.0, 0
-        for stack in blocks.stacks:
-            group = self.param_groups[stack.group]
-            active = stack.active()
-            waiting += stack.waiting()
-            if not active:
-                continue
-            momentum, direction = stack.precondition(active, group["momentum"])
-            size += group["lr"] ** 2 * _inner(momentum, direction)
-            updates += [(group, p, part) for p, part in stack.parts(active, direction)]
-        for block in blocks.diagonals:
-            if block.entry.parameter.grad is None:
-                continue
-            if not block.count:
-                waiting += 1
-                continue
+        for block in (*blocks.stacks, *blocks.diagonals):
             group = self.param_groups[block.group]
-            direction = block.precondition(group["momentum"], group["damping"])
-            size += group["lr"] ** 2 * _inner(block.momentum, direction)
-            updates.append((group, block.entry.parameter, direction))
+            part, parameters, directions, late = block.precondition(
+                group["momentum"], group["damping"]
+            )
+            size += part * float(group["lr"]) ** 2
+            waiting += late
+            updates.append((group, parameters, directions))
         self._waiting = waiting > 0
         self._counts["waiting_blocks"] += waiting
-        self._apply(updates, size)
-
-    def _apply(
-        self, updates: list[tuple[dict[str, Any], nn.Parameter, Tensor]], size: float
-    ) -> None:
-        """θ ← (1 − lr·weight_decay) θ − ν·lr·v with ν from the squared size of the full step."""
         if not math.isfinite(size):
             # Finite gradients so large that their squares are not: start the momentum afresh.
-            self._made().forget_momentum()
+            blocks.forget_momentum()
             self._counts["skipped_steps"] += 1
             return
         scale = 1.0
@@ -357,10 +356,12 @@ class KFAC(torch.optim.Optimizer):
             scale = math.sqrt(self.kl_bound / size)
             self._counts["bounded_steps"] += 1
         self._last = {"step_scale": scale, "kl": scale * scale * size}
-        for group, parameter, direction in updates:
-            if group["weight_decay"]:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction.reshape(parameter.shape), alpha=-scale * group["lr"])
+        for group, parameters, directions in updates:
+            lr = float(group["lr"])
+            for parameter, direction in zip(parameters, directions, strict=True):
+                if group["weight_decay"]:
+                    parameter.mul_(1 - lr * group["weight_decay"])
+                parameter.add_(direction, alpha=-scale * lr)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         arguments = {
@@ -369,6 +370,7 @@ class KFAC(torch.optim.Optimizer):
             "inverse_every": self.inverse_every,
             "kl_bound": self.kl_bound,
             "labels": self.labels,
+            "output_damping": self.output_damping,
         }
         groups = [group["params"] for group in self.param_groups]
         return _rebuild, (self.model, arguments, groups, self.state_dict())
@@ -397,14 +399,6 @@ def _finite(gradients: list[Tensor]) -> bool:
     """Whether no gradient holds NaN or infinity."""
     # A sum is finite only if every entry is; where it overflows by itself, look closely.
     return all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in gradients)
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    """Inner product of all entries, in float64 where its own precision overflows."""
-    value = float(torch.dot(a.reshape(-1), b.reshape(-1)))
-    if math.isfinite(value):
-        return value
-    return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
 
 
 def _publish(optimizer: torch.optim.Optimizer) -> None:

@@ -111,6 +111,7 @@ class BackwardStatistics:
         likelihood: What its outputs mean.
         plan: The blocks to gather for.
         labels: See `kobai.optim.cotangents.cotangents`.
+        output_damping: Its `damping`.
         generator: Draws labels.
 
     Attributes:
@@ -125,12 +126,14 @@ class BackwardStatistics:
         plan: Plan,
         *,
         labels: Labels,
+        output_damping: float,
         generator: torch.Generator,
     ) -> None:
         self.model = model
         self.likelihood = likelihood
         self.plan = plan
         self.labels: Labels = labels
+        self.output_damping = output_damping
         self.generator = generator
         self.due = True
         self.seen = 0
@@ -244,6 +247,7 @@ class BackwardStatistics:
             self.labels,
             outputs.to(factor_dtype(outputs.dtype)),
             gradient.to(factor_dtype(outputs.dtype)),
+            damping=self.output_damping,
             generator=self.generator,
             signs=bool(plan.diagonals),
         )
