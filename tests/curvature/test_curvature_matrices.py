@@ -1,13 +1,13 @@
 """Hessian, Gauss-Newton and Jacobian products against dense matrices by torch.func."""
 
-import cases
 import pytest
 import torch
-from tolerances import assert_close
 from torch import nn
 
+import cases
 from kobai.curvature import GGN, Hessian, Jacobian
 from kobai.problem import Analytic, WeightedSum, pure
+from tolerances import assert_close
 
 # The oracle goes row by row in reverse mode: forward mode fails on recurrent layers, and torch's
 # batching rules for the second derivative of LayerNorm and GroupNorm are wrong.
