@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from kobai import models, optim, training
-from kobai.curvature import MatrixName
+from kobai.curvature.spectrum import MatrixName
 from kobai.studies import CurvatureOptions, LandscapeOptions, TrainingOptions
 
 

@@ -15,7 +15,7 @@ from kobai.curvature.learning_rate import (
 from kobai.curvature.rates import critical_rates, measure_ladder
 from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
-from kobai.curvature.spectrum import MatrixName, matrix_of, measure
+from kobai.curvature.spectrum import matrix_of, measure
 from kobai.curvature.structures import EKFACStructure, KroneckerStructure, Structure
 from kobai.linalg import density, eigenvalues, trace
 
@@ -32,7 +32,6 @@ __all__ = [
     "Hessian",
     "Jacobian",
     "KroneckerStructure",
-    "MatrixName",
     "Rung",
     "Scores",
     "Sharded",
