@@ -31,8 +31,8 @@ class NaturalGradientConfig:
     """Whose labels: all of them weighted by the model, drawn from it, or the data's."""
     step_size: StepSize = "model"
     """Step: the minimiser of the quadratic model along it, or the learning rate as it is."""
-    kl_bound: float | None = None
-    """Largest squared length of a step in the Fisher metric; none by default."""
+    kl_bound: float | None = 0.1
+    """Largest squared length of a step in the Fisher metric: keeps minibatches from being overfitted."""
 
     def __post_init__(self) -> None:
         check_positive("ngd", "lr", self.lr)
