@@ -32,7 +32,7 @@ class NaturalGradientConfig:
     step_size: StepSize = "model"
     """Step: the minimiser of the quadratic model along it, or the learning rate as it is."""
     kl_bound: float | None = 0.1
-    """Largest squared length of a step in the Fisher metric: keeps minibatches from being overfitted."""
+    """Largest squared length of a step in the Fisher metric, against overfitted minibatches."""
 
     def __post_init__(self) -> None:
         check_positive("ngd", "lr", self.lr)
