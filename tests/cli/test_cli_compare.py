@@ -99,7 +99,8 @@ def test_a_second_run_in_the_folder_must_say_what_it_wants(folder, capsys):
 
 def test_measure_and_report_of_a_comparison(folder, capsys):
     assert run("measure", folder, "--label", "kfac-s0", "--matrix", "ggn", "--json") == 0
-    (spectrum,) = json.loads(capsys.readouterr().out)
+    spectrum, rates = json.loads(capsys.readouterr().out)
+    assert rates["rates"][0]["value"] == pytest.approx(2 / spectrum["eigenvalues"][-1])
     assert spectrum["matrix"] == "ggn"
     assert spectrum["label"] == "kfac-s0"
     assert min(spectrum["eigenvalues"]) >= -1e-6
