@@ -208,6 +208,20 @@ def test_every_flag_says_its_default_and_what_it_is(capsys):
         assert "default" in following, flag
 
 
+def test_every_optimizer_has_its_flags():
+    from kobai.optim import CONFIGS
+
+    options = parse(
+        CompareOptions,
+        ["--optimizers", ",".join(CONFIGS), "--ngd-layer.lr", "0.5", "--hessian-free.lr", "0.25"],
+        verb="compare",
+    )
+    assert options.ngd_layer.lr == 0.5
+    assert options.hessian_free.lr == 0.25
+    again = options_of(CompareOptions, {"verb": "compare", **to_values(options)})
+    assert again.ngd_layer == options.ngd_layer
+
+
 def test_settings_round_trip():
     options = parse(
         CompareOptions,

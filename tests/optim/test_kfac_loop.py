@@ -256,7 +256,7 @@ def test_the_saved_state_is_plain_and_belongs_to_the_optimizer():
     fresh.load_state_dict(state)
     assert fresh.diagnostics() == optimizer.diagnostics()
     assert torch.equal(loop(net, x, y, optimizer), loop(twin, x, y, fresh))
-    with pytest.raises(ValueError, match="not saved by K-FAC"):
+    with pytest.raises(ValueError, match="not saved by kfac"):
         fresh.load_state_dict(torch.optim.SGD(twin.parameters(), lr=0.1).state_dict())
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from kobai import optim, report
 from kobai.cli.figures import write_figures
-from kobai.cli.options import CompareOptions, UsageError, optimizer_names, parse
+from kobai.cli.options import CompareOptions, UsageError, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import comparison_table, to_json, wide_console
@@ -33,7 +33,9 @@ def main(arguments: list[str], command: str) -> int:
     clock, console = Clock(), Console(stderr=True, emoji=False)
     setting, names = make_setting(options), optimizer_names(options.optimizers)
     specs = [
-        RunSpec(optimizer=name, config=getattr(options, name), seed=options.seed + i)
+        RunSpec(
+            optimizer=name, config=getattr(options, optimizer_field(name)), seed=options.seed + i
+        )
         for name in names
         for i in range(options.seeds)
     ]

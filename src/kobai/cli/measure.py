@@ -16,6 +16,7 @@ from kobai.cli.options import (
     ProblemOptions,
     TrainOptions,
     UsageError,
+    optimizer_field,
     optimizer_names,
     options_of,
     parse,
@@ -202,7 +203,7 @@ def open_run(folder: Path, options: ProblemOptions) -> tuple[Setting, list[RunSp
     else:
         names, count = optimizer_names(there.optimizers), there.seeds
     specs = [
-        RunSpec(optimizer=name, config=getattr(there, name), seed=there.seed + i)
+        RunSpec(optimizer=name, config=getattr(there, optimizer_field(name)), seed=there.seed + i)
         for name in names
         for i in range(count)
     ]

@@ -171,6 +171,11 @@ def optimizer_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def optimizer_field(name: str) -> str:
+    """The field of the options that holds an optimizer's settings: "ngd-layer" → "ngd_layer"."""
+    return name.replace("-", "_")
+
+
 def _nested(chosen: Mapping[str, str]) -> dict[str, tuple[str, type]]:
     """Groups of flags the chosen names bring: field → (prefix, class)."""
     groups: dict[str, tuple[str, type]] = {}
@@ -186,7 +191,7 @@ def _nested(chosen: Mapping[str, str]) -> dict[str, tuple[str, type]]:
     for flag in ("optimizers", "optimizer"):
         if flag in chosen:
             for name in optimizer_names(chosen[flag]):
-                groups[name] = (name, optim.CONFIGS[name])
+                groups[optimizer_field(name)] = (name, optim.CONFIGS[name])
     return groups
 
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from kobai import report
 from kobai.cli.compare import rehearse, resume_line
 from kobai.cli.figures import write_figures
-from kobai.cli.options import TrainOptions, optimizer_names, parse
+from kobai.cli.options import TrainOptions, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json
@@ -20,7 +20,9 @@ def main(arguments: list[str], command: str) -> int:
     clock, console = Clock(), Console(stderr=True, emoji=False)
     setting = make_setting(options)
     (name,) = optimizer_names(options.optimizer)
-    spec = RunSpec(optimizer=name, config=getattr(options, name), seed=options.seed)
+    spec = RunSpec(
+        optimizer=name, config=getattr(options, optimizer_field(name)), seed=options.seed
+    )
     rehearse(setting, [spec], options)
     folder = claim(options, "train")
     with Stop().installed() as stop, ConsoleProgress() as progress:

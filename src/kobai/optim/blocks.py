@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kobai.curvature.kronecker import KroneckerFactors, LayerForm
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, Plan
+from kobai.optim.state import copy_entry
 from kobai.optim.statistics import LayerSums, Sums, factor_dtype
 
 STATISTICS_DECAY = 0.95
@@ -344,24 +345,13 @@ class Blocks:
             for span in stack.spans:
                 if span.layer.weight is parameter:
                     for name, tensor in stack.tensors().items():
-                        _copy(tensor[span.slice], name, span.layer.name, entry)
+                        copy_entry(tensor[span.slice], name, span.layer.name, entry)
                     span.count = int(entry["updates"])
                     span.inverted = bool(entry["inverted"])
                     return
         for block in self.diagonals:
             if block.entry.parameter is parameter:
                 for name, tensor in block.tensors().items():
-                    _copy(tensor, name, block.entry.name, entry)
+                    copy_entry(tensor, name, block.entry.name, entry)
                 block.count = int(entry["updates"])
                 return
-
-
-def _copy(target: Tensor, name: str, owner: str, entry: dict[str, Any]) -> None:
-    value = entry.get(name)
-    if not isinstance(value, Tensor) or value.shape != target.shape:
-        found = tuple(value.shape) if isinstance(value, Tensor) else "nothing"
-        raise ValueError(
-            f"the saved state of {owner} has {found} for {name}, this model needs "
-            f"{tuple(target.shape)}; it belongs to another model or another optimizer"
-        )
-    target.copy_(value)

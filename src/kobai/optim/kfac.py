@@ -1,7 +1,7 @@
 """K-FAC: natural-gradient descent with Kronecker-factored curvature, in the ordinary loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.problem import Likelihood, as_likelihood
 
@@ -158,12 +159,9 @@ class KFAC(torch.optim.Optimizer):
         self._blocks: Blocks | None = None
         self._demoted: frozenset[str] = frozenset()
         self._waiting = False
-        self._saved: dict[Any, Any] = {}
         super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
         self._watch = self._watcher()
-        self.register_state_dict_pre_hook(_publish)
-        self.register_load_state_dict_pre_hook(_remember)
-        self.register_load_state_dict_post_hook(_adopt)
+        keep_state(self, "kfac")
 
     def _watcher(self) -> BackwardStatistics:
         return BackwardStatistics(
@@ -363,6 +361,38 @@ class KFAC(torch.optim.Optimizer):
                     parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(direction, alpha=-scale * lr)
 
+    def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
+        """See `kobai.optim.state.Remembering`."""
+        return self._made().entries(), {
+            "steps": self._steps,
+            "statistics_step": self._statistics_step,
+            "inverse_step": self._inverse_step,
+            "waiting": self._waiting,
+            "demoted": sorted(self._demoted),
+            "counts": dict(self._counts),
+            "last": dict(self._last),
+            "generator": self.generator.get_state(),
+        }
+
+    @torch.no_grad()
+    def _restore(
+        self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
+    ) -> None:
+        """See `kobai.optim.state.Remembering`."""
+        self._demoted = frozenset(shared["demoted"])
+        self._blocks = None
+        self._replan()
+        for parameter, entry in entries:
+            self._made().restore(parameter, entry)
+        self._steps = shared["steps"]
+        self._statistics_step = shared["statistics_step"]
+        self._inverse_step = shared["inverse_step"]
+        self._waiting = shared["waiting"]
+        self._counts.update(shared["counts"])
+        self._last.update(shared["last"])
+        self.generator.set_state(shared["generator"].cpu())
+        self._schedule()
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         arguments = {
             "likelihood": self.likelihood,
@@ -399,58 +429,6 @@ def _finite(gradients: list[Tensor]) -> bool:
     """Whether no gradient holds NaN or infinity."""
     # A sum is finite only if every entry is; where it overflows by itself, look closely.
     return all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in gradients)
-
-
-def _publish(optimizer: torch.optim.Optimizer) -> None:
-    """Before `state_dict`: put what the optimizer keeps to where torch looks for it."""
-    assert isinstance(optimizer, KFAC)
-    optimizer.state.clear()
-    for parameter, entry in optimizer._made().entries():
-        optimizer.state[parameter] = entry
-    shared: Any = optimizer.state
-    shared["kfac"] = {
-        "steps": optimizer._steps,
-        "statistics_step": optimizer._statistics_step,
-        "inverse_step": optimizer._inverse_step,
-        "waiting": optimizer._waiting,
-        "demoted": sorted(optimizer._demoted),
-        "counts": dict(optimizer._counts),
-        "last": dict(optimizer._last),
-        "generator": optimizer.generator.get_state(),
-    }
-
-
-def _remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Before `load_state_dict`, which casts to the parameters' dtype: keep what was saved."""
-    assert isinstance(optimizer, KFAC)
-    if "kfac" not in state_dict["state"]:
-        raise ValueError("this state was not saved by K-FAC; its entry 'kfac' is missing")
-    optimizer._saved = state_dict["state"]
-
-
-def _adopt(optimizer: torch.optim.Optimizer) -> None:
-    """After `load_state_dict`: take over what was saved, exactly."""
-    assert isinstance(optimizer, KFAC)
-    saved, optimizer._saved = optimizer._saved, {}
-    optimizer.state.clear()
-    own = saved["kfac"]
-    optimizer._demoted = frozenset(own["demoted"])
-    optimizer._blocks = None
-    optimizer._replan()
-    blocks = optimizer._made()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    with torch.no_grad():
-        for index, parameter in enumerate(parameters):
-            if index in saved:
-                blocks.restore(parameter, saved[index])
-    optimizer._steps = own["steps"]
-    optimizer._statistics_step = own["statistics_step"]
-    optimizer._inverse_step = own["inverse_step"]
-    optimizer._waiting = own["waiting"]
-    optimizer._counts.update(own["counts"])
-    optimizer._last.update(own["last"])
-    optimizer.generator.set_state(own["generator"].cpu())
-    optimizer._schedule()
 
 
 def _rebuild(
