@@ -10,24 +10,20 @@ from torch import Tensor, nn
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.kfac_settings import (
+    COUNTS,
+    GROUP,
+    INVERSE_DENSITY,
+    STATISTICS_DENSITY,
+    all_finite,
+    check_group,
+    check_settings,
+    due,
+)
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.problem import Likelihood, as_likelihood
 
-_GROUP = ("lr", "damping", "momentum", "weight_decay")
-_COUNTS = (
-    "skipped_steps",
-    "bounded_steps",
-    "statistics",
-    "refused_statistics",
-    "waiting_blocks",
-    "inversions",
-    "inversions_float64",
-    "inversions_damped",
-    "inversions_failed",
-)
-_STATISTICS_DENSITY = 10
-_INVERSE_DENSITY = 2
 _FLUSH_EVERY = 20
 
 
@@ -66,8 +62,10 @@ class KFAC(torch.optim.Optimizer):
         weight_decay: Decoupled weight decay, as in AdamW.
         statistics_every: Steps between two updates of the factors. The first steps update more
             often: the interval is a tenth of the number of steps made.
-        inverse_every: Steps between two inversions. Denser at the start likewise.
-        kl_bound: Trust region on dᵀ(F + λ)d; None for none.
+        inverse_every: Steps between two inversions. Denser at the start likewise: half the number
+            of steps made.
+        kl_bound: Trust region on dᵀ(F + λ)d; None for none. It is in nats: a Gaussian likelihood
+            has unit variance, so standardise targets, or raise the bound by their variance.
         output_damping: c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for
             categorical outputs on differences of logits only.
         labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
@@ -126,21 +124,8 @@ class KFAC(torch.optim.Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
-        _check_group(defaults)
-        for name, interval in (
-            ("statistics_every", statistics_every),
-            ("inverse_every", inverse_every),
-        ):
-            if interval < 1:
-                raise ValueError(f"{name} must be at least 1 step, got {interval}")
-        if kl_bound is not None and not kl_bound > 0:
-            raise ValueError(f"kl_bound must be positive or None, got {kl_bound}")
-        if not (math.isfinite(output_damping) and output_damping >= 0):
-            raise ValueError(
-                f"output_damping must be non-negative and finite, got {output_damping}"
-            )
-        if labels not in ("sampled", "exact", "observed"):
-            raise ValueError(f"labels must be 'sampled', 'exact' or 'observed', got {labels!r}")
+        check_group(defaults)
+        check_settings(statistics_every, inverse_every, kl_bound, output_damping, labels)
         plan = plan_blocks(model)
         self.model = model
         self.likelihood = as_likelihood(likelihood)
@@ -153,7 +138,7 @@ class KFAC(torch.optim.Optimizer):
         self._steps = 0
         self._statistics_step: int | None = None
         self._inverse_step: int | None = None
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._counts = dict.fromkeys(COUNTS, 0)
         self._last = {"step_scale": 1.0, "kl": 0.0}
         self._plan = plan
         self._blocks: Blocks | None = None
@@ -175,7 +160,7 @@ class KFAC(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         group = self.param_groups[0]
-        settings = ", ".join(f"{name}={group[name]:g}" for name in _GROUP)
+        settings = ", ".join(f"{name}={group[name]:g}" for name in GROUP)
         lines = [
             f"KFAC({settings}, kl_bound={self.kl_bound}, "
             f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
@@ -220,7 +205,7 @@ class KFAC(torch.optim.Optimizer):
         if any(id(p) not in known for p in self.param_groups[-1]["params"]):
             del self.param_groups[-1]
             raise ValueError("K-FAC can only train parameters of the model it was made for")
-        _check_group(self.param_groups[-1])
+        check_group(self.param_groups[-1])
         if len(self.param_groups) > 1:
             self._replan()
 
@@ -281,7 +266,7 @@ class KFAC(torch.optim.Optimizer):
                     "there are gradients but no statistics: call the model itself (not "
                     "model.forward) and let the loss depend on its output"
                 )
-            if _finite(gradients):
+            if all_finite(gradients):
                 self._move()
             else:
                 self._counts["skipped_steps"] += 1
@@ -291,8 +276,8 @@ class KFAC(torch.optim.Optimizer):
 
     def _schedule(self) -> None:
         """Say whether the next pass gathers statistics."""
-        self._watch.due = self._waiting or _due(
-            self._steps, self._statistics_step, self.statistics_every, _STATISTICS_DENSITY
+        self._watch.due = self._waiting or due(
+            self._steps, self._statistics_step, self.statistics_every, STATISTICS_DENSITY
         )
 
     def _refresh(self) -> None:
@@ -310,8 +295,8 @@ class KFAC(torch.optim.Optimizer):
             self._counts["refused_statistics"] += blocks.update(sums)
             self._counts["statistics"] += 1
             self._statistics_step = self._steps
-        if sums.passes and _due(
-            self._steps, self._inverse_step, self.inverse_every, _INVERSE_DENSITY
+        if sums.passes and due(
+            self._steps, self._inverse_step, self.inverse_every, INVERSE_DENSITY
         ):
             for stack in blocks.stacks:
                 wide, damped, failed = stack.invert(self.param_groups[stack.group]["damping"])
@@ -404,31 +389,6 @@ class KFAC(torch.optim.Optimizer):
         }
         groups = [group["params"] for group in self.param_groups]
         return _rebuild, (self.model, arguments, groups, self.state_dict())
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Refuse settings no step could be made with."""
-    for name in ("lr", "damping"):
-        value = group[name]
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if not 0.0 <= group["momentum"] < 1.0:
-        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
-    if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
-        raise ValueError(
-            f"weight_decay must be non-negative and finite, got {group['weight_decay']}"
-        )
-
-
-def _due(step: int, last: int | None, every: int, density: int) -> bool:
-    """Whether it is time again: intervals are 1/density of the steps so far, up to `every`."""
-    return last is None or step - last >= min(every, max(1, last // density))
-
-
-def _finite(gradients: list[Tensor]) -> bool:
-    """Whether no gradient holds NaN or infinity."""
-    # A sum is finite only if every entry is; where it overflows by itself, look closely.
-    return all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def _rebuild(

@@ -1,0 +1,88 @@
+"""K-FAC's settings and counters: what is allowed, what is counted, when it is time again."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP = ("lr", "damping", "momentum", "weight_decay")
+"""Settings of a parameter group."""
+
+COUNTS = (
+    "skipped_steps",
+    "bounded_steps",
+    "statistics",
+    "refused_statistics",
+    "waiting_blocks",
+    "inversions",
+    "inversions_float64",
+    "inversions_damped",
+    "inversions_failed",
+)
+"""What is counted over an optimizer's life; see `KFAC.diagnostics`."""
+
+STATISTICS_DENSITY = 10
+INVERSE_DENSITY = 2
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse settings of a parameter group that no step could be made with.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    for name in ("lr", "damping"):
+        value = group[name]
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
+    if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
+        raise ValueError(
+            f"weight_decay must be non-negative and finite, got {group['weight_decay']}"
+        )
+
+
+def check_settings(
+    statistics_every: int,
+    inverse_every: int,
+    kl_bound: float | None,
+    output_damping: float,
+    labels: str,
+) -> None:
+    """Refuse settings of the whole optimizer that make no sense.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    for name, interval in (
+        ("statistics_every", statistics_every),
+        ("inverse_every", inverse_every),
+    ):
+        if interval < 1:
+            raise ValueError(f"{name} must be at least 1 step, got {interval}")
+    if kl_bound is not None and not kl_bound > 0:
+        raise ValueError(f"kl_bound must be positive or None, got {kl_bound}")
+    if not (math.isfinite(output_damping) and output_damping >= 0):
+        raise ValueError(f"output_damping must be non-negative and finite, got {output_damping}")
+    if labels not in ("sampled", "exact", "observed"):
+        raise ValueError(f"labels must be 'sampled', 'exact' or 'observed', got {labels!r}")
+
+
+def due(step: int, last: int | None, every: int, density: int) -> bool:
+    """Whether it is time again: intervals are 1/density of the steps so far, up to `every`.
+
+    Args:
+        step: Number of steps made.
+        last: The step of the last time, or None.
+        every: Longest interval.
+        density: How many times in the steps made so far.
+    """
+    return last is None or step - last >= min(every, max(1, last // density))
+
+
+def all_finite(gradients: list[Tensor]) -> bool:
+    """Whether no gradient holds NaN or infinity."""
+    # A sum is finite only if every entry is; where it overflows by itself, look closely.
+    return all(math.isfinite(float(g.sum())) or bool(torch.isfinite(g).all()) for g in gradients)
