@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kobai.problem.divergence import divergence
 from kobai.problem.likelihood import (
     Likelihood,
     Outputs,
@@ -29,6 +30,9 @@ class Categorical(Likelihood):
             cross-entropy convention, (N, C, …)). The same for matrices of outputs (N, C).
         reduction: "examples" or "terms" (positions that are not ignored).
         scale: Factor on the loss.
+        excess: Leave out the entropy of the targets, which no model can get rid of: the loss is
+            then the Kullback-Leibler divergence from target to prediction, never negative, and 0
+            where they agree. Derivatives stay as they are.
 
     Class indices are int64 of the outputs' shape without the class axis; soft targets are floating
     point of the outputs' shape. The Hessian is m (diag p − p pᵀ) with m the mass of the target: 1,
@@ -46,6 +50,7 @@ class Categorical(Likelihood):
         axis: int = -1,
         reduction: Reduction = "examples",
         scale: float = 1.0,
+        excess: bool = False,
     ) -> None:
         check_settings(scale, reduction)
         if not 0.0 <= label_smoothing < 1.0:
@@ -57,12 +62,13 @@ class Categorical(Likelihood):
         self.axis = axis
         self.reduction = reduction
         self.scale = scale
+        self.excess = excess
 
     def __repr__(self) -> str:
         return (
             f"Categorical(ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, axis={self.axis}, "
-            f"reduction={self.reduction!r}, scale={self.scale})"
+            f"reduction={self.reduction!r}, scale={self.scale}, excess={self.excess})"
         )
 
     def _mass(self, targets: Tensor, like: Tensor) -> Tensor:
@@ -84,9 +90,17 @@ class Categorical(Likelihood):
         return smooth * kept.unsqueeze(-1)
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
-        """Cross-entropy of each example; see `Likelihood.nll`."""
+        """Cross-entropy of each example, or its excess; see `Likelihood.nll`."""
         # In half precision the sum of log-probabilities that smoothing takes would overflow.
         dtype = torch.promote_types(outputs.dtype, torch.float32)
+        if self.excess:
+            scores = outputs.movedim(self.axis, -1).to(dtype)
+            loss = divergence(
+                self._distribution(scores, targets),
+                self._mass(targets, scores),
+                torch.log_softmax(scores, -1),
+            )
+            return self.scale * sum_per_example(loss.sum(-1)).to(outputs.dtype)
         logits = outputs.movedim(self.axis, 1).to(dtype)
         ignore_index = self.ignore_index
         if targets.is_floating_point():

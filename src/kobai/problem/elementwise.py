@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kobai.problem.divergence import divergence
 from kobai.problem.likelihood import (
     Likelihood,
     Outputs,
@@ -28,17 +29,22 @@ class Bernoulli(Likelihood):
     Args:
         reduction: "examples" or "terms" (single outputs).
         scale: Factor on the loss.
+        excess: Leave out the entropy of the targets: the loss is then the Kullback-Leibler
+            divergence, never negative, and 0 where target and prediction agree.
     """
 
     name = "bernoulli"
 
-    def __init__(self, *, reduction: Reduction = "examples", scale: float = 1.0) -> None:
+    def __init__(
+        self, *, reduction: Reduction = "examples", scale: float = 1.0, excess: bool = False
+    ) -> None:
         check_settings(scale, reduction)
         self.reduction = reduction
         self.scale = scale
+        self.excess = excess
 
     def __repr__(self) -> str:
-        return f"Bernoulli(reduction={self.reduction!r}, scale={self.scale})"
+        return f"Bernoulli(reduction={self.reduction!r}, scale={self.scale}, excess={self.excess})"
 
     def _root(self, outputs: Tensor) -> Tensor:
         """√(scale p (1 − p)), from both tails so that it does not underflow early."""
@@ -46,8 +52,13 @@ class Bernoulli(Likelihood):
         return math.sqrt(self.scale) * torch.exp(0.5 * log_variance)
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
-        """Binary cross-entropy of each example summed over its outputs."""
+        """Binary cross-entropy (or its excess) of each example summed over its outputs."""
         targets = _like(self.name, outputs, targets)
+        if self.excess:
+            one = torch.ones((), dtype=outputs.dtype, device=outputs.device)
+            loss = divergence(targets, one, F.logsigmoid(outputs))
+            loss = loss + divergence(1 - targets, one, F.logsigmoid(-outputs))
+            return self.scale * sum_per_example(loss)
         loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return self.scale * sum_per_example(loss)
 
