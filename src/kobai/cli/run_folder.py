@@ -19,7 +19,7 @@ from kobai.results import atomic_write, provenance, result_names, save
 SETTINGS = "run.toml"
 
 # Flags that say how to run, not what; a resumed run may change them.
-_FREE = ("out", "resume", "fresh", "config", "device", "threads", "json")
+_FREE = ("out", "resume", "fresh", "config", "device", "threads", "json", "figure")
 
 
 def settings(options: Any, verb: str) -> dict[str, Any]:

@@ -10,29 +10,38 @@ from kobai.results.density import SpectralDensity
 from kobai.results.files import atomic_write
 from kobai.results.history import History, history_to_csv
 from kobai.results.ladder import Ladder, LadderRung
+from kobai.results.line import Line
 from kobai.results.origin import Provenance, provenance
 from kobai.results.plane import Check, Plane, Trajectory
 from kobai.results.registry import register
+from kobai.results.reproduction import Claim, Finding, Reproduction, Verdict, summarize
 from kobai.results.spectrum import Spectrum
 from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
+from kobai.results.volume import Volume
 
 __all__ = [
     "Aggregate",
     "Check",
+    "Claim",
     "Comparison",
     "ComparisonRow",
     "CriticalRate",
     "CriticalRates",
+    "Finding",
     "History",
     "Ladder",
     "LadderRung",
+    "Line",
     "Plane",
     "Provenance",
+    "Reproduction",
     "ResultError",
     "SpectralDensity",
     "Spectrum",
     "Trajectory",
+    "Verdict",
+    "Volume",
     "aggregate",
     "atomic_write",
     "history_to_csv",
@@ -43,4 +52,5 @@ __all__ = [
     "register",
     "result_names",
     "save",
+    "summarize",
 ]

@@ -1,0 +1,158 @@
+"""`kobai reproduce`: the figures and tables of a source, made again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kobai import report, reproductions
+from kobai.cli.compare import resume_line
+from kobai.cli.figures import write_figures
+from kobai.cli.options import FolderOptions, UsageError, from_values, read_toml
+from kobai.cli.run_folder import Clock, Stop, claim, record
+from kobai.cli.tables import to_json, wide_console
+from kobai.plots import spell
+from kobai.results import Reproduction
+from kobai.studies import Interrupted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(FolderOptions):
+    """What every source takes beside its own configuration."""
+
+    out: Path = Path("runs/reproduce")
+    """Run folder to write."""
+    json: bool = False
+    """Print the summary as JSON on standard output instead of tables."""
+    source: Annotated[str, tyro.conf.Suppress] = ""
+    """The source; it comes before the flags."""
+
+
+def main(arguments: list[str], command: str) -> int:
+    """Run the verb; the exit code."""
+    name, rest = _name(arguments)
+    module = reproductions.source(name)
+    options = _parse(name, module.Config, rest)
+    config = module.Config(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(module.Config)}
+    )
+    reproductions.chosen_figures(config.figure, module.FIGURES)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    clock, console = Clock(), Console(stderr=True, emoji=False)
+    folder = claim(options, "reproduce")
+    with Stop().installed() as stop:
+        try:
+            summary = module.run(
+                config,
+                folder,
+                progress=lambda line: console.print(f"[dim]{line}[/dim]", highlight=False),
+                stop=stop,
+            )
+        except Interrupted:
+            _record(folder, command, config, clock)
+            console.print(f"interrupted; finished figures are in {folder}. Go on with:")
+            console.print(f"  {resume_line(command)}", soft_wrap=True)
+            return 130
+    _record(folder, command, config, clock)
+    write_figures(folder)
+    page = report.build(folder)
+    if options.json:
+        print(to_json(summary))
+    else:
+        wide = wide_console()
+        wide.print(findings_table(summary))
+        wide.print(verdicts_table(summary))
+    console.print(f"report: {page}")
+    return 0
+
+
+def findings_table(summary: Reproduction) -> Table:
+    """Measured, predicted and their ratio, one row a finding."""
+    table = Table(title=f"{summary.title}: measured against predicted")
+    for head in ("figure", "quantity"):
+        table.add_column(head)
+    for head in ("measured", "predicted", "ratio"):
+        table.add_column(head, justify="right")
+    figures = {claim.key: claim.figure for claim in summary.claims}
+    for finding in summary.findings:
+        error = f" ± {spell(finding.error, 2)}" if finding.error == finding.error else ""
+        table.add_row(
+            figures.get(finding.claim, ""),
+            finding.what,
+            spell(finding.measured) + error,
+            spell(finding.predicted) if finding.predicted == finding.predicted else "–",
+            spell(finding.ratio) if finding.ratio == finding.ratio else "–",
+        )
+    return table
+
+
+def verdicts_table(summary: Reproduction) -> Table:
+    """A verdict on every claim of the source."""
+    table = Table(title="claims of the source", show_lines=True)
+    for head in ("claim", "where", "verdict", "because"):
+        table.add_column(head)
+    claims = {claim.key: claim for claim in summary.claims}
+    for entry in summary.verdicts:
+        stated = claims[entry.claim]
+        table.add_row(stated.text, stated.where, entry.verdict, entry.because)
+    return table
+
+
+def _record(folder: Path, command: str, config: Any, clock: Clock) -> None:
+    record(
+        folder,
+        command=command,
+        seed=config.seed,
+        device=torch.device("cpu"),
+        seconds=clock.seconds(),
+    )
+
+
+def _name(arguments: list[str]) -> tuple[str, list[str]]:
+    """The source, which comes first; its flags follow from it."""
+    known = ", ".join(reproductions.SOURCES)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name}" for name in reproductions.SOURCES)
+        text = (
+            "usage: kobai reproduce SOURCE [flags]\n\n"
+            f"Make the figures and tables of a source again.\n\nsources:\n{lines}\n\n"
+            "kobai reproduce SOURCE --help shows every flag."
+        )
+        if arguments:
+            print(text)
+            raise SystemExit(0)
+        raise UsageError(f"name a source: {known}")
+    if arguments[0] not in reproductions.SOURCES:
+        raise UsageError(f"unknown source {arguments[0]!r}; choose from {known}")
+    return arguments[0], arguments[1:]
+
+
+def _parse(name: str, config: type, arguments: list[str]) -> Any:
+    """The flags of a source's configuration and of the run folder."""
+    options = dataclasses.make_dataclass(
+        "Options", [], bases=(config, ReproduceOptions), frozen=True, kw_only=True
+    )
+    options.__doc__ = config.__doc__
+    start = {"source": name, "out": Path(f"runs/{name}")}
+    default, text = options(**start), _config_file(arguments)
+    if text is not None:
+        values = read_toml(Path(text))
+        if values.get("source", name) != name:
+            raise UsageError(f"{text}: settings of {values['source']}, not of {name}")
+        default = from_values(options, {"source": name, **values})
+    return tyro.cli(options, args=arguments, default=default, prog=f"kobai reproduce {name}")
+
+
+def _config_file(arguments: list[str]) -> str | None:
+    """The value of --config, read before anything is parsed."""
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return None

@@ -1,0 +1,50 @@
+"""Figures and tables of published work, made again and held against their claims.
+
+One package a source. Each has a `Config` (frozen, keyword-only; at least `scale`, `seed`, `figure`
+and `threads`), `EXPECTED`, the source's claims with where they stand, and ``run(config, folder, *,
+progress=None, stop=None)``, which writes results figure by figure, keeps those that are there and
+returns the summary with a verdict on every claim.
+"""
+
+import importlib
+from types import ModuleType
+
+from kobai.reproductions.figures import (
+    FigureMaker,
+    Outcome,
+    Scale,
+    chosen_figures,
+    run_figures,
+)
+
+__all__ = [
+    "SOURCES",
+    "FigureMaker",
+    "Outcome",
+    "Scale",
+    "chosen_figures",
+    "run_figures",
+    "source",
+]
+
+SOURCES: dict[str, str] = {
+    "wide-networks": "kobai.reproductions.wide_networks",
+}
+"""Name of a source → its package."""
+
+
+def source(name: str) -> ModuleType:
+    """The package of a source.
+
+    Args:
+        name: One of `SOURCES`.
+
+    Returns:
+        The package, with `Config`, `EXPECTED`, `TITLE` and `run`.
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
+    return importlib.import_module(SOURCES[name])

@@ -1,0 +1,52 @@
+"""R. Karakida's report on the geometry of wide networks (2019–2022): its figures, its claims.
+
+Fisher spectra and normalisation, online learning under dynamical isometry, approximate natural
+gradients, the metric on the inputs, self-paced augmentation.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kobai.reproductions.figures import FigureMaker, run_figures
+from kobai.reproductions.wide_networks.claims import EXPECTED, TITLE
+from kobai.reproductions.wide_networks.config import Config
+from kobai.results import Reproduction
+
+__all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
+
+FIGURES: tuple[FigureMaker, ...] = ()
+"""What ``--figure`` chooses from."""
+
+
+def run(
+    config: Config,
+    folder: Path | str,
+    *,
+    progress: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Reproduction:
+    """Make the figures that are not in the folder yet.
+
+    Args:
+        config: Scale, figures, seed.
+        folder: Where results go; finished figures in it are kept.
+        progress: Called with a line now and then.
+        stop: Asked between pieces of work whether to stop.
+
+    Returns:
+        The summary: findings and a verdict on every claim.
+
+    Raises:
+        ValueError: If a figure does not exist, or the folder holds another configuration's.
+        kobai.studies.Interrupted: If `stop` said so; finished figures are saved.
+    """
+    return run_figures(
+        config,
+        folder,
+        source="wide-networks",
+        title=TITLE,
+        makers=FIGURES,
+        claims=EXPECTED,
+        progress=progress,
+        stop=stop,
+    )

@@ -1,0 +1,27 @@
+"""What the figures of the wide-network source are made with."""
+
+import dataclasses
+
+from kobai.reproductions.figures import Scale
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The geometry of wide networks: learning rates, natural gradients, augmentation."""
+
+    scale: Scale = "quick"
+    """quick: every figure in minutes; full: at most an hour a figure on two cores."""
+    figure: str = "all"
+    """Figures to make, separated by commas (1, 2, 3, 4, 5), or all."""
+    seed: int = 0
+    """First seed (an integer, 0 or more)."""
+    threads: int | None = None
+    """Threads for computing (count); default: as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("quick", "full"):
+            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is at least 1, got {self.threads}")
