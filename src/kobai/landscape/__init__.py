@@ -7,7 +7,6 @@ Directions first (`random_directions`, `between_directions`, `pca_directions`, `
 from kobai.landscape.between import between_directions
 from kobai.landscape.checks import raise_if_failed
 from kobai.landscape.directions import Directions, DirectionsReport, vector_directions
-from kobai.landscape.line import Line
 from kobai.landscape.pca import pca_directions
 from kobai.landscape.planes import evaluate_line, evaluate_plane
 from kobai.landscape.sampled import random_directions
@@ -17,7 +16,6 @@ from kobai.landscape.trajectories import project_trajectory
 __all__ = [
     "Directions",
     "DirectionsReport",
-    "Line",
     "between_directions",
     "eigen_directions",
     "evaluate_line",

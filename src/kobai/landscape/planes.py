@@ -15,12 +15,11 @@ from kobai.landscape.derivatives import plane_eigenvalues, projected_hessian, sl
 from kobai.landscape.directions import Directions
 from kobai.landscape.evaluator import Evaluator, RiskEvaluator
 from kobai.landscape.extent import box_range, find_range
-from kobai.landscape.line import Line
 from kobai.landscape.sweep import Progress, Stop, sweep
 from kobai.landscape.trajectories import project_trajectory
 from kobai.landscape.tune import BackendName, choose_evaluator
 from kobai.problem import Objective
-from kobai.results import Check, Plane, Trajectory
+from kobai.results import Check, Line, Plane, Trajectory
 
 Paths = Mapping[str, Float[Tensor, "T P"] | Sequence[Float[Tensor, " P"]]]
 

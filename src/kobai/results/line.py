@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from kobai.results import Check, register
+from kobai.results.fields import frozen_array, settle
+from kobai.results.plane import Check
+from kobai.results.registry import register
 
 
 @register
@@ -40,16 +42,15 @@ class Line:
     note: str = ""
 
     def __post_init__(self) -> None:
-        arrays = {"a": self.a, **{f"fields[{name!r}]": v for name, v in self.fields.items()}}
-        for name, values in arrays.items():
-            if values.shape != self.a.shape or values.ndim != 1:
-                raise ValueError(f"Line.{name} has shape {values.shape}; expected {self.a.shape}")
-        object.__setattr__(self, "a", _frozen(self.a))
-        object.__setattr__(self, "fields", {n: _frozen(v) for n, v in self.fields.items()})
+        settle(self, arrays={"a": "f A"}, floats=("direction_norm", "seconds"))
+        if len(self.a) < 2 or not np.all(np.isfinite(self.a)) or np.any(np.diff(self.a) <= 0):
+            raise ValueError("Line.a must be at least two finite, increasing numbers")
+        frozen = {name: frozen_array(values) for name, values in self.fields.items()}
+        for name, values in frozen.items():
+            if values.shape != self.a.shape:
+                raise ValueError(
+                    f"Line.fields[{name!r}] has shape {values.shape}; expected {self.a.shape}"
+                )
+        object.__setattr__(self, "fields", frozen)
+        object.__setattr__(self, "points", {n: float(p) for n, p in self.points.items()})
         object.__setattr__(self, "checks", tuple(self.checks))
-
-
-def _frozen(values: np.ndarray) -> np.ndarray:
-    copy = np.array(values, dtype=np.float64)
-    copy.setflags(write=False)
-    return copy
