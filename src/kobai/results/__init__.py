@@ -13,11 +13,13 @@ from kobai.results.ladder import Ladder, LadderRung
 from kobai.results.line import Line
 from kobai.results.origin import Provenance, provenance
 from kobai.results.plane import Check, Plane, Trajectory
+from kobai.results.rate_map import RateMap
 from kobai.results.registry import register
 from kobai.results.reproduction import Claim, Finding, Reproduction, Verdict, summarize
 from kobai.results.spectrum import Spectrum
 from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
+from kobai.results.trials import Scores, Trials
 from kobai.results.volume import Volume
 
 __all__ = [
@@ -35,11 +37,13 @@ __all__ = [
     "Line",
     "Plane",
     "Provenance",
+    "RateMap",
     "Reproduction",
     "ResultError",
     "SpectralDensity",
     "Spectrum",
     "Trajectory",
+    "Trials",
     "Verdict",
     "Volume",
     "aggregate",

@@ -1,0 +1,354 @@
+"""A study: many trials of one task, proposed by a sampler, shared by workers, never lost.
+
+A trial counts when it is complete or pruned. Trials of workers that died, or were stopped, are
+failed and queued again with the same values; they count once. Everything a trial brings is in the
+storage, so that any worker, on any machine that reaches it, can go on and write the report.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from kobai.optim.domains import Choice, Domain, Fixed, Integer, Log, When
+from kobai.results import Trials
+from kobai.studies.presence import WORKER, Presence, presence, queue_again, was_requeued
+from kobai.studies.search import (
+    PrunerName,
+    SamplerName,
+    check_space,
+    make_pruner,
+    make_sampler,
+    suggest,
+)
+from kobai.studies.storage import open_storage
+from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
+
+POLL_SECONDS = 0.5
+
+_COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+_CLAIMED = (*_COUNTED, TrialState.RUNNING, TrialState.WAITING)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a study searches."""
+
+    trials: int = 50
+    """Trials of the study (count); those that diverge count, too."""
+    seeds_per_trial: int = 1
+    """Seeds every trial is trained with; its score is their mean (count)."""
+    metric: str = "validation_accuracy"
+    """What is scored at the end of training: train_, validation_ or test_ with loss or accuracy."""
+    sampler: SamplerName = "tpe"
+    """How trials are proposed; grid has five points along an interval."""
+    pruner: PrunerName = "none"
+    """How hopeless trials are ended early; none trains every one to its end."""
+    storage: str | None = None
+    """Where trials are kept: None for a journal in the folder, the path of a journal,
+    sqlite:///FILE or postgresql://USER@HOST/BASE."""
+    name: str = "study"
+    """Name of the study in the storage."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "seeds_per_trial"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.metric not in MEASURES:
+            raise ValueError(
+                f"unknown metric {self.metric!r}; choose from {', '.join(MEASURES)}"
+            )
+
+
+class Study:
+    """A study in its folder; several processes may hold one each.
+
+    Args:
+        task: What trials have in common.
+        space: Hyperparameter → domain.
+        options: How to search.
+        folder: The study's folder; made if it is not there.
+        seed: Seed of the sampler.
+
+    Raises:
+        ValueError: If the space does not fit the task, the storage cannot be opened, or holds a
+            study of this name for another task.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        space: Mapping[str, Domain],
+        options: StudyOptions,
+        folder: Path,
+        *,
+        seed: int = 0,
+    ) -> None:
+        check_space(space)
+        unknown = sorted(set(space) - task.fields())
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)}: nothing of that name to search for {task.optimizer}; "
+                f"choose from {', '.join(sorted(task.fields()))}"
+            )
+        self.task, self.space, self.options, self.folder = task, dict(space), options, folder
+        self.seed = seed
+        folder.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = open_storage(options.storage, folder)
+        self._study = optuna.create_study(
+            study_name=options.name,
+            storage=self._storage,
+            direction="maximize" if task.maximise else "minimize",
+            pruner=make_pruner(options.pruner),
+            load_if_exists=True,
+        )
+        self._agree()
+
+    def _agree(self) -> None:
+        """Refuse to mix this study with another one of its name."""
+        mine = _identity(self.task, self.space, self.options, self.seed)
+        there = self._study.user_attrs.get("kobai")
+        if there is None:
+            self._study.set_user_attr("kobai", mine)
+            there = mine
+        if there != mine:
+            changed = [key for key in mine if mine.get(key) != there.get(key)]
+            raise ValueError(
+                f"the storage holds another study named {self.options.name!r}: "
+                + "; ".join(f"{key} is {there.get(key)} there, {mine[key]} here" for key in changed)
+                + "; choose another name or folder"
+            )
+
+    def work(
+        self,
+        *,
+        worker: int = 0,
+        stop: Callable[[], bool] | None = None,
+        finished: Callable[[int, Outcome], None] | None = None,
+    ) -> bool:
+        """Run trials until the study has as many as were asked for.
+
+        Args:
+            worker: Number of this worker among those that run together; samplers draw by it.
+            stop: Asked before every training step; when true the trial at hand is queued again.
+            finished: Told the number of trials that are done and the outcome of each own one.
+
+        Returns:
+            Whether the study is complete; False if it was stopped.
+        """
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        here = presence(self._study, self.folder, name)
+        try:
+            while True:
+                here.reap(self._study)
+                if self.done() >= self.options.trials:
+                    return True
+                if stop is not None and stop():
+                    return False
+                trial = self._claim(here, name, worker)
+                if trial is None:
+                    time.sleep(POLL_SECONDS)
+                    continue
+                with here.working(trial):
+                    result = self._run(trial, stop)
+                if result is None:
+                    return False
+                if finished is not None:
+                    finished(self.done(), result)
+        finally:
+            here.close()
+
+    def done(self) -> int:
+        """Trials that count."""
+        return len(self._study.get_trials(deepcopy=False, states=_COUNTED))
+
+    def _claim(self, here: Presence, name: str, worker: int) -> optuna.Trial | None:
+        """The next trial, marked as one's own; None while others work on the last ones."""
+        with here.claiming():
+            trials = self._study.get_trials(deepcopy=False)
+            claimed = [trial for trial in trials if trial.state in _CLAIMED]
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if len(claimed) >= self.options.trials and not waiting:
+                return None
+            self._study.sampler = make_sampler(
+                self.options.sampler,
+                self.space,
+                seed=self.seed,
+                asked=len(claimed) - waiting,
+                worker=worker,
+            )
+            trial = self._study.ask()
+            trial.set_user_attr(WORKER, name)
+        # Without a common lock two workers may have asked for the last one.
+        earlier = [
+            other
+            for other in self._study.get_trials(deepcopy=False)
+            if other.state in _CLAIMED and other.number < trial.number
+        ]
+        if len(earlier) >= self.options.trials:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return None
+        return trial
+
+    def _run(self, trial: optuna.Trial, stop: Callable[[], bool] | None) -> Outcome | None:
+        """Train a trial and tell the storage; None if it was stopped."""
+        values = suggest(trial, self.space)
+
+        def report(step: int, value: float) -> None:
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        pruning = self.options.pruner != "none"
+        try:
+            result = run_trial(
+                self.task, values, report=report if pruning else None, stop=stop
+            )
+        except optuna.TrialPruned:
+            trial.set_user_attr("outcome", {"state": "pruned"})
+            self._study.tell(trial, state=TrialState.PRUNED)
+            last = list(trial._cached_frozen_trial.intermediate_values.values())
+            value = last[-1] if last else self.task.worst
+            return Outcome(
+                state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[]
+            )
+        if result.state == "interrupted":
+            queue_again(self._study, self._study.get_trials(deepcopy=False)[trial.number])
+            return None
+        trial.set_user_attr("outcome", dataclasses.asdict(result))
+        self._study.tell(trial, result.value)
+        return result
+
+    def trials(self) -> Trials:
+        """Everything there is so far, in the order in which trials were begun."""
+        every = self._study.get_trials(deepcopy=False)
+        return tabulate_trials(
+            [trial for trial in every if trial.state in _COUNTED],
+            self.task,
+            self.space,
+            self.options,
+            requeued=sum(was_requeued(trial) for trial in every),
+        )
+
+    def importance(self) -> dict[str, float]:
+        """Share of the score's variance that each hyperparameter explains; empty with few trials.
+
+        Source: Hutter, Hoos and Leyton-Brown 2014, An efficient approach for assessing
+        hyperparameter importance (fANOVA), as Optuna computes it.
+        """
+        good = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if trial.value is not None and math.isfinite(trial.value)
+        ]
+        if len(good) < 8 or len({trial.value for trial in good}) < 2:
+            return {}
+        finite = optuna.create_study(direction=self._study.direction)
+        finite.add_trials(good)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(finite, evaluator=evaluator)
+        return {name: float(share) for name, share in found.items()}
+
+
+def _identity(
+    task: Task, space: Mapping[str, Domain], options: StudyOptions, seed: int
+) -> dict[str, Any]:
+    """What two workers must agree on, as plain text."""
+    setting = task.setting
+    return {
+        "data": f"{setting.splits.name}: {setting.splits.describe()}",
+        "model": f"{setting.model} {setting.model_options!r}",
+        "validation": str(setting.validation),
+        "optimizer": f"{task.optimizer} {task.config!r}",
+        "schedule": repr(task.schedule),
+        "training": repr(task.training),
+        "seeds": json.dumps(list(task.seeds)),
+        "metric": task.metric,
+        "space": json.dumps({name: str(domain) for name, domain in space.items()}),
+        "sampler": options.sampler,
+        "pruner": options.pruner,
+        "seed": str(seed),
+    }
+
+
+def tabulate_trials(
+    trials: list[FrozenTrial],
+    task: Task,
+    space: Mapping[str, Domain],
+    options: StudyOptions,
+    *,
+    requeued: int,
+) -> Trials:
+    """Put trials that are complete or pruned into one table."""
+    outcomes = [trial.user_attrs.get("outcome", {}) for trial in trials]
+    count, seeds = len(trials), len(task.seeds)
+    records = max((len(o.get("epoch", [])) for o in outcomes), default=0)
+    longest = max((o.get("epoch", []) for o in outcomes), key=len, default=[])
+    curve = np.full((count, seeds, records), np.nan)
+    seconds = np.full((count, seeds), np.nan)
+    measures = [name for name in MEASURES if any(name in o.get("final", {}) for o in outcomes)]
+    final = {name: np.full((count, seeds), np.nan) for name in measures}
+    for row, found in enumerate(outcomes):
+        for column, values in enumerate(found.get("curve", [])):
+            curve[row, column, : len(values)] = _numbers(values)
+        seconds[row, : len(found.get("seconds", []))] = found.get("seconds", [])
+        for name, values in found.get("final", {}).items():
+            final[name][row, : len(values)] = _numbers(values)
+    parameters, categories = _parameters(trials, space)
+    value = [task.worst if trial.value is None else trial.value for trial in trials]
+    return Trials(
+        label=options.name,
+        optimizer=task.optimizer,
+        metric=task.metric,
+        maximise=task.maximise,
+        budget=options.trials,
+        number=np.array([trial.number for trial in trials], dtype=np.int64),
+        state=tuple(found.get("state", "pruned") for found in outcomes),
+        value=np.array(value, dtype=np.float64),
+        parameters=parameters,
+        categories=categories,
+        log=tuple(name for name, domain in space.items() if _is_log(domain)),
+        final=final,
+        seconds=seconds,
+        epoch=np.array(longest, dtype=np.float64),
+        curve=curve,
+        requeued=requeued,
+    )
+
+
+def _parameters(
+    trials: list[FrozenTrial], space: Mapping[str, Domain]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    parameters: dict[str, np.ndarray] = {}
+    categories: dict[str, tuple[str, ...]] = {}
+    for name, domain in space.items():
+        inner = domain.domain if isinstance(domain, When) else domain
+        if isinstance(inner, Fixed):
+            continue
+        found = [trial.params.get(name) for trial in trials]
+        if isinstance(inner, Choice):
+            categories[name] = tuple(map(str, inner.values))
+            found = [None if v is None and None not in inner.values else inner.values.index(v)
+                     for v in found]
+        parameters[name] = np.array(_numbers(found), dtype=np.float64)
+    return parameters, categories
+
+
+def _is_log(domain: Domain) -> bool:
+    inner = domain.domain if isinstance(domain, When) else domain
+    return isinstance(inner, Log) or (isinstance(inner, Integer) and inner.log)
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
