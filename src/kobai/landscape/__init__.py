@@ -12,10 +12,12 @@ from kobai.landscape.planes import evaluate_line, evaluate_plane
 from kobai.landscape.sampled import random_directions
 from kobai.landscape.spectral import eigen_directions
 from kobai.landscape.trajectories import project_trajectory
+from kobai.landscape.true_minimum import TrueMinimum, true_minimum
 
 __all__ = [
     "Directions",
     "DirectionsReport",
+    "TrueMinimum",
     "between_directions",
     "eigen_directions",
     "evaluate_line",
@@ -24,5 +26,6 @@ __all__ = [
     "project_trajectory",
     "raise_if_failed",
     "random_directions",
+    "true_minimum",
     "vector_directions",
 ]

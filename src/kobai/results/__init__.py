@@ -11,11 +11,13 @@ from kobai.results.files import atomic_write
 from kobai.results.history import History, history_to_csv
 from kobai.results.ladder import Ladder, LadderRung
 from kobai.results.line import Line
+from kobai.results.minimum import CriticalPoint, CriticalPoints, MinimumProof, Solution
 from kobai.results.origin import Provenance, provenance
 from kobai.results.plane import Check, Plane, Trajectory
 from kobai.results.rate_map import RateMap
 from kobai.results.registry import register
 from kobai.results.reproduction import Claim, Finding, Reproduction, Verdict, summarize
+from kobai.results.shape import Connection, Ensemble, MovingFrame, Smoothness
 from kobai.results.spectrum import Spectrum
 from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
@@ -28,18 +30,26 @@ __all__ = [
     "Claim",
     "Comparison",
     "ComparisonRow",
+    "Connection",
+    "CriticalPoint",
+    "CriticalPoints",
     "CriticalRate",
     "CriticalRates",
+    "Ensemble",
     "Finding",
     "History",
     "Ladder",
     "LadderRung",
     "Line",
+    "MinimumProof",
+    "MovingFrame",
     "Plane",
     "Provenance",
     "RateMap",
     "Reproduction",
     "ResultError",
+    "Smoothness",
+    "Solution",
     "SpectralDensity",
     "Spectrum",
     "Trajectory",
