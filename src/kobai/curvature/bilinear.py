@@ -14,10 +14,15 @@ Spec = tuple[Any, ...]
 """stride, padding, dilation, transposed, output padding, groups, as in ``aten.convolution``."""
 
 
-def convolution(values: Tensor, weight: Tensor, spec: Spec) -> Tensor:
-    """The convolution without bias."""
+def convolution(values: Tensor, weight: Tensor, spec: Spec, *, once: bool = False) -> Tensor:
+    """The convolution without bias.
+
+    With ``once`` the gradient is a function of its cotangent alone: what it depends on besides
+    counts as constant. A function in Python cannot see which of its derivatives are asked for, and
+    would compute all that are defined.
+    """
     if torch.is_grad_enabled():
-        return cast(Tensor, _Convolution.apply(values, weight, spec))
+        return cast(Tensor, _Convolution.apply(values, weight, spec, once))
     return torch.ops.aten.convolution(values, weight, None, *spec)
 
 
@@ -44,21 +49,24 @@ def _to_weight(gradient: Tensor, values: Tensor, like: torch.Size, spec: Spec) -
 @final
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, spec: Spec) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weight: Tensor, spec: Spec, once: bool) -> Tensor:
         ctx.save_for_backward(values, weight)
         ctx.spec = spec
+        ctx.once = once
         return torch.ops.aten.convolution(values, weight, None, *spec)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         values, weight = ctx.saved_tensors
+        if ctx.once:
+            values, weight = values.detach(), weight.detach()
         (gradient,) = gradients
         first = second = None
         if ctx.needs_input_grad[0]:
             first = _to_values(gradient, weight, values.shape, ctx.spec)
         if ctx.needs_input_grad[1]:
             second = _to_weight(gradient, values, weight.shape, ctx.spec)
-        return first, second, None
+        return first, second, None, None
 
 
 @final

@@ -50,12 +50,9 @@ class GGN(LinearOperator):
         )
 
     def _matmat(self, columns: Tensor) -> Tensor:
-        likelihood, weight = self.objective.likelihood, self.objective.weight
         total = torch.zeros_like(columns)
         for batch in self._linear:
-            pushed = batch.jvp(columns)
-            curved = torch.stack([likelihood.hvp(batch.outputs, batch.targets, u) for u in pushed])
-            total += batch.vjp(curved / weight)
+            total += batch.vjp(batch.curved(batch.jvp(columns)) / self.objective.weight)
         return total
 
     def _adjoint(self) -> LinearOperator:

@@ -33,12 +33,14 @@ class LinearizedBatch:
     def __init__(self, objective: EmpiricalRisk, theta: Tensor, batch: Batch) -> None:
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            with pure(objective.model, coupled=objective.coupled), PlainLayers():
+            with pure(objective.model, coupled=objective.coupled), PlainLayers(once=True):
                 outputs = objective.forward(leaf, batch)
             placeholder = torch.zeros_like(outputs, requires_grad=True)
             (pulled,) = torch.autograd.grad(outputs, leaf, placeholder, create_graph=True)
         self.outputs = outputs.detach()
         self.targets = batch.targets.to(self.outputs.device)
+        self._likelihood = objective.likelihood
+        self._curvature: Pullback | None = None
         work = batch.size * theta.numel()
         self._backward = Pullback(outputs, leaf, work=work)
         self._forward = Pullback(pulled, placeholder, work=work)
@@ -50,6 +52,19 @@ class LinearizedBatch:
     def vjp(self, cotangents: Float[Tensor, "K N *outputs"]) -> Float[Tensor, "P K"]:
         """Jᵀ times K cotangents. Cost of one: about a backward pass."""
         return self._backward(cotangents).T
+
+    def curved(self, tangents: Float[Tensor, "K N *outputs"]) -> Float[Tensor, "K N *outputs"]:
+        """The Hessian of each example's loss in its outputs times K tangents.
+
+        It is the derivative of the residual, which is known in closed form: kept as a graph, so
+        that probabilities are computed once and not at every product.
+        """
+        if self._curvature is None:
+            with torch.enable_grad():
+                outputs = self.outputs.clone().requires_grad_()
+                residual = self._likelihood.residual(outputs, self.targets)
+            self._curvature = Pullback(residual, outputs)
+        return self._curvature(tangents)
 
 
 @final

@@ -3,7 +3,8 @@
 Differentiated twice, torch's ReLU hands a tensor of zeros as large as the activations back to the
 layer below, where it is added to the true second derivative; a convolution computes four products
 where a Jacobian needs two; batch normalisation with fixed statistics runs through the general
-formulas. The functions here have the same values and derivatives of every order.
+formulas; an affine map adds its bias in a pass of its own. The functions here have the same values
+and derivatives of every order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from kobai.curvature.affine import affine
 from kobai.curvature.bilinear import convolution, fixed_normalisation
 
 
@@ -35,9 +37,17 @@ class _Rectifier(torch.autograd.Function):
 class PlainLayers(TorchFunctionMode):
     """While active, some layers are replaced by ones that differentiate twice at less cost.
 
-    They are rectifiers out of place, convolutions of images with numeric padding, and batch
-    normalisation with fixed statistics. Everything else is torch's own.
+    They are rectifiers out of place, affine maps, convolutions of images with numeric padding, and
+    batch normalisation with fixed statistics. Everything else is torch's own.
+
+    Args:
+        once: The gradients of convolutions and affine maps will be differentiated along their
+            cotangent only, as for a Jacobian-vector product; nothing else is then computed.
     """
+
+    def __init__(self, *, once: bool = False) -> None:
+        super().__init__()
+        self.once = once
 
     def __torch_function__(
         self,
@@ -52,6 +62,11 @@ class PlainLayers(TorchFunctionMode):
             # Other kinds of tensor (those of torch.func's transforms) keep torch's own function.
             if args and type(args[0]) is Tensor and not in_place:
                 return cast(Tensor, _Rectifier.apply(args[0]))
+        if func is torch.nn.functional.linear:
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            bias = given.get("bias")
+            if type(given["input"]) is Tensor and given["input"].ndim > 1 and bias is not None:
+                return affine(given["input"], given["weight"], bias, once=self.once)
         if func is torch.nn.functional.batch_norm:
             return self._normalise(func, args, kwargs)
         if func in (torch.conv2d, torch.nn.functional.conv2d):
@@ -80,7 +95,7 @@ class PlainLayers(TorchFunctionMode):
             _pair(given.get("stride", 1)), _pair(padding), _pair(given.get("dilation", 1)),
             False, (0, 0), given.get("groups", 1),
         )  # fmt: skip
-        output = convolution(values, given["weight"], spec)
+        output = convolution(values, given["weight"], spec, once=self.once)
         bias = given.get("bias")
         return output if bias is None else output + bias.view(-1, 1, 1)
 
