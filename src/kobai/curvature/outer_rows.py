@@ -10,6 +10,7 @@ needs no row of length M K; with many places writing the rows out can be cheaper
 count of multiplications decides.
 """
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -20,6 +21,47 @@ from kobai.curvature.rows import Rows
 
 _WORKSPACE = 2**24
 """Numbers that an intermediate result of a Gram matrix may have."""
+
+_CACHED = 2**18
+"""Numbers of a block that is multiplied entry by entry, few enough to stay in a cache."""
+
+_NARROWEST = 64
+"""Rows below which matrix products lose speed."""
+
+
+def example_blocks(examples: int, each: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of examples whose rows meet `columns` others within a cache."""
+    step = max(1, max(_CACHED // max(1, columns), _NARROWEST) // each)
+    for start in range(0, examples, step):
+        yield start, min(start + step, examples)
+
+
+def add_product(
+    result: Float[Tensor, "R S"],
+    left: Float[Tensor, "R p"],
+    right: Float[Tensor, "S p"],
+    *,
+    half: bool,
+) -> None:
+    """Add L Rᵀ to a matrix in place; `half`: what lies above the diagonal at least."""
+    if not half:
+        result.addmm_(left, right.T)
+        return
+    step = max(_NARROWEST, -(-len(left) // 8))
+    for start in range(0, len(left), step):
+        rows = slice(start, start + step)
+        result[rows, start:].addmm_(left[rows], right[start:].T)
+
+
+def mirrored(result: Float[Tensor, "R R"]) -> Float[Tensor, "R R"]:
+    """The same matrix with what is above the diagonal copied below it, in place."""
+    step = 512
+    for start in range(0, len(result), step):
+        stop = start + step
+        square = result[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+        result[stop:, start:stop] = result[start:stop, stop:].T
+    return result
 
 
 @final
@@ -57,23 +99,80 @@ class OuterRows(Rows):
         return matrices.reshape(weights.shape[1], -1).T
 
     def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
-        """G Hᵀ by the cheaper of two orders of contraction."""
-        other = self if other is None else other
-        if not isinstance(other, OuterRows) or self._dearer(other):
+        """G Hᵀ by the cheaper of two orders of contraction; of G Gᵀ one half is computed."""
+        if other is not None and not isinstance(other, OuterRows):
             return self.dense() @ other.dense().T
-        result = self.inputs.new_zeros(self.count, other.count)
-        # All places of the other side meet those of a few examples of this side at a time.
+        result = self.inputs.new_zeros(self.count, (self if other is None else other).count)
+        self.add_gram(result, other)
+        return result if other is not None else mirrored(result)
+
+    def add_gram(self, result: Float[Tensor, "R S"], other: "OuterRows | None" = None) -> None:
+        """Add G Hᵀ to a matrix in place; without `other` G Gᵀ, above the diagonal at least.
+
+        Nothing below the diagonal blocks of `row_blocks` is then touched; `mirrored` completes it.
+        Workspace: a few million numbers whatever the sizes.
+        """
+        if self._dearer(self if other is None else other):
+            self._add_written(result, other)
+        elif self.places == 1 and (other is None or other.places == 1):
+            self._add_single(result, other)
+        else:
+            self._add_pairs(result, other)
+
+    def _add_single(self, result: Tensor, other: "OuterRows | None") -> None:
+        """Without repeated places: the two small Gram matrices, multiplied entry by entry."""
+        half = other is None
+        other = self if other is None else other
+        inner = self.inputs[:, :, 0] @ other.inputs[:, :, 0].mT
+        left = self.gradients[:, :, :, 0].flatten(1, 2)
+        right = left if half else other.gradients[:, :, :, 0].flatten(1, 2)
+        for start, stop in example_blocks(self.examples, self.each, other.count):
+            rows = slice(start * self.each, stop * self.each)
+            first = start if half else 0
+            columns = slice(first * other.each, None)
+            target = result[rows, columns].unflatten(0, (-1, self.each))
+            for g in range(self.groups):
+                outer = (left[g, rows] @ right[g, columns].T).unflatten(0, (-1, self.each))
+                weights = inner[g, start:stop, first:].repeat_interleave(other.each, 1)
+                target.addcmul_(outer, weights.unsqueeze(1))
+
+    def _add_pairs(self, result: Tensor, other: "OuterRows | None") -> None:
+        """All places of the other side meet those of a few examples of this side at a time."""
+        half = other is None
+        other = self if other is None else other
         width = self.places * self.each * other.count * other.places
         step = max(1, _WORKSPACE // max(1, width))
         for start in range(0, self.examples, step):
             chosen = slice(start, start + step)
             rows = slice(start * self.each, (start + step) * self.each)
+            rest = slice(start if half else 0, None)
+            target = result[rows, rest.start * other.each :]
             for g in range(self.groups):
-                result[rows] += _pairs(
+                target += _pairs(
                     self.inputs[g, chosen], self.gradients[g, chosen],
-                    other.inputs[g], other.gradients[g],
+                    other.inputs[g, rest], other.gradients[g, rest],
                 )  # fmt: skip
-        return result
+
+    def _add_written(self, result: Tensor, other: "OuterRows | None") -> None:
+        """Rows written out for a few output units at a time; no entry is computed twice."""
+        count = self.count + (0 if other is None else other.count)
+        step = max(1, _WORKSPACE // max(1, count * self.inner))
+        for g in range(self.groups):
+            for start in range(0, self.outer, step):
+                units = slice(start, start + step)
+                left = self._written_units(g, units)
+                right = left if other is None else other._written_units(g, units)
+                add_product(result, left, right, half=other is None)
+
+    def _written_units(self, group: int, units: slice) -> Float[Tensor, "R mK"]:
+        """The entries of some output units in all rows."""
+        inputs, gradients = self.inputs[group], self.gradients[group, ..., units]
+        width = gradients.shape[3]
+        written = inputs.new_empty(self.examples, self.each, width, self.inner)
+        for q in range(self.each):
+            # One cotangent at a time: all of them share the inputs, which are never repeated.
+            written[:, q] = torch.bmm(gradients[:, q].mT, inputs)
+        return written.view(self.count, -1)
 
     def squares(self) -> Float[Tensor, " p"]:
         """Sums of squares of the columns; without repeated places two small products."""
