@@ -8,6 +8,7 @@ from kobai.plots.bands import Band, by_optimizer, seed_band
 from kobai.plots.contour import landscape_contour, optimizers_on
 from kobai.plots.density import spectral_density
 from kobai.plots.export import save, to_png, to_svg
+from kobai.plots.rate_map import rate_map
 from kobai.plots.scales import (
     AccuracyAxis,
     Range,
@@ -22,6 +23,12 @@ from kobai.plots.spectrum import eigenvalues
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
 from kobai.plots.surface import landscape_surface, viewpoint
 from kobai.plots.training_curves import curves
+from kobai.plots.trials import (
+    parallel_coordinates,
+    search_history,
+    sensitivity,
+    top_distribution,
+)
 
 __all__ = [
     "AccuracyAxis",
@@ -40,13 +47,18 @@ __all__ = [
     "optimizer_of",
     "optimizer_styles",
     "optimizers_on",
+    "parallel_coordinates",
     "percent",
+    "rate_map",
     "save",
+    "search_history",
     "seed_band",
+    "sensitivity",
     "spectral_density",
     "spell",
     "tick",
     "to_png",
     "to_svg",
+    "top_distribution",
     "viewpoint",
 ]

@@ -10,11 +10,14 @@ from pathlib import Path
 from kobai.reproductions.figures import FigureMaker, run_figures
 from kobai.reproductions.wide_networks.claims import EXPECTED, TITLE
 from kobai.reproductions.wide_networks.config import Config
+from kobai.reproductions.wide_networks.rate_width import figure_1
 from kobai.results import Reproduction
 
 __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
 
-FIGURES: tuple[FigureMaker, ...] = ()
+FIGURES: tuple[FigureMaker, ...] = (
+    FigureMaker(name="1", title="learning rate against width", make=figure_1),
+)
 """What ``--figure`` chooses from."""
 
 
