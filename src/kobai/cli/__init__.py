@@ -23,6 +23,7 @@ VERBS = {
     "train": ("train", "one run with checkpoints"),
     "measure": ("measure", "eigenvalues, trace, critical learning rate of a run or a fresh model"),
     "reproduce": ("reproduce", "the figures and tables of a source, made again"),
+    "tune": ("tune", "a study: Bayesian search, resumable, many workers"),
     "report": ("report", "rebuild the page of a run folder"),
     "data": ("data", "list, fetch and verify data sets"),
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kobai import plots
+from kobai.report import exhibits
 from kobai.results import History, Plane, SpectralDensity, Spectrum, load_all
 
 
@@ -33,4 +34,7 @@ def write_figures(folder: Path) -> list[Path]:
                 ("surface", plots.landscape_surface),
             ):
                 written.append(plots.save(draw(plane), target, f"{name}_{kind}")[0])
+    for exhibit in exhibits(results):
+        for (name, _), draw in exhibit.figures.items():
+            written.append(plots.save(draw(), target, name)[0])
     return written

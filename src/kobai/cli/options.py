@@ -18,7 +18,8 @@ import tyro
 
 from kobai import models, optim, training
 from kobai.curvature.spectrum import MatrixName
-from kobai.studies import CurvatureOptions, LandscapeOptions, TrainingOptions
+from kobai.optim import Domain
+from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, TrainingOptions
 
 
 class UsageError(ValueError):
@@ -138,6 +139,52 @@ class MeasureOptions(ProblemOptions):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneOptions(ProblemOptions, FolderOptions):
+    """Search an optimizer's settings: a study that resumes by itself and that workers can join.
+
+    Every setting of the optimizer has a --space.SETTING flag with what may be tried, such as
+    "log(1e-4, 1)", "linear(0, 0.99)", "integer(1, 100)" or "choice(0.9, 0.99)"; an empty text
+    leaves the setting at its --OPTIMIZER.SETTING value. Start the same command again, also on
+    another machine, to add a worker.
+    """
+
+    out: Path = Path("studies/tune")
+    """Folder of the study."""
+    resume: bool = True
+    """Go on with the study in the folder; the default."""
+    optimizer: str = "kfac"
+    """Optimizer; brings its own flags, such as --kfac.lr and --space.lr."""
+    schedule: str = "constant"
+    """Learning-rate schedule: constant, linear or cosine; brings --schedule.* and
+    --space.schedule.* flags."""
+    validation: float = 0.1
+    """Share of the training data held out for validation (fraction)."""
+    study: StudyOptions = StudyOptions()
+    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions(epochs=5.0)
+    workers: int = 1
+    """Processes to run trials in (count)."""
+    worker: Annotated[int, tyro.conf.Suppress] = 0
+    """Number of this worker; 0 starts the others and writes the report."""
+    top: int = 100
+    """How many of the best trials count (count)."""
+    rerun: int = 5
+    """How many of the best settings to train again on new seeds; 0: none (count)."""
+    rerun_seeds: int = 3
+    """New seeds for each of them (count)."""
+
+
+def _space_group(name: str, kind: type, defaults: Mapping[str, Domain]) -> type:
+    """A class of texts, one a setting: what may be tried, empty for not searched."""
+    fields = [
+        (f.name, str, dataclasses.field(default=str(defaults.get(f.name, ""))))
+        for f in dataclasses.fields(kind)
+    ]
+    group = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
+    group.__doc__ = "What may be tried for each setting; empty: not searched."
+    return group
+
+
 def _scan(arguments: Sequence[str], name: str) -> str | None:
     """The last value given for a flag, before anything is parsed."""
     found = None
@@ -176,8 +223,8 @@ def optimizer_field(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _nested(chosen: Mapping[str, str]) -> dict[str, tuple[str, type]]:
-    """Groups of flags the chosen names bring: field → (prefix, class)."""
+def _nested(chosen: Mapping[str, str], *, searched: bool) -> dict[str, tuple[str, type]]:
+    """Groups of flags the chosen names bring: field → (prefix, class); a search brings spaces."""
     groups: dict[str, tuple[str, type]] = {}
     model = chosen["model"]
     if ":" not in model:
@@ -192,6 +239,15 @@ def _nested(chosen: Mapping[str, str]) -> dict[str, tuple[str, type]]:
         if flag in chosen:
             for name in optimizer_names(chosen[flag]):
                 groups[optimizer_field(name)] = (name, optim.CONFIGS[name])
+    if searched:
+        (name,) = optimizer_names(chosen["optimizer"])
+        kind = optim.CONFIGS[name]
+        groups["space"] = ("space", _space_group("Space", kind, optim.default_space(name)))
+        schedule = _named("schedule", chosen["schedule"], training.SCHEDULES)
+        groups["space_schedule"] = (
+            "space.schedule",
+            _space_group("SpaceOfSchedule", schedule, {}),
+        )
     return groups
 
 
@@ -201,6 +257,7 @@ def _default(base: type, name: str) -> Any:
 
 def extend(base: type, chosen: Mapping[str, str]) -> type:
     """The class of options with the groups of flags that the chosen names bring."""
+    groups = _nested(chosen, searched=issubclass(base, TuneOptions))
     extended = dataclasses.make_dataclass(
         base.__name__,
         [
@@ -209,7 +266,9 @@ def extend(base: type, chosen: Mapping[str, str]) -> type:
                 Annotated[kind, tyro.conf.arg(name=prefix)],
                 dataclasses.field(default_factory=kind),
             )
-            for field, (prefix, kind) in _nested(chosen).items()
+            for field, (prefix, kind) in _nested(
+                chosen, searched=issubclass(base, TuneOptions)
+            ).items()
         ],
         bases=(base,),
         frozen=True,

@@ -100,7 +100,9 @@ def _delete_run(folder: Path) -> None:
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
     for name in ("metrics.csv", "report.html", SETTINGS):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "figures"):
+    for journal in ("study.log", "study.log.lock"):
+        (folder / journal).unlink(missing_ok=True)
+    for name in ("checkpoints", "figures", "workers"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -8,6 +8,16 @@ from kobai.optim.curvature_configs import (
     NaturalGradientConfig,
 )
 from kobai.optim.damping import LevenbergMarquardt
+from kobai.optim.domains import (
+    Choice,
+    Domain,
+    Fixed,
+    Integer,
+    Linear,
+    Log,
+    When,
+    parse_domain,
+)
 from kobai.optim.first_order import (
     FIRST_ORDER,
     AdadeltaConfig,
@@ -25,6 +35,7 @@ from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
 from kobai.optim.muon import MuonAdamW
 from kobai.optim.natural_gradient import NaturalGradient
+from kobai.optim.spaces import default_space
 
 __all__ = [
     "CONFIGS",
@@ -34,13 +45,19 @@ __all__ = [
     "AdagradConfig",
     "AdamConfig",
     "AdamWConfig",
+    "Choice",
     "Coverage",
+    "Domain",
+    "Fixed",
     "GaussNewton",
     "GaussNewtonConfig",
     "HessianFree",
     "HessianFreeConfig",
+    "Integer",
     "KFACConfig",
     "LevenbergMarquardt",
+    "Linear",
+    "Log",
     "MomentumConfig",
     "MuonAdamW",
     "MuonConfig",
@@ -50,5 +67,8 @@ __all__ = [
     "OptimizerConfig",
     "RMSpropConfig",
     "SGDConfig",
+    "When",
     "build",
+    "default_space",
+    "parse_domain",
 ]

@@ -4,9 +4,10 @@
 figures, provenance. The page opens from disk, from mail or from an archive, with the network off.
 """
 
+from kobai.report.exhibits import Exhibit, exhibits
 from kobai.report.gather import Contents, gather
 from kobai.report.note import Note
 from kobai.report.notes import notes_on
 from kobai.report.page import build, render
 
-__all__ = ["Contents", "Note", "build", "gather", "notes_on", "render"]
+__all__ = ["Contents", "Exhibit", "Note", "build", "exhibits", "gather", "notes_on", "render"]

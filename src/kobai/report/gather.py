@@ -40,6 +40,7 @@ class Contents:
         damaged: Name of a result that could not be read to the reason.
         config: Text of ``run.toml``; empty without one.
         files: Name of each result to the name of its class.
+        results: Name → every result that could be read.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Contents:
     damaged: Mapping[str, str]
     config: str
     files: Mapping[str, str]
+    results: Mapping[str, Any]
 
     @property
     def optimizers(self) -> list[str]:
@@ -136,4 +138,5 @@ def gather(folder: Path | str) -> Contents:
         damaged=damaged,
         config=config.read_text(errors="replace") if config.is_file() else "",
         files={name: type(result).__name__ for name, result in found.items()},
+        results=found,
     )

@@ -21,6 +21,7 @@ from PIL import Image
 
 from kobai import plots
 from kobai.report.curvature_tables import density_table, ladder_table, rates_table
+from kobai.report.exhibits import Exhibit, exhibits
 from kobai.report.gather import Contents, gather
 from kobai.report.notes import notes_on, winner
 from kobai.report.payload import as_json, payload
@@ -69,8 +70,10 @@ def render(contents: Contents) -> str:
         lstrip_blocks=True,
     )
     environment.filters["maths"] = _maths
+    shown = [(exhibit, _drawn(exhibit)) for exhibit in exhibits(contents.results)]
     return environment.get_template("report.html.j2").render(
         c=contents,
+        sections=_sections(contents, findings=bool(shown)),
         title=_title(contents),
         chips=_chips(contents),
         facts=_facts(contents),
@@ -83,6 +86,7 @@ def render(contents: Contents) -> str:
         checks=check_rows(contents.checks),
         notes=notes_on(contents),
         images=_images(contents),
+        exhibits=shown,
         details=_provenance_rows(contents),
         ornament=_ornament(contents),
         spell=lambda value, digits=3: plots.spell(float(value), digits),
@@ -94,6 +98,27 @@ def render(contents: Contents) -> str:
         style=Markup(_asset("style.css")),
         script_hashes=[_csp_hash(script), plotly_hash],
     )
+
+
+def _sections(contents: Contents, *, findings: bool) -> list[tuple[str, str]]:
+    """Id and name of each section; a page of findings has no empty ones."""
+    there = {
+        "results": contents.comparison is not None or bool(contents.histories),
+        "notes": True,
+        "findings": findings,
+        "training": bool(contents.histories),
+        "landscape": bool(contents.planes),
+        "curvature": bool(
+            contents.spectra or contents.densities or contents.rates or contents.ladders
+        ),
+        "checks": True,
+        "methods": True,
+    }
+    return [
+        (name, name.capitalize())
+        for name, exists in there.items()
+        if exists or (not findings and name != "findings")
+    ]
 
 
 def _asset(name: str) -> str:
@@ -227,6 +252,17 @@ def _images(contents: Contents) -> dict[str, str]:
         except ValueError:  # nothing finite to draw; the page says so in words
             continue
         images[name] = _data_uri(figure)
+    return images
+
+
+def _drawn(exhibit: Exhibit) -> list[tuple[str, str]]:
+    """Alternative text and data URI of each figure; one that cannot be drawn is left out."""
+    images = []
+    for (_, text), make in exhibit.figures.items():
+        try:
+            images.append((text, _data_uri(make())))
+        except ValueError:  # nothing finite to draw
+            continue
     return images
 
 

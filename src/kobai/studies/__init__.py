@@ -14,21 +14,46 @@ from kobai.studies.compare import (
     tabulate,
     train_run,
 )
+from kobai.studies.scores import (
+    best_by_slice,
+    expected_best,
+    performance_profile,
+    ranking,
+    time_to,
+    top_k,
+)
 from kobai.studies.setting import Setting, TrainingOptions
+from kobai.studies.study import Study, StudyOptions
+from kobai.studies.summary import best_values, summarise
+from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 __all__ = [
+    "MEASURES",
     "CurvatureOptions",
     "Interrupted",
     "LandscapeOptions",
+    "Outcome",
     "RunSpec",
     "Setting",
+    "Study",
+    "StudyOptions",
+    "Task",
     "TrainingOptions",
+    "best_by_slice",
     "best_first",
+    "best_values",
     "checkpoint_folder",
     "draw_planes",
+    "expected_best",
     "head_of",
     "load_model",
     "measure_run",
+    "performance_profile",
+    "ranking",
+    "run_trial",
+    "summarise",
     "tabulate",
+    "time_to",
+    "top_k",
     "train_run",
 ]

@@ -52,9 +52,7 @@ def top_k(
     return float(best.mean()), sd, sd / float(np.sqrt(len(best)))
 
 
-def expected_best(
-    value: Float[np.ndarray, "T"], *, maximise: bool
-) -> Float[np.ndarray, "T"]:
+def expected_best(value: Float[np.ndarray, "T"], *, maximise: bool) -> Float[np.ndarray, "T"]:
     """Expected best score among k of the trials, drawn without replacement, for k = 1 … T.
 
     The average of the best over all C(T, k) subsets: Σ_i v₍ᵢ₎ C(i−1, k−1)/C(T, k) with v₍₁₎ ≤ … ≤

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kobai.optim.domains import Choice, Domain, Fixed, Integer, Log, When
 from kobai.results import Trials
 from kobai.studies.presence import WORKER, Presence, presence, queue_again, was_requeued
+from kobai.studies.scores import ranking
 from kobai.studies.search import (
     PrunerName,
     SamplerName,
@@ -65,9 +66,7 @@ class StudyOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.metric not in MEASURES:
-            raise ValueError(
-                f"unknown metric {self.metric!r}; choose from {', '.join(MEASURES)}"
-            )
+            raise ValueError(f"unknown metric {self.metric!r}; choose from {', '.join(MEASURES)}")
 
 
 class Study:
@@ -212,17 +211,13 @@ class Study:
 
         pruning = self.options.pruner != "none"
         try:
-            result = run_trial(
-                self.task, values, report=report if pruning else None, stop=stop
-            )
+            result = run_trial(self.task, values, report=report if pruning else None, stop=stop)
         except optuna.TrialPruned:
             trial.set_user_attr("outcome", {"state": "pruned"})
             self._study.tell(trial, state=TrialState.PRUNED)
             last = list(trial._cached_frozen_trial.intermediate_values.values())
             value = last[-1] if last else self.task.worst
-            return Outcome(
-                state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[]
-            )
+            return Outcome(state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[])
         if result.state == "interrupted":
             queue_again(self._study, self._study.get_trials(deepcopy=False)[trial.number])
             return None
@@ -240,6 +235,58 @@ class Study:
             self.options,
             requeued=sum(was_requeued(trial) for trial in every),
         )
+
+    def rerun(
+        self,
+        *,
+        settings: int,
+        seeds: tuple[int, ...],
+        stop: Callable[[], bool] | None = None,
+        finished: Callable[[int, Outcome], None] | None = None,
+    ) -> list[tuple[int, list[Outcome]]] | None:
+        """Train the best settings again with seeds that the search has not seen.
+
+        A search keeps what was lucky: the mean of its best trials promises more than the same
+        settings give again. Every run is kept in the storage as it ends and never repeated.
+
+        Args:
+            settings: How many of the best complete trials.
+            seeds: New seeds.
+            stop: Asked before every training step.
+            finished: Told the number of runs that are done and each new outcome.
+
+        Returns:
+            Trial number → one outcome a seed, the best trial first; None if it was stopped.
+
+        Raises:
+            ValueError: If a seed was used in the search.
+        """
+        if set(seeds) & set(self.task.seeds):
+            raise ValueError(f"seeds {seeds} overlap with those of the search, {self.task.seeds}")
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        value = np.array([trial.value for trial in complete], dtype=np.float64)
+        order = ranking(value, maximise=self.task.maximise)[:settings]
+        done, result = 0, []
+        for position in order:
+            trial = complete[int(position)]
+            outcomes = []
+            for seed in seeds:
+                key = f"rerun-{trial.number}-{seed}"
+                known = self._study.user_attrs.get(key)
+                if known is None:
+                    task = dataclasses.replace(self.task, seeds=(seed,))
+                    values = suggest(optuna.trial.FixedTrial(trial.params), self.space)
+                    found = run_trial(task, values, stop=stop)
+                    if found.state == "interrupted":
+                        return None
+                    known = dataclasses.asdict(found)
+                    self._study.set_user_attr(key, known)
+                outcomes.append(Outcome(**known))
+                done += 1
+                if finished is not None:
+                    finished(done, outcomes[-1])
+            result.append((trial.number, outcomes))
+        return result
 
     def importance(self) -> dict[str, float]:
         """Share of the score's variance that each hyperparameter explains; empty with few trials.
@@ -339,8 +386,10 @@ def _parameters(
         found = [trial.params.get(name) for trial in trials]
         if isinstance(inner, Choice):
             categories[name] = tuple(map(str, inner.values))
-            found = [None if v is None and None not in inner.values else inner.values.index(v)
-                     for v in found]
+            found = [
+                None if v is None and None not in inner.values else inner.values.index(v)
+                for v in found
+            ]
         parameters[name] = np.array(_numbers(found), dtype=np.float64)
     return parameters, categories
 

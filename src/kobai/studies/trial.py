@@ -241,4 +241,3 @@ class _Reporter:
 
     def end(self, status: str, note: str) -> None:
         """Nothing to do."""
-
