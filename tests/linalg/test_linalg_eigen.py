@@ -147,6 +147,44 @@ def test_certain_probes_find_copies_next_to_the_bulk_too(block_size):
         close(found.values, values.sort().values[-8:], 2e-3)
 
 
+def test_a_value_that_the_search_missed_is_found_by_a_quick_probe():
+    """A start without a component along an eigenvector cannot see it; the residuals look fine."""
+    values = torch.cat([torch.linspace(-1, 1, 1990), torch.linspace(2, 20, 10)]).to(F64)
+    blind = torch.randn(2000, generator=_seeded(3), dtype=F64)
+    blind[1993] = 0.0
+    operator = _diagonal(values)
+    plain = eigenvalues(operator, 5, start=blind, method=Lanczos(probe="none"), generator=_seeded())
+    assert plain.status == "converged"
+    close(plain.values, values[-5:], 1e-3)
+    for k in (7, 10):
+        missed = eigenvalues(
+            operator, k, start=blind, method=Lanczos(probe="none"), generator=_seeded()
+        )
+        assert missed.status == "converged"
+        assert float((missed.values - values[-k:]).abs().max()) > 0.5
+        found = eigenvalues(operator, k, start=blind, generator=_seeded())
+        assert found.status == "converged"
+        close(found.values, values[-k:], 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_the_basis_stays_orthogonal_through_restarts(dtype):
+    """One pass of Gram-Schmidt after the recurrence suffices: eigenvectors at rounding's angle."""
+    values = torch.exp(-torch.arange(600.0) / 20)
+    operator = Diagonal(values.to(dtype))
+    for method in (Lanczos(), Lanczos(max_basis=40), Lanczos(block_size=3)):
+        found = eigenvalues(
+            operator, 12, tol=1e-5, vectors=True, method=method, generator=_seeded()
+        )
+        assert found.status == "converged"
+        gram = found.vectors.T @ found.vectors
+        # Ritz vectors of a basis orthogonal to rounding; without any pass it is lost altogether.
+        assert float((gram - torch.eye(12)).abs().max()) <= 100 * torch.finfo(dtype).eps
+        rest = operator @ found.vectors - found.vectors * found.values.to(dtype)
+        limit = 100 * torch.finfo(dtype).eps
+        assert bool((rest.norm(dim=0) <= found.residuals.to(dtype) * (1 + 1e-3) + limit).all())
+
+
 def test_what_a_probe_left_open_is_said():
     values = torch.cat([torch.linspace(0, 1, 3000), torch.tensor([5.0, 6.0])]).to(F64)
     clear = eigenvalues(_diagonal(values), 2, generator=_seeded())

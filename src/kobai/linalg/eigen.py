@@ -31,16 +31,16 @@ class Lanczos:
             default n where n <= 1024, otherwise max(4 k, k + 60).
         block_size: products made together. 1 needs the fewest; more is quicker where columns of a
             block are cheaper than single products.
-        probe: "certain": probe until a further copy would have been missed with probability 0.01,
-            or the probe has cost as many products as the search before it (a few products where the
-            wanted values stand clear, more in a crowd); "quick": at most log(n) / 2 + 1 products
-            until a copy has shown up, then "certain"; "none". `Eigen.chance_missed` says what was
-            reached.
+        probe: how long to look for copies. "quick": at most log(n) / 2 + 1 products, enough for
+            copies of values that stand apart; once a copy has shown up, "certain". "certain": until
+            a further copy would have been missed with probability 0.01, or the probe has cost as
+            many products as the search before it, which it does where the innermost wanted value
+            is one of a crowd. "none". `Eigen.chance_missed` says what was reached.
     """
 
     max_basis: int | None = None
     block_size: int = 1
-    probe: Literal["none", "quick", "certain"] = "certain"
+    probe: Literal["none", "quick", "certain"] = "quick"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class _Search:
                 return "converged"
             chosen = self._most_needed(ritz, open_pairs)
             # Looking costs j³: with a large basis j, go on for a while between looks.
-            for _ in range(max(1, basis.count // 40)):
+            for _ in range(max(1, basis.count // 100)):
                 count = basis.count
                 if not basis.expand(chosen):
                     return "non-finite"

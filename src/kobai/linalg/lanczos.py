@@ -217,6 +217,22 @@ class KrylovBasis:
         squares = self._lost[columns].square() - found.square() + known.square()
         self._lost[columns] = squares.clamp(min=0.0).sqrt()
 
+    def _expected(self, source: int, product: Tensor) -> tuple[list[int], Tensor] | None:
+        """Where the product of a vector must point by symmetry, and how far: one pass saved.
+
+        Its coefficients along multiplied vectors are known from their products. Usually all but one
+        of them vanish; where many do not (after a restart), nothing would be saved: None.
+        """
+        known = self._projected[source, self.multiplied]
+        large = (known.abs() > 8 * self._epsilon * self.scale).tolist()
+        places = [i for i, flag in zip(self.multiplied, large, strict=True) if flag and i != source]
+        if len(places) > max(2, self.count // 4):
+            return None
+        diagonal = torch.dot(self._rows[source], product).unsqueeze(0)
+        return [*places, source], torch.cat(
+            [self._projected[source, places].to(diagonal), diagonal]
+        )
+
     def _append(self, row: Tensor, source: int | None) -> None:
         """Orthogonalise a vector; record its coefficients under ``source``; keep what is new."""
         length = float(row.norm())
@@ -224,16 +240,22 @@ class KrylovBasis:
             return
         basis = self._rows[: self.count]
         coefficients = torch.zeros(self.count, dtype=torch.float64)
-        remaining = length
+        remaining, passes = length, 0
+        if source is not None and (expected := self._expected(source, row)) is not None:
+            places, values = expected
+            row = torch.addmv(row, self._rows[places].T, values.to(row), alpha=-1)
+            coefficients[places] = values.to(device="cpu", dtype=torch.float64)
+            remaining, passes = float(row.norm()), 1
         # Two passes are enough in general; strong cancellation asks for more.
-        for passes in range(4):
+        while passes < 4:
             part = basis @ row
-            row = row - basis.T @ part
+            row = torch.addmv(row, basis.T, part, alpha=-1)
             coefficients += part.to(device="cpu", dtype=torch.float64)
             shrunk = float(row.norm())
-            enough = shrunk > 0.5 * remaining or shrunk <= 4 * self._epsilon * length
+            enough = shrunk > 0.7 * remaining or shrunk <= 4 * self._epsilon * length
             remaining = shrunk
-            if passes >= 1 and enough:
+            passes += 1
+            if passes >= 2 and enough:
                 break
         # What is left of a vector of the basis is rounding: the space it spans is closed.
         scale = length if source is None else max(length, self.scale)
