@@ -5,8 +5,9 @@ with the result, so that a picture carries its own proof.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +18,17 @@ from kobai.landscape.directions import Directions
 from kobai.landscape.evaluator import Evaluator
 from kobai.landscape.sweep import sweep
 from kobai.problem import Objective
-from kobai.results import Check
+from kobai.results import Check, Line, Plane, Volume
 
 
-def raise_if_failed(checks: Iterable[Check]) -> None:
+def raise_if_failed(checks: Line | Plane | Volume | Iterable[Check]) -> None:
     """Raise `RuntimeError` naming every failed check, with its numbers.
 
     Args:
-        checks: Such as the `checks` of a plane.
+        checks: A line, plane or volume, or its `checks`.
     """
+    if isinstance(checks, Line | Plane | Volume):
+        checks = checks.checks
     failed = [
         f"{c.name}: {c.value:.3g} exceeds {c.tolerance:.3g} ({c.detail})"
         for c in checks
@@ -108,11 +111,27 @@ def rounding(objective: Objective, value: float) -> float:
     return max(8 * epsilon, min(1e-6, 1e4 * epsilon)) * abs(value) + 2 * epsilon
 
 
-def centre(objective: Objective, directions: Directions, evaluator: Evaluator) -> Check:
+Plain = Callable[[Point], float]
+"""The loss at coordinates, computed without anything the surface was computed with."""
+
+
+def plain_value(objective: Objective, directions: Directions) -> Plain:
+    """The objective's own value."""
+    return lambda point: float(objective.value(directions.at(point)))
+
+
+def centre(
+    objective: Objective,
+    directions: Directions,
+    evaluator: Evaluator,
+    *,
+    plain: Plain | None = None,
+) -> Check:
     """The surface at coordinates zero is the loss at the origin, computed independently."""
-    plain = float(objective.value(directions.origin))
-    found = evaluator.loss(*(0.0,) * directions.count)
-    return _agreement("centre", [(plain, found)], objective, "loss at the centre")
+    zero = (0.0,) * directions.count
+    alone = (plain or plain_value(objective, directions))(zero)
+    found = evaluator.loss(*zero)
+    return _agreement("centre", [(alone, found)], objective, "loss at the centre")
 
 
 def nodes(
@@ -122,13 +141,17 @@ def nodes(
     losses: np.ndarray,
     *,
     count: int = 4,
+    evaluated: np.ndarray | None = None,
+    plain: Plain | None = None,
 ) -> Check:
     """Scattered nodes, two corners among them, agree with the plain loss at the same θ.
 
     Nodes are scattered by the golden-ratio sequence, which needs no random numbers. Far out, where
-    outputs are large, rounding takes ten times what it may take at the centre.
+    outputs are large, rounding takes ten times what it may take at the centre. Of a grid that was
+    partly evaluated, the nearest node that was is taken.
     """
     shape = losses.shape
+    plain = plain or plain_value(objective, directions)
     corners = [tuple(0 for _ in shape), tuple(n - 1 for n in shape)]
     # Generalised golden ratio of d dimensions: the real root of x^(d+1) = x + 1.
     root = 2.0
@@ -138,11 +161,14 @@ def nodes(
         tuple(int(n * ((0.5 + k * root ** -(axis + 1)) % 1.0)) for axis, n in enumerate(shape))
         for k in range(1, count - 1)
     ]
+    if evaluated is not None:
+        there = np.argwhere(evaluated)
+        picks = [tuple(there[((there - pick) ** 2).sum(1).argmin()].tolist()) for pick in picks]
     pairs = []
-    for index in picks:
+    for index in dict.fromkeys(picks):
         found = float(losses[index])
-        point = [float(axis[i]) for axis, i in zip(axes, index, strict=True)]
-        pairs.append((float(objective.value(directions.at(point))), found))
+        point = tuple(float(axis[i]) for axis, i in zip(axes, index, strict=True))
+        pairs.append((plain(point), found))
     return _agreement(
         "nodes", pairs, objective, f"{len(pairs)} nodes and the plain loop", slack=10.0
     )
@@ -177,8 +203,8 @@ def _agreement(
     )
 
 
-def determinism(evaluator: Evaluator, point: Point) -> Check:
-    """The same node twice gives the same bits."""
+def determinism(evaluator: Evaluator, point: Point, losses: np.ndarray | None = None) -> Check:
+    """The same node twice gives the same bits; the detail names the hash of all losses."""
     first, second = evaluator.measure([point]), evaluator.measure([point])
     same = _same_bits(first, second)
     gap = float((first - second).abs().nan_to_num(0.0).max())
@@ -187,8 +213,14 @@ def determinism(evaluator: Evaluator, point: Point) -> Check:
         passed=same,
         value=0.0 if same else max(gap, 5e-324),
         tolerance=0.0,
-        detail="one node evaluated twice, compared to the bit",
+        detail="one node evaluated twice, compared to the bit"
+        + ("" if losses is None else f"; SHA-256 of the losses {fingerprint(losses)}"),
     )
+
+
+def fingerprint(losses: np.ndarray) -> str:
+    """SHA-256 of an array of numbers: the same surface has the same one."""
+    return hashlib.sha256(np.ascontiguousarray(losses, dtype="<f8").tobytes()).hexdigest()
 
 
 class _Probe(Evaluator):

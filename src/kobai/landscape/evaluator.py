@@ -1,9 +1,10 @@
 """Evaluators: values of an objective at many coordinates of a subspace of parameter space."""
 
 import abc
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from kobai.landscape.backends import Backend, Mover, Point
 from kobai.landscape.directions import Directions
 from kobai.landscape.held import Chunk, HeldData, Layout
 from kobai.problem import EmpiricalRisk, Objective, pure
+
+Precision = Literal["given", "bfloat16"]
 
 
 class Evaluator(abc.ABC):
@@ -61,7 +64,8 @@ class RiskEvaluator(Evaluator):
     """An empirical risk over data held on the device: loss, standard error, accuracy.
 
     The standard error is that of the mean over examples as a sample of a population (of the ratio
-    of sums, where the likelihood counts terms). The accuracy is NaN for regression.
+    of sums, where the likelihood counts terms). The accuracy is NaN for regression. The loss of a
+    class is the mean over the examples with that target.
 
     Args:
         objective: The empirical risk.
@@ -69,9 +73,10 @@ class RiskEvaluator(Evaluator):
         backend: How outputs are computed.
         chunk: Examples a forward pass.
         layout: Memory layout of image inputs.
+        classes: Measure the loss of this many classes as well; 0 for none.
+        precision: "bfloat16" runs matrix products and convolutions in bfloat16 (torch.autocast);
+            the loss of the outputs is computed in full precision all the same.
     """
-
-    fields = ("loss", "stderr", "accuracy")
 
     def __init__(
         self,
@@ -81,14 +86,22 @@ class RiskEvaluator(Evaluator):
         *,
         chunk: int,
         layout: Layout = "given",
+        classes: int = 0,
+        precision: Precision = "given",
     ) -> None:
         self.name = f"{backend.name}, chunks of {chunk} examples"
         if layout != "given":
             self.name += ", channels last"
+        if precision != "given":
+            self.name += f", {precision}"
+        self.precision = precision
+        self.classes = classes
+        self.fields = ("loss", "stderr", "accuracy", *(f"class_loss_{k}" for k in range(classes)))
         self.objective = objective
         self.backend = backend
         self.held = held
         self._chunks = held.chunks(chunk, layout)
+        self._members = held.class_sizes(classes) if classes else torch.zeros(0)
 
     def in_chunks(self) -> EmpiricalRisk:
         """The same objective over the chunks that were found fast, for derivatives."""
@@ -99,6 +112,11 @@ class RiskEvaluator(Evaluator):
             batches,
             coupled=self.objective.coupled,
         )
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The pieces in which the data are gone over."""
+        return self._chunks
 
     def has_accuracy(self) -> bool:
         """Whether the likelihood knows right from wrong."""
@@ -128,14 +146,24 @@ class RiskEvaluator(Evaluator):
 
     def _sums(self, points: Sequence[Point], chunks: Sequence[Chunk]) -> Tensor:
         # Tensors stay on the device until all points are done: one wait, not one a batch.
-        with torch.no_grad(), pure(self.objective.model, coupled=self.objective.coupled):
+        with (
+            torch.no_grad(),
+            pure(self.objective.model, coupled=self.objective.coupled),
+            self._reduced(),
+        ):
             return self.backend.sums(points, chunks, self._of).cpu()
 
+    def _reduced(self) -> contextlib.AbstractContextManager:
+        if self.precision == "given":
+            return contextlib.nullcontext()
+        return torch.autocast(self.objective.space.device.type, torch.bfloat16)
+
     def _of(self, outputs: Tensor, chunk: Chunk) -> Tensor:
-        """(Σ l, Σ l², Σ l w, Σ w², correct) of a chunk, float64 on the device."""
+        """(Σ l, Σ l², Σ l w, Σ w², correct, Σ l of each class) of a chunk, float64."""
+        outputs = outputs.to(self.objective.space.dtype)
         nll = self.objective.likelihood.nll(outputs, chunk.batch.targets).double()
         right = self.objective.likelihood.correct(outputs, chunk.batch.targets)
-        return torch.stack(
+        sums = torch.stack(
             (
                 nll.sum(),
                 torch.dot(nll, nll),
@@ -144,13 +172,20 @@ class RiskEvaluator(Evaluator):
                 nll.new_full((), float("nan")) if right is None else right.sum().double(),
             )
         )
+        if not self.classes:
+            return sums
+        return torch.cat(
+            (sums, nll.new_zeros(self.classes).index_add_(0, chunk.batch.targets.long(), nll))
+        )
 
     def _finish(self, sums: Tensor) -> Tensor:
-        """From sums (K, 5) to fields (K, 3)."""
-        total, squares, cross, weights, correct = sums.unbind(1)
+        """From sums (K, 5 + classes) to fields (K, 3 + classes)."""
+        total, squares, cross, weights, correct = sums[:, :5].unbind(1)
         weight, size = self.objective.weight, self.held.size
         loss = total / weight
         spread = (squares - 2 * loss * cross + loss.square() * weights).clamp(min=0.0)
         correction = size / (size - 1) if size > 1 else float("nan")
         stderr = (spread * correction).sqrt() / weight
-        return torch.stack((loss, stderr, correct / self.held.terms), dim=1)
+        values = torch.stack((loss, stderr, correct / self.held.terms), dim=1)
+        # A class without examples has no loss: 0 / 0 is NaN.
+        return torch.cat((values, sums[:, 5:] / self._members), dim=1)

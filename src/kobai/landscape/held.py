@@ -1,6 +1,7 @@
 """The whole data of an empirical risk, kept on the device and cut into chunks."""
 
 import dataclasses
+import hashlib
 from collections.abc import Collection
 from typing import Literal
 
@@ -62,6 +63,37 @@ class HeldData:
                     batch = _channels_last(batch)
                 found.append(Chunk(batch, self._weights(batch)))
         return found
+
+    def class_sizes(self, classes: int) -> Tensor:
+        """How many examples have each of the first `classes` targets, float64 on the CPU.
+
+        Raises:
+            ValueError: If targets are not one class an example below that number.
+        """
+        sizes = torch.zeros(classes, dtype=torch.float64)
+        for batch in self.batches:
+            targets = batch.targets
+            if targets.ndim != 1 or targets.is_floating_point():
+                raise ValueError(
+                    "the loss of each class needs one class index an example, got targets of shape "
+                    f"{tuple(targets.shape)} in {targets.dtype}; leave class_loss out of fields"
+                )
+            if int(targets.min()) < 0 or int(targets.max()) >= classes:
+                raise ValueError(
+                    f"targets must lie in 0 … {classes - 1} for class_loss, got "
+                    f"{int(targets.min())} … {int(targets.max())}"
+                )
+            sizes += torch.bincount(targets.long().cpu(), minlength=classes).double()
+        return sizes
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all inputs and targets: the identity of the data."""
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            for tensor in (*_tensors(batch), batch.targets):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _weights(self, batch: Batch) -> Tensor:
         if self.objective.likelihood.reduction == "examples":

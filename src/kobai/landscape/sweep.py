@@ -1,21 +1,26 @@
-"""Every node of a grid, in blocks, with progress and a way to stop."""
+"""Every node of a grid, in the order of its coordinates."""
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from kobai.landscape.backends import Point
+from kobai.landscape.collect import Collector, Progress, Stop
 from kobai.landscape.evaluator import Evaluator
 
-BLOCK_SECONDS = 0.25
-"""About how long a block takes: between two blocks progress is told and stopping is asked."""
 
-BLOCK_LIMIT = 1024
-"""Most nodes in a block."""
+def grid_points(axes: Sequence[np.ndarray]) -> list[Point]:
+    """Coordinates of all nodes, the last axis running fastest."""
+    return [tuple(map(float, point)) for point in itertools.product(*axes)]
 
-Progress = Callable[[int, int], None]
-Stop = Callable[[], bool]
+
+def on_grid(
+    axes: Sequence[np.ndarray], names: Sequence[str], values: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns of values at `grid_points` as arrays with one axis a direction."""
+    shape = tuple(len(axis) for axis in axes)
+    return {name: values[:, k].reshape(shape).copy() for k, name in enumerate(names)}
 
 
 def sweep(
@@ -38,20 +43,7 @@ def sweep(
         Field name to array with one axis a direction, NaN at nodes that were not reached; and the
         number of nodes reached.
     """
-    shape = tuple(len(axis) for axis in axes)
-    points = [tuple(map(float, point)) for point in itertools.product(*axes)]
-    flat = np.full((len(points), len(evaluator.fields)), np.nan)
-    done, block = 0, 1
-    while done < len(points):
-        if stop is not None and stop():
-            break
-        start = time.perf_counter()
-        some = points[done : done + block]
-        flat[done : done + len(some)] = evaluator.measure(some).numpy()
-        done += len(some)
-        each = (time.perf_counter() - start) / len(some)
-        # Small steps up, because the first node may be slow for reasons of its own.
-        block = max(1, min(8 * block, int(BLOCK_SECONDS / max(each, 1e-9)), BLOCK_LIMIT))
-        if progress is not None:
-            progress(done, len(points))
-    return {name: flat[:, k].reshape(shape).copy() for k, name in enumerate(evaluator.fields)}, done
+    points = grid_points(axes)
+    collector = Collector(evaluator, len(points), progress=progress, stop=stop)
+    values, reached = collector.measure(points)
+    return on_grid(axes, evaluator.fields, values), int(reached.sum())

@@ -9,15 +9,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kobai.landscape.backends import LoopBackend, Point, VmapBackend
+from kobai.landscape.backends import Backend, LoopBackend, Point, VmapBackend
+from kobai.landscape.batchnorm import (
+    BatchNormMode,
+    InterpolatedBackend,
+    RecalibratedBackend,
+    Statistics,
+)
 from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, RiskEvaluator, ValueEvaluator
+from kobai.landscape.evaluator import Evaluator, Precision, RiskEvaluator, ValueEvaluator
 from kobai.landscape.held import HeldData, Layout
 from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend
 from kobai.landscape.sites import find_sites, kept_bytes
 from kobai.problem import EmpiricalRisk, Objective
 
-BackendName = Literal["auto", "loop", "prefix", "vmap"]
+BackendName = Literal["auto", "loop", "prefix", "vmap", "graph"]
 
 EXAMPLES = 1024
 """Examples a candidate is timed on, or one chunk of its own if that is larger."""
@@ -36,10 +42,36 @@ STACKED = 2**25
 class Candidate:
     """One way to compute: a back-end, a chunk size, a memory layout."""
 
-    backend: Literal["loop", "prefix", "vmap"]
+    backend: Literal["loop", "prefix", "vmap", "recalibrated", "interpolated"]
     chunk: int
     layout: Layout = "given"
     width: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is computed, whichever way is fastest.
+
+    Attributes:
+        batchnorm: Statistics of batch normalisation; see `kobai.landscape.batchnorm`.
+        statistics: For "interpolated", label of marked points to buffers.
+        precision: "given" or "bfloat16".
+        classes: Number of classes whose losses are measured too.
+    """
+
+    batchnorm: BatchNormMode = "frozen"
+    statistics: Statistics = dataclasses.field(default_factory=dict)
+    precision: Precision = "given"
+    classes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An evaluator, a sentence on how it was chosen, and what to ask for to get it again."""
+
+    evaluator: Evaluator
+    note: str
+    candidate: Candidate | None
 
 
 def choose_evaluator(
@@ -49,6 +81,24 @@ def choose_evaluator(
     backend: BackendName = "auto",
     points: int = 1000,
 ) -> tuple[Evaluator, str]:
+    """Pick the fastest way to evaluate an objective on a subspace; see `choose`.
+
+    Returns:
+        The evaluator and a sentence on how it was chosen.
+    """
+    choice = choose(objective, directions, backend=backend, points=points)
+    return choice.evaluator, choice.note
+
+
+def choose(
+    objective: Objective,
+    directions: Directions,
+    *,
+    backend: BackendName = "auto",
+    points: int = 1000,
+    variant: Variant | None = None,
+    candidate: Candidate | None = None,
+) -> Choice:
     """Pick the fastest way to evaluate an objective on a subspace.
 
     Candidates are timed on part of the data; the winner must agree with the plain loop over all
@@ -59,13 +109,18 @@ def choose_evaluator(
         directions: The subspace.
         backend: "auto", or the one to use.
         points: How many points will be evaluated; bounds the time spent on comparing.
-
-    Returns:
-        The evaluator and a sentence on how it was chosen.
+        variant: What to compute, when it is not the plain loss.
+        candidate: What was chosen before; nothing is compared again.
 
     Raises:
-        ValueError: If the back-end asked for does not apply.
+        ValueError: If the back-end or variant asked for does not apply.
     """
+    variant = Variant() if variant is None else variant
+    if backend == "graph":
+        raise ValueError(
+            "backend='graph' (CUDA graphs) is not offered: it could not be proven on a CUDA device "
+            "yet; use backend='auto'"
+        )
     if backend not in ("auto", "loop", "prefix", "vmap"):
         raise ValueError(f"backend must be 'auto', 'loop', 'prefix' or 'vmap', got {backend!r}")
     if not isinstance(objective, EmpiricalRisk):
@@ -73,16 +128,40 @@ def choose_evaluator(
             raise ValueError(
                 f"backend={backend!r} needs an EmpiricalRisk, got {type(objective).__name__}"
             )
-        return ValueEvaluator(objective, directions), "value of the objective at each point"
+        if variant != Variant():
+            raise ValueError(
+                "batchnorm, class_loss and bfloat16 need an EmpiricalRisk, got "
+                f"{type(objective).__name__}"
+            )
+        plain = ValueEvaluator(objective, directions)
+        return Choice(evaluator=plain, note="value of the objective at each point", candidate=None)
     held = HeldData(objective)
-    search = _Search(objective, directions, held, points)
+    search = _Search(objective, directions, held, points, variant)
+    if candidate is not None:
+        made = search.make(candidate)
+        if made is None:
+            raise ValueError(f"{candidate} does not apply here")
+        return Choice(evaluator=made, note=f"{made.name}, as chosen before", candidate=candidate)
+    if variant.batchnorm != "frozen":
+        # One way only, over the chunks in which statistics are averaged: nothing to compare.
+        if backend not in ("auto", "loop"):
+            raise ValueError(f"batchnorm={variant.batchnorm!r} needs backend='loop' or 'auto'")
+        if objective.coupled:
+            raise ValueError("a coupled objective has no running statistics; leave batchnorm out")
+        only = Candidate(variant.batchnorm, search.usual)
+        made = search.make(only)
+        assert made is not None
+        return Choice(evaluator=made, note=made.name, candidate=only)
     # Questions with most to gain come first, because small grids leave no time for the others;
     # each is answered with the winners so far.
     if backend in ("auto", "loop"):
         search.loops()
-    if backend == "vmap" or (backend == "auto" and search.calls_dominate()):
+    if variant.precision != "given" and backend not in ("auto", "loop"):
+        raise ValueError(f"precision={variant.precision!r} needs backend='loop' or 'auto'")
+    full = variant.precision == "given"
+    if backend == "vmap" or (backend == "auto" and full and search.calls_dominate()):
         search.vmaps()
-    if backend == "prefix" or (backend == "auto" and search.best().backend == "loop"):
+    if backend == "prefix" or (backend == "auto" and full and search.best().backend == "loop"):
         search.prefixes()
     if not search.timings:
         reason = search.refused or "nothing can be reused, or it takes too much memory"
@@ -93,19 +172,29 @@ def choose_evaluator(
     note = f"{chosen.name}: {_times(search.timings)} a point, by measurement"
     if search.refused:
         note += f" (vmap does not apply: {search.refused})"
-    if winner.backend == "loop":
-        return chosen, note
-    return _checked(chosen, objective, directions, held, search.where[0], search.usual, note)
+    if winner.backend == "loop" or variant.precision != "given":
+        return Choice(evaluator=chosen, note=note, candidate=winner)
+    plain = search.make(Candidate("loop", search.usual))
+    assert plain is not None
+    problem = _disagreement(chosen, plain, objective, search.where[0])
+    if problem:
+        return Choice(evaluator=plain, note=problem, candidate=Candidate("loop", search.usual))
+    return Choice(evaluator=chosen, note=note, candidate=winner)
 
 
 class _Search:
     """Times candidates within a share of what the whole plane will take."""
 
     def __init__(
-        self, objective: EmpiricalRisk, directions: Directions, held: HeldData, points: int
+        self,
+        objective: EmpiricalRisk,
+        directions: Directions,
+        held: HeldData,
+        points: int,
+        variant: Variant,
     ) -> None:
         self.objective, self.held, self.points = objective, held, points
-        self.make = _maker(objective, directions, held)
+        self.make = _maker(objective, directions, held, variant)
         self.where = _typical_points(directions)
         self.sizes = _chunk_sizes(objective, held)
         self.usual = self.sizes[len(self.sizes) // 2]
@@ -176,22 +265,15 @@ class _Search:
         return time.perf_counter() - self.started < max(SHARE * expected, FREE)
 
 
-def _checked(
-    chosen: RiskEvaluator,
-    objective: EmpiricalRisk,
-    directions: Directions,
-    held: HeldData,
-    point: Point,
-    chunk: int,
-    note: str,
-) -> tuple[Evaluator, str]:
-    """The chosen evaluator if it agrees with the loop, else the loop."""
-    loop = RiskEvaluator(objective, held, LoopBackend(objective, directions), chunk=chunk)
+def _disagreement(
+    chosen: RiskEvaluator, loop: RiskEvaluator, objective: EmpiricalRisk, point: Point
+) -> str:
+    """Why the chosen evaluator cannot be used: it differs from the loop. Empty if it does not."""
     mine, plain = chosen.loss(*point), loop.loss(*point)
-    tolerance = agreement(objective, plain)
-    if mine == plain or abs(mine - plain) <= tolerance or (mine != mine and plain != plain):
-        return chosen, note
-    return loop, (
+    same = mine == plain or (mine != mine and plain != plain)
+    if same or abs(mine - plain) <= agreement(objective, plain):
+        return ""
+    return (
         f"loop: {chosen.name} was faster but gave {mine} instead of {plain} at {point}, so it was "
         "not used"
     )
@@ -204,7 +286,7 @@ def agreement(objective: Objective, value: float) -> float:
 
 
 def _maker(
-    objective: EmpiricalRisk, directions: Directions, held: HeldData
+    objective: EmpiricalRisk, directions: Directions, held: HeldData, variant: Variant
 ) -> Callable[[Candidate], RiskEvaluator | None]:
     """A function from candidate to evaluator, None where the back-end does not apply."""
     batch = next(held.batches[0].chunks(64))
@@ -226,8 +308,13 @@ def _maker(
         return PrefixBackend(objective, directions, traced[0])
 
     def make(candidate: Candidate) -> RiskEvaluator | None:
+        backend: Backend | None
         if candidate.backend == "loop":
             backend = LoopBackend(objective, directions)
+        elif candidate.backend == "recalibrated":
+            backend = RecalibratedBackend(objective, directions)
+        elif candidate.backend == "interpolated":
+            backend = InterpolatedBackend(objective, directions, variant.statistics)
         elif candidate.backend == "prefix":
             backend = prefix()
             if backend is None:
@@ -237,7 +324,13 @@ def _maker(
                 return None
             backend = VmapBackend(objective, directions, width=candidate.width)
         return RiskEvaluator(
-            objective, held, backend, chunk=candidate.chunk, layout=candidate.layout
+            objective,
+            held,
+            backend,
+            chunk=candidate.chunk,
+            layout=candidate.layout,
+            classes=variant.classes,
+            precision=variant.precision,
         )
 
     return make

@@ -1,0 +1,239 @@
+"""Which running statistics batch normalisation uses away from the trained point.
+
+A loss surface moves the weights, but the running mean and variance of a batch-normalisation layer
+are no parameters. There are three answers.
+
+- "frozen" (the default): the statistics stay as training left them. The surface is then that of one
+  fixed function of θ, the one whose gradient and Hessian everything else in kobai measures, at no
+  further cost. Far from the origin activations drift off their statistics, so the surface rises
+  faster than a network that would be deployed there.
+- "recalibrated": at every node the statistics are estimated anew from all of the data before the
+  loss is. That is the network as one would deploy it (weights whose statistics were updated, as
+  for averaged weights); it takes two passes over the data a node.
+- "interpolated": the statistics of given checkpoints are interpolated with the weights, means
+  linearly and variances in logarithm, so that they stay positive. Exact at the checkpoints.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kobai.landscape.backends import Backend, Mover, Point, Reduce
+from kobai.landscape.directions import Directions
+from kobai.landscape.held import Chunk
+from kobai.problem import EmpiricalRisk, ParameterSpace
+from kobai.problem.calling import call_arguments
+
+BatchNormMode = Literal["frozen", "recalibrated", "interpolated"]
+
+Statistics = Mapping[str, Mapping[str, Tensor]]
+"""Label of a marked point to the buffers (or the state dict) of the model there."""
+
+
+def normalisation_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Submodules that keep a running mean and variance over batches."""
+    return {
+        path: part
+        for path, part in model.named_modules()
+        if isinstance(getattr(part, "running_mean", None), Tensor)
+        and isinstance(getattr(part, "running_var", None), Tensor)
+        and not isinstance(part, nn.modules.instancenorm._InstanceNorm)
+    }
+
+
+@contextlib.contextmanager
+def lent_statistics(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Give layers copies of their running statistics; their own come back, the same tensors."""
+    own = {path: dict(layer._buffers) for path, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            for name, buffer in layer._buffers.items():
+                layer._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer._buffers.update(own[path])
+
+
+def recalibrate(
+    objective: EmpiricalRisk,
+    parameters: Mapping[str, Tensor],
+    chunks: Sequence[Chunk],
+    layers: Mapping[str, nn.Module],
+) -> None:
+    """Estimate running statistics from the data, in one pass, into the layers' own buffers.
+
+    Each chunk counts equally, as in torch's layers with ``momentum=None``; a last chunk that is
+    smaller counts like the others, so chunks of one size are best.
+    """
+    before = {path: (layer.training, layer.momentum) for path, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.running_mean.zero_()  # type: ignore[operator]
+            layer.running_var.fill_(1.0)  # type: ignore[operator]
+            layer.num_batches_tracked.zero_()  # type: ignore[operator]
+            layer.training, layer.momentum = True, None  # type: ignore[assignment]
+        places = objective.space.places(parameters)
+        for chunk in chunks:
+            args, kwargs = call_arguments(chunk.batch)
+            functional_call(objective.model, places, args, kwargs, tie_weights=False)
+    finally:
+        for path, layer in layers.items():
+            layer.training, layer.momentum = before[path]  # type: ignore[assignment]
+
+
+@final
+class RecalibratedBackend(Backend):
+    """The plain loop, with statistics estimated anew at each point from the chunks it is given.
+
+    Raises:
+        ValueError: If no layer keeps running statistics.
+    """
+
+    name = "loop, statistics recalibrated"
+
+    def __init__(self, objective: EmpiricalRisk, directions: Directions) -> None:
+        self.objective = objective
+        self.layers = normalisation_layers(objective.model)
+        if not self.layers:
+            raise ValueError(
+                "batchnorm='recalibrated' needs a layer with running statistics, and the model has "
+                "none; leave it out"
+            )
+        self._mover = Mover(objective.space, directions)
+
+    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
+        """See `Backend.sums`."""
+        rows = []
+        with lent_statistics(self.layers):
+            for point in points:
+                parameters = self._mover.parameters(point)
+                recalibrate(self.objective, parameters, chunks, self.layers)
+                shares = [
+                    reduce(self.objective.forward_parameters(parameters, chunk.batch), chunk)
+                    for chunk in chunks
+                ]
+                rows.append(torch.stack(shares).sum(0))
+        return torch.stack(rows)
+
+
+@final
+class InterpolatedBackend(Backend):
+    """The plain loop, with statistics interpolated between those of marked points.
+
+    Args:
+        objective: The empirical risk.
+        directions: The subspace with its marked points.
+        statistics: Label of at least two marked points to the buffers of the model there. Between
+            them statistics are the affine function of the coordinates that agrees with all of them
+            (least squares where they are too many) and does not change in directions they do not
+            tell apart.
+
+    Raises:
+        ValueError: If the layers, labels or buffers do not fit.
+    """
+
+    name = "loop, statistics interpolated"
+
+    def __init__(
+        self, objective: EmpiricalRisk, directions: Directions, statistics: Statistics
+    ) -> None:
+        self.objective = objective
+        self.layers = normalisation_layers(objective.model)
+        if not self.layers:
+            raise ValueError(
+                "batchnorm='interpolated' needs a layer with running statistics, and the model "
+                "has none; leave it out"
+            )
+        unknown = sorted(set(statistics) - set(directions.points))
+        if len(statistics) < 2 or unknown:
+            raise ValueError(
+                "batchnorm='interpolated' needs statistics= of at least two marked points "
+                f"({', '.join(directions.points) or 'there are none'}), got "
+                f"{', '.join(statistics) or 'none'}"
+            )
+        places = torch.tensor([directions.points[k] for k in statistics], dtype=torch.float64)
+        design = torch.cat((torch.ones(len(places), 1, dtype=torch.float64), places), dim=1)
+        inverse = torch.linalg.pinv(design)
+        self._maps: dict[tuple[str, str], Tensor] = {}
+        for path in self.layers:
+            for name in ("running_mean", "running_var"):
+                key = f"{path}.{name}" if path else name
+                missing = [label for label, buffers in statistics.items() if key not in buffers]
+                if missing:
+                    raise ValueError(f"the statistics of {missing[0]!r} hold no {key}")
+                values = torch.stack([b[key].detach().double().cpu() for b in statistics.values()])
+                values = values.log() if name == "running_var" else values
+                self._maps[path, name] = inverse @ values
+        self._mover = Mover(objective.space, directions)
+
+    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
+        """See `Backend.sums`."""
+        rows = []
+        with lent_statistics(self.layers):
+            for point in points:
+                self._set(point)
+                parameters = self._mover.parameters(point)
+                shares = [
+                    reduce(self.objective.forward_parameters(parameters, chunk.batch), chunk)
+                    for chunk in chunks
+                ]
+                rows.append(torch.stack(shares).sum(0))
+        return torch.stack(rows)
+
+    def _set(self, point: Point) -> None:
+        for name, value in self.buffers_at(point).items():
+            path, _, last = name.rpartition(".")
+            getattr(self.layers[path], last).copy_(value)
+
+    def buffers_at(self, point: Point) -> dict[str, Tensor]:
+        """The interpolated statistics by name, float64 on the CPU."""
+        place = torch.tensor((1.0, *point), dtype=torch.float64)
+        found = {}
+        for (path, name), coefficients in self._maps.items():
+            value = place @ coefficients
+            key = f"{path}.{name}" if path else name
+            found[key] = value.exp() if name == "running_var" else value
+        return found
+
+
+def plain_loss(objective: EmpiricalRisk, theta: Tensor, buffers: Mapping[str, Tensor]) -> float:
+    """The loss of a copy of the model with these parameters and buffers: torch's own way."""
+    model = copy.deepcopy(objective.model)
+    space = ParameterSpace(model)
+    space.assign(theta)
+    with torch.no_grad():
+        for name, value in buffers.items():
+            model.get_buffer(name).copy_(value)
+        batches = tuple(objective.batches)
+        return float(EmpiricalRisk(model, objective.likelihood, batches).value(theta))
+
+
+def recalibrated_statistics(
+    objective: EmpiricalRisk, theta: Tensor, chunks: Sequence[Chunk]
+) -> dict[str, Tensor]:
+    """Running statistics that a copy of the model gathers when it is called natively on chunks."""
+    model = copy.deepcopy(objective.model)
+    ParameterSpace(model).assign(theta)
+    layers = normalisation_layers(model)
+    model.eval()
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.train()
+            layer.momentum = None  # type: ignore[assignment]
+            layer.running_mean.zero_()  # type: ignore[operator]
+            layer.running_var.fill_(1.0)  # type: ignore[operator]
+            layer.num_batches_tracked.zero_()  # type: ignore[operator]
+        for chunk in chunks:
+            args, kwargs = call_arguments(chunk.batch)
+            model(*args, **kwargs)
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    }
