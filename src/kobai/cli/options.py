@@ -164,8 +164,6 @@ class TuneOptions(ProblemOptions, FolderOptions):
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions(epochs=5.0)
     workers: int = 1
     """Processes to run trials in (count)."""
-    worker: Annotated[int, tyro.conf.Suppress] = 0
-    """Number of this worker; 0 starts the others and writes the report."""
     top: int = 100
     """How many of the best trials count (count)."""
     rerun: int = 5
@@ -266,9 +264,7 @@ def extend(base: type, chosen: Mapping[str, str]) -> type:
                 Annotated[kind, tyro.conf.arg(name=prefix)],
                 dataclasses.field(default_factory=kind),
             )
-            for field, (prefix, kind) in _nested(
-                chosen, searched=issubclass(base, TuneOptions)
-            ).items()
+            for field, (prefix, kind) in groups.items()
         ],
         bases=(base,),
         frozen=True,

@@ -20,7 +20,8 @@ from kobai.optim import Domain, parse_domain
 from kobai.results import Scores, Trials, save
 from kobai.studies import Outcome, RunSpec, Setting, Study, Task, best_values, summarise
 
-_SPLITS = ("train", "validation", "test")
+WORKER = "KOBAI_TUNE_WORKER"
+"""Environment variable with the number of a worker that another process has started."""
 
 
 def main(arguments: list[str], command: str) -> int:
@@ -40,11 +41,12 @@ def main(arguments: list[str], command: str) -> int:
     task = make_task(setting, options)
     rehearse(setting, [RunSpec(optimizer=task.optimizer, config=task.config, seed=0)], options)
     space = make_space(options)
-    folder = options.out if options.worker else claim(options, "tune")
+    worker = int(os.environ.get(WORKER, "0"))
+    folder = options.out if worker else claim(options, "tune")
     study = Study(task, space, options.study, folder, seed=options.seed)
-    if options.worker:
+    if worker:
         with Stop().installed() as stop:
-            return 0 if study.work(worker=options.worker, stop=stop) else 130
+            return 0 if study.work(worker=worker, stop=stop) else 130
     console.print(f"[dim]{setting.splits.name}: {setting.splits.describe()}[/dim]")
     console.print(f"[dim]{study.done()} of {options.study.trials} trials are done[/dim]")
     with Stop().installed() as stop:
@@ -139,14 +141,13 @@ def make_space(options: Any) -> dict[str, Domain]:
 def _start_workers(arguments: list[str], options: Any) -> list[subprocess.Popen]:
     """The other workers: this command again, each with its number."""
     words = [word for word in arguments if word not in ("--fresh", "--json")]
+    command = [sys.executable, "-m", "kobai", "tune", *words, "--threads", str(options.threads)]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "kobai", "tune", *words, "--worker", str(number),
-             "--threads", str(options.threads)],
-            stdout=subprocess.DEVNULL,
+            command, stdout=subprocess.DEVNULL, env={**os.environ, WORKER: str(number)}
         )
         for number in range(1, options.workers)
-    ]  # fmt: skip
+    ]
 
 
 class _Lines:
