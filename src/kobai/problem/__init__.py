@@ -14,8 +14,10 @@ from kobai.problem.parameters import ParameterSpace
 from kobai.problem.problem import Problem
 from kobai.problem.purity import evaluation_mode, impurities, pure, require_pure
 from kobai.problem.risk import EmpiricalRisk
+from kobai.problem.surfaces import SURFACES, Surface
 
 __all__ = [
+    "SURFACES",
     "Analytic",
     "Batch",
     "Bernoulli",
@@ -30,6 +32,7 @@ __all__ = [
     "Objective",
     "ParameterSpace",
     "Problem",
+    "Surface",
     "WeightedSum",
     "as_likelihood",
     "attach",
