@@ -501,7 +501,7 @@ def _overview(
     for pick in picks:
         point = [float(axis[i]) for axis, i in zip(grid, pick, strict=True)]
         gaps.append(abs(float(objective.value(directions.at(point))) - losses[tuple(pick)]))
-    share = max(gaps) / max(float(np.ptp(losses[np.isfinite(losses)])), 1e-300)
+    share = float(max(gaps) / max(np.ptp(losses[np.isfinite(losses)]), 1e-300))
     return Check(
         name="bfloat16",
         passed=share <= COARSE_PRECISION,

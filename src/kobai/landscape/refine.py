@@ -109,7 +109,7 @@ class _Refinement:
         errors: dict[str, float] = {}
         previous = [np.array([], dtype=int) for _ in self.shape]
         while True:
-            wanted = list(itertools.product(*self.kept))
+            wanted = list(itertools.product(*(rows.tolist() for rows in self.kept)))
             if not self._affordable(wanted):
                 # The crossings of the rows before this round are all there.
                 self.kept = previous if len(previous[0]) else self.kept
@@ -158,7 +158,7 @@ class _Refinement:
 
     def _exact(self, why: str) -> Refined:
         """Everything that is left, as far as the budget goes."""
-        left = [tuple(index) for index in np.argwhere(~self.known)]
+        left = [tuple(index) for index in np.argwhere(~self.known).tolist()]
         if not self._affordable(left):
             return self._finish("budget", {}, f"; {why}")
         self._measure(left)
