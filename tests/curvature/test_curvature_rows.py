@@ -59,6 +59,16 @@ CONVOLUTIONS = {
     "circular": (flat(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")), (2, 3, 3)),
     "reflect": (flat(lambda: nn.Conv1d(1, 2, 3, padding=2, padding_mode="reflect")), (1, 5)),
     "3d": (flat(lambda: nn.Conv3d(1, 2, (1, 2, 2), stride=(1, 1, 2))), (1, 2, 3, 3)),
+    "transposed": (flat(lambda: nn.ConvTranspose2d(2, 3, 2)), (2, 2, 2)),
+    "transposed-1d": (flat(lambda: nn.ConvTranspose1d(2, 3, 3, padding=2, bias=False)), (2, 5)),
+    "transposed-strided": (
+        flat(lambda: nn.ConvTranspose2d(4, 2, (3, 2), (2, 3), 1, (1, 2), 2, dilation=(1, 2))),
+        (4, 2, 2),
+    ),
+    "transposed-3d": (
+        flat(lambda: nn.ConvTranspose3d(2, 2, (1, 2, 2), stride=(2, 1, 2), groups=2)),
+        (2, 2, 1, 2),
+    ),
 }
 
 
@@ -86,15 +96,6 @@ def test_kfac_sees_the_patches_of_a_dilated_grouped_convolution(groups, dilation
         assert_close(block.right, own.T @ own / len(own))
         places = patches.shape[0] / len(x)
         assert_close(block.left, places * torch.eye(2 // groups, dtype=torch.float64))
-
-
-def test_transposed_convolution_takes_the_jacobian_route_and_says_so():
-    objective = build(flat(lambda: nn.ConvTranspose2d(2, 3, 2)), (2, 2, 2))
-    assert set(kinds(Fisher(objective)).values()) == {"jacobian"}
-    assert_blocks_exact(objective)
-    line = Fisher(objective, "kronecker").coverage()[0]
-    assert line.block == "diagonal"
-    assert "ConvTranspose2d" in line.reason
 
 
 @pytest.mark.parametrize(
@@ -210,11 +211,12 @@ def test_layers_called_by_keyword_and_unused_parameters():
         assert float(operator.dense()[index].abs().max()) == 0.0
 
 
-def test_attention_says_why_it_is_not_factored():
+def test_attention_has_its_projections_factored():
     lines = Fisher(cases.objective("transformer"), "kronecker").coverage()
-    reasons = {n: line.reason for line in lines for n in line.parameters}
-    assert "used without a call" in reasons["layer.self_attn.out_proj.weight"]
-    assert "MultiheadAttention" in reasons["layer.self_attn.in_proj_weight"]
+    found = {n: (line.block, line.size, line.reason) for line in lines for n in line.parameters}
+    pair = "kronecker", "3 of 4×4 ⊗ 5×5", "MultiheadAttention in_proj"
+    assert found["layer.self_attn.in_proj_weight"] == pair
+    assert found["layer.self_attn.out_proj.bias"][2] == "MultiheadAttention out_proj"
 
 
 def test_tied_weights_have_the_right_trace_in_every_exact_structure():

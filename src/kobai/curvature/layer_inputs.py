@@ -1,6 +1,7 @@
 """What a layer's matrix multiplies, as places × inputs: convolutions unfolded, norms undone."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,41 +10,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def matrix_shape(module: nn.Module) -> tuple[int, int, int] | None:
-    """(groups, M, K) of the weight of a layer that multiplies by a matrix, the bias left out.
-
-    Linear and Conv1d to Conv3d and their subclasses that compute the same function; None for every
-    other module.
-    """
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return 1, module.out_features, module.in_features
-    for kind in CONVOLUTIONS:
-        if isinstance(module, kind) and type(module).forward is kind.forward:
-            inner = module.in_channels // module.groups * math.prod(module.kernel_size)
-            return module.groups, module.out_channels // module.groups, inner
-    return None
-
 
 def matrix_inputs(
-    module: nn.Module, inputs: Tensor, examples: int
+    module: nn.Module | None, inputs: Tensor, examples: int
 ) -> Float[Tensor, "G E T K"] | None:
     """The vectors that a layer's matrix multiplies, place by place; None if they do not divide.
 
     Args:
-        module: A layer with a `matrix_shape`.
+        module: A convolution, or None (or any other module) for rows as they are.
         inputs: What it was called with; the first axis holds the examples in order, perhaps with
             places inside each.
         examples: E.
     """
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.modules.conv._ConvNd):
         flat = inputs.reshape(-1, inputs.shape[-1])
         if flat.shape[0] % examples:
             return None
         return flat.reshape(1, examples, -1, flat.shape[1])
-    patches = _patches(module, inputs)
+    patches = convolution_patches(module, inputs)
     images, groups, _, inner = patches.shape
     if images % examples:
         return None
@@ -51,19 +35,18 @@ def matrix_inputs(
 
 
 def matrix_gradients(
-    module: nn.Module, gradients: Float[Tensor, "Q *output"], examples: int
+    module: nn.Module | None, gradients: Float[Tensor, "Q *output"], examples: int
 ) -> Float[Tensor, "G E Q T M"] | None:
     """Gradients in a layer's output, arranged like `matrix_inputs`; None if they do not divide."""
     count = gradients.shape[0]
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.modules.conv._ConvNd):
         flat = gradients.reshape(count, -1, gradients.shape[-1])
         if flat.shape[1] % examples:
             return None
         return flat.reshape(1, count, examples, -1, flat.shape[2]).transpose(1, 2)
-    axes = len(module.kernel_size)  # pyright: ignore[reportArgumentType]
-    if gradients.ndim == axes + 2:
+    if gradients.ndim == len(module.kernel_size) + 2:
         gradients = gradients.unsqueeze(1)
-    images, groups = gradients.shape[1], int(module.groups)  # pyright: ignore[reportArgumentType]
+    images, groups = gradients.shape[1], int(module.groups)
     if images % examples:
         return None
     split = gradients.reshape(count, examples, images // examples, groups, -1, math.prod(
@@ -74,34 +57,76 @@ def matrix_gradients(
     return ordered.reshape(groups, examples, count, -1, split.shape[4])
 
 
-def _patches(module: Any, inputs: Tensor) -> Float[Tensor, "N G T K"]:
-    """All patches that a convolution multiplies: its padding, stride, dilation and groups."""
-    axes = len(module.kernel_size)
-    images = inputs if inputs.ndim == axes + 2 else inputs.unsqueeze(0)
+def batched_images(module: Any, inputs: Tensor) -> Tensor:
+    """What a convolution was called with, with an axis for images if there was none."""
+    return inputs if inputs.ndim == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
+
+
+def convolution_pads(module: Any) -> list[int]:
+    """What is added before and after each axis of the images, last axis first, as `F.pad` wants."""
     pads: list[int] = []
-    for axis in reversed(range(axes)):
+    for axis in reversed(range(len(module.kernel_size))):
+        reach = module.dilation[axis] * (module.kernel_size[axis] - 1)
         if module.padding == "valid":
             before = after = 0
         elif module.padding == "same":
             # An odd total puts the extra line last, as torch does.
-            total = module.dilation[axis] * (module.kernel_size[axis] - 1)
-            before, after = total // 2, total - total // 2
+            before, after = reach // 2, reach - reach // 2
         else:
             before = after = int(module.padding[axis])
         pads += [before, after]
-    if any(pads):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        images = F.pad(images, pads, mode=mode)
+    return pads
+
+
+def padded_images(module: Any, images: Tensor) -> Tensor:
+    """Images as a convolution sees them, in its padding mode."""
+    pads = convolution_pads(module)
+    if not any(pads):
+        return images
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(images, pads, mode=mode)
+
+
+def convolution_patches(module: Any, inputs: Tensor) -> Float[Tensor, "N G T K"]:
+    """All patches that a convolution, or a transposed one, multiplies by its kernels.
+
+    A transposed convolution is an ordinary one with its kernel turned round, on images with zeros
+    between their entries; its patches are turned back here.
+    """
+    images, axes, groups = batched_images(module, inputs), len(module.kernel_size), module.groups
+    turned = module.transposed
+    if turned:
+        images, strides = _spread(module, images), (1,) * axes
+    else:
+        images, strides = padded_images(module, images), module.stride
     windows = images
     for axis in range(axes):
         size, dilation = module.kernel_size[axis], module.dilation[axis]
-        windows = windows.unfold(2 + axis, dilation * (size - 1) + 1, module.stride[axis])
+        windows = windows.unfold(2 + axis, dilation * (size - 1) + 1, strides[axis])
         windows = windows[..., ::dilation]
-    count, groups = images.shape[0], module.groups
+    if turned:
+        windows = windows.flip(tuple(range(2 + axes, 2 + 2 * axes)))
     windows = windows.reshape(
-        count, groups, -1, math.prod(windows.shape[2 : 2 + axes]), math.prod(module.kernel_size)
-    )
+        images.shape[0], groups, -1, math.prod(windows.shape[2 : 2 + axes]),
+        math.prod(module.kernel_size),
+    )  # fmt: skip
     return windows.permute(0, 1, 3, 2, 4).flatten(3)
+
+
+def _spread(module: Any, images: Tensor) -> Tensor:
+    """Images with stride − 1 zeros between entries, and the margins of a transposed convolution.
+
+    A call with an `output_size` of its own is not covered: its places do not match the gradients.
+    """
+    axes = len(module.kernel_size)
+    sizes = [(n - 1) * s + 1 for n, s in zip(images.shape[2:], module.stride, strict=True)]
+    wide = images.new_zeros(*images.shape[:2], *sizes)
+    wide[(..., *(slice(None, None, s) for s in module.stride))] = images
+    pads: list[int] = []
+    for axis in reversed(range(axes)):
+        margin = module.dilation[axis] * (module.kernel_size[axis] - 1) - module.padding[axis]
+        pads += [margin, margin + module.output_padding[axis]]
+    return F.pad(wide, pads)
 
 
 def scale_axis(module: nn.Module) -> int | None:
@@ -155,3 +180,30 @@ def per_unit(values: Tensor, axis: int, dims: int, examples: int) -> Tensor | No
         return values.reshape(*lead, examples, -1, units)
     moved = values.movedim(len(lead) + 1, -1)
     return moved.reshape(*lead, examples, -1, own[1])
+
+
+def scale_rows(
+    module: nn.Module, names: Sequence[str], inputs: Tensor, gradients: Tensor, examples: int
+) -> Float[Tensor, "E Q U k"] | None:
+    """Per-example gradients of scale and shift, side by side; None if examples do not divide.
+
+    Args:
+        module: A module with a `scale_axis`.
+        names: Which of "weight" and "bias" in what order; their number is k.
+        inputs: What it was called with.
+        gradients: Gradients in its output, (Q, *output).
+        examples: E.
+    """
+    axis = scale_axis(module)
+    if axis is None:
+        return None
+    columns = []
+    for name in names:
+        values = gradients
+        if name == "weight":
+            values = values * normalised_inputs(module, inputs)
+        split = per_unit(values, axis, gradients.ndim - 1, examples)
+        if split is None:
+            return None
+        columns.append(split.sum(2).transpose(0, 1))
+    return torch.stack(columns, 3)

@@ -7,14 +7,14 @@ route, which is right for any code. So no block is wrong in silence.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from kobai.curvature.layer_inputs import matrix_shape, scale_axis
+from kobai.curvature.layer_forms import LayerForm
+from kobai.curvature.parameter_groups import group_parameters
 from kobai.problem import ParameterSpace
 
 PartKind = Literal["matrix", "bias", "scale", "embedding", "jacobian"]
@@ -30,10 +30,11 @@ class Part:
             through row-by-row backward passes only.
         parameters: Names.
         modules: Path and module of every user that was found; empty for "jacobian".
+        slots: For each of them, which of its matrices; empty text for modules that have but one.
         indices: Coordinates in θ in the order of the part's own matrix, (groups, M, K) flat.
         shape: (groups, M, K), the bias counted in K; (1, units, 1 or 2) for "scale", (1, V, D) for
             "embedding", (1, 1, size) for "jacobian".
-        bias: Whether the last of the K columns is the bias.
+        form: How the parameters form matrices; None for "scale" and "jacobian".
         reason: Why this kind.
     """
 
@@ -42,8 +43,14 @@ class Part:
     modules: tuple[tuple[str, nn.Module], ...]
     indices: Int[Tensor, " p"]
     shape: tuple[int, int, int]
-    bias: bool = False
+    slots: tuple[str, ...] = ()
+    form: LayerForm | None = None
     reason: str
+
+    @property
+    def bias(self) -> bool:
+        """Whether the last of the K columns is the bias."""
+        return self.form is not None and self.form.bias
 
     @property
     def size(self) -> int:
@@ -70,108 +77,37 @@ def plan_parts(space: ParameterSpace, demoted: dict[str, str] | None = None) -> 
     Returns:
         Parts in the order of their first parameters.
     """
-    demoted = demoted or {}
     indices = parameter_indices(space)
-    names = {id(p): name for name, p in space.module.named_parameters()}
-    users: dict[str, list[tuple[str, nn.Module, str]]] = {name: [] for name in space.names}
-    for path, module in space.module.named_modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in names:
-                known = users.get(names[id(parameter)])
-                if known is not None:
-                    known.append((path, module, attribute))
+    shapes = dict(space.module.named_parameters())
     parts: list[Part] = []
-    done: set[str] = set()
-    for name in space.names:
-        if name in done:
-            continue
-        part = None
-        if name in demoted:
-            reason = demoted[name]
+    for group in group_parameters(space.module, space.names, demoted):
+        places = [indices[name] for name in group.parameters]
+        form = group.form
+        if group.kind == "alone":
+            where, shape, kind = places[0], (1, 1, int(places[0].numel())), "jacobian"
+        elif group.kind == "scale":
+            stacked = torch.stack(places, 1)
+            where, shape, kind = stacked.reshape(-1), (1, *stacked.shape), "scale"
+        elif group.kind == "embedding":
+            assert form is not None
+            where, shape, kind = places[0], (1, form.inputs, form.outputs), "embedding"
+        elif group.kind == "bias":
+            where, shape, kind = places[0], (1, int(places[0].numel()), 1), "bias"
         else:
-            part, reason = _layer_part(name, space, users, indices, names, demoted)
-        if part is None:
-            size = int(indices[name].numel())
-            part = Part(
-                kind="jacobian", parameters=(name,), modules=(), indices=indices[name],
-                shape=(1, 1, size), reason=reason,
-            )  # fmt: skip
-        parts.append(part)
-        done |= set(part.parameters)
+            assert form is not None
+            weight = places[0].view(shapes[group.parameters[0]].shape)
+            where = form.matrix(weight, places[1] if form.bias else None).reshape(-1)
+            shape, kind = (form.groups, form.outputs, form.inputs), "matrix"
+        parts.append(
+            Part(
+                kind=kind,
+                parameters=group.parameters,
+                modules=group.modules,
+                slots=group.slots,
+                indices=where,
+                shape=shape,
+                form=form,
+                reason=group.reason,
+            )
+        )
     return tuple(parts)
-
-
-def _layer_part(
-    name: str,
-    space: ParameterSpace,
-    users: dict[str, list[tuple[str, nn.Module, str]]],
-    indices: dict[str, Tensor],
-    names: dict[int, str],
-    demoted: dict[str, str],
-) -> tuple[Part | None, str]:
-    """The part that a parameter opens, or None and why."""
-    uses = users[name]
-    attributes = {attribute for _, _, attribute in uses}
-    modules = [(path, module) for path, module, _ in uses]
-    kinds = sorted({type(module).__name__ for _, module in modules})
-    what = f"{'/'.join(sorted(attributes))} of {', '.join(kinds)}"
-    shapes = {matrix_shape(module) for _, module in modules}
-    shared = f", shared by {', '.join(path for path, _ in modules)}" if len(modules) > 1 else ""
-    if None not in shapes and attributes == {"bias"}:
-        width = int(indices[name].numel())
-        return Part(
-            kind="bias", parameters=(name,), modules=tuple(modules), indices=indices[name],
-            shape=(1, width, 1), bias=True, reason=f"bias of {', '.join(kinds)} alone{shared}",
-        ), ""  # fmt: skip
-    if None not in shapes and attributes == {"weight"} and len(shapes) == 1:
-        shape = matrix_shape(modules[0][1])
-        assert shape is not None
-        groups, outer, inner = shape
-        places = indices[name].view(groups, outer, inner)
-        bias = _common_bias(modules, names, users, demoted)
-        if bias is not None:
-            column = indices[bias].view(groups, outer, 1)
-            places, inner = torch.cat([places, column], 2), inner + 1
-        return Part(
-            kind="matrix", parameters=(name,) + ((bias,) if bias else ()), modules=tuple(modules),
-            indices=places.reshape(-1), shape=(groups, outer, inner), bias=bias is not None,
-            reason=f"{', '.join(kinds)}{shared}",
-        ), ""  # fmt: skip
-    if len(uses) == 1:
-        module = modules[0][1]
-        if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
-            return Part(
-                kind="embedding", parameters=(name,), modules=tuple(modules), indices=indices[name],
-                shape=(1, module.num_embeddings, module.embedding_dim), reason="Embedding",
-            ), ""  # fmt: skip
-        if scale_axis(module) is not None and attributes <= {"weight", "bias"}:
-            own = [
-                names[id(p)]
-                for p in (module._parameters.get("weight"), module._parameters.get("bias"))
-                if p is not None and names[id(p)] in users and names[id(p)] not in demoted
-            ]
-            if all(len(users[n]) == 1 for n in own):
-                places = torch.stack([indices[n] for n in own], 1)
-                return Part(
-                    kind="scale", parameters=tuple(own), modules=tuple(modules),
-                    indices=places.reshape(-1), shape=(1, places.shape[0], places.shape[1]),
-                    reason=f"scale and shift of {kinds[0]}",
-                ), ""  # fmt: skip
-    return None, what + shared
-
-
-def _common_bias(
-    modules: Sequence[tuple[str, nn.Module]],
-    names: dict[int, str],
-    users: dict[str, list[tuple[str, nn.Module, str]]],
-    demoted: dict[str, str],
-) -> str | None:
-    """The bias that all these modules and no other share, if it is trained."""
-    biases = [module._parameters.get("bias") for _, module in modules]
-    first = biases[0]
-    if first is None or any(other is not first for other in biases):
-        return None
-    name = names[id(first)]
-    if name not in users or name in demoted:
-        return None
-    return name if {id(m) for _, m, _ in users[name]} == {id(m) for _, m in modules} else None

@@ -10,22 +10,18 @@ from collections.abc import Iterator
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_inputs import (
-    matrix_gradients,
-    matrix_inputs,
-    normalised_inputs,
-    per_unit,
-    scale_axis,
-)
+from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs, scale_rows
+from kobai.curvature.layer_uses import LayerUse, Watch
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.parts import Part, plan_parts
 from kobai.curvature.pullback import Pullback
 from kobai.curvature.rows import DenseRows, Rows, Stacked
 from kobai.curvature.scores import Scores
-from kobai.problem import Batch, Call, Capture, EmpiricalRisk, capture, pure
+from kobai.problem import Batch, EmpiricalRisk, pure
 
 _ROWS_TOGETHER = 64
 
@@ -121,7 +117,7 @@ class ScoreRows:
                 wrong = run.failures(cotangents, False)
             if not wrong:
                 break
-            called = {call.layer for call in run.record.calls}
+            called = run.watch.layers
             for part in wrong:
                 unseen = not any(path in called for path, _ in part.modules)
                 why = "used without a call of its module" if unseen else "not by calls alone"
@@ -131,8 +127,7 @@ class ScoreRows:
         self.outputs_per_example = outputs[0].numel()
         self.each = self.scores.count(self.outputs_per_example)
         self.places = run.places
-        seen = sum(call.shape.numel() for call in run.record.calls)
-        self._bytes_per_example = seen / batch.size * self.theta.itemsize
+        self._bytes_per_example = run.watch.size / batch.size * self.theta.itemsize
 
 
 @final
@@ -147,7 +142,8 @@ class _Pass:
         self.size = batch.size
         pieces = objective.space.unflatten(source.theta)
         alone = [part.parameters[0] for part in parts if part.kind == "jacobian"]
-        self.spans = dict(zip(alone, [pieces[name].numel() for name in alone], strict=True))
+        self.sizes = {name: piece.numel() for name, piece in pieces.items()}
+        self.spans = {name: self.sizes[name] for name in alone}
         modules = {module for part in parts for _, module in part.modules}
         with torch.enable_grad():
             self.leaves = {
@@ -163,13 +159,45 @@ class _Pass:
                 cut = self.flat.split(list(self.spans.values()))
                 for name, piece in zip(alone, cut, strict=True):
                     parameters[name] = piece.view(pieces[name].shape)
-            with (
-                capture(objective.model, modules.__contains__) as record,
-                pure(objective.model, coupled=self.coupled),
-            ):
-                self.outputs = objective.forward_parameters(parameters, batch)
-        self.record: Capture = record
+            self.watch = Watch()
+            handles = self.watch.attach(objective.model, modules)
+            try:
+                with pure(objective.model, coupled=self.coupled):
+                    self.outputs = objective.forward_parameters(parameters, batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
         self.places: list[int] = [1] * len(parts)
+
+    def uses(self, cotangents: Tensor, vectorised: bool) -> list[list[LayerUse]]:
+        """Uses of every part's matrices with their gradients for cotangents (Q, N, *outputs).
+
+        Raises:
+            RuntimeError: If torch cannot vectorise the pass.
+        """
+        shared = self._singles(cotangents) if self.coupled else cotangents
+        edges = self.watch.edges
+        if not edges:
+            return [[] for _ in self.parts]
+        if vectorised and len(shared) > 1:
+            gradients = self._pulled(shared, batched=True)
+        else:
+            passes = [self._pulled(one, batched=False) for one in shared]
+            gradients = [
+                None if several[0] is None else torch.stack(several)  # pyright: ignore
+                for several in zip(*passes, strict=True)
+            ]
+        by_slot: dict[tuple[str, str], list[LayerUse]] = {}
+        for use in self.watch.uses(gradients, batched=True):
+            by_slot.setdefault((use.layer, use.slot), []).append(use)
+        return [
+            [
+                use
+                for (path, _), slot in zip(part.modules, part.slots, strict=True)
+                for use in by_slot.get((path, slot), [])
+            ]
+            for part in self.parts
+        ]
 
     def rows(self, cotangents: Tensor, vectorised: bool) -> list[Rows | None]:
         """Rows of every part for cotangents (Q, N, *outputs); None where calls do not fit.
@@ -177,38 +205,30 @@ class _Pass:
         Raises:
             RuntimeError: If torch cannot vectorise the pass.
         """
+        uses = self.uses(cotangents, vectorised)
         singles = self._singles(cotangents)
-        shared = singles if self.coupled else cotangents
-        if vectorised and len(shared) > 1:
-            gradients = self.record.output_gradients(self.outputs, shared, batched=True)
-        else:
-            passes = [self.record.output_gradients(self.outputs, one) for one in shared]
-            gradients = [
-                None if several[0] is None else torch.stack(several)  # pyright: ignore
-                for several in zip(*passes, strict=True)
-            ]
-        calls: dict[str, list[tuple[Call, Tensor]]] = {}
-        for call, gradient in zip(self.record.calls, gradients, strict=True):
-            if gradient is not None:
-                calls.setdefault(call.layer, []).append((call, gradient))
+        count = len(singles) if self.coupled else len(cotangents)
         jacobians = self._jacobians(singles)
         found: list[Rows | None] = []
-        for position, part in enumerate(self.parts):
+        for position, (part, own) in enumerate(zip(self.parts, uses, strict=True)):
             if part.kind == "jacobian":
                 found.append(DenseRows(jacobians[part.parameters[0]], part.indices))
                 continue
-            own = [
-                (module, call, gradient)
-                for path, module in part.modules
-                for call, gradient in calls.get(path, [])
-            ]
-            rows = self._part_rows(part, own, len(shared))
+            rows = self._part_rows(part, own, count)
             if isinstance(rows, OuterRows):
                 self.places[position] = rows.places
             elif isinstance(rows, EmbeddingRows):
                 self.places[position] = rows.tokens.shape[1]
             found.append(rows)
         return found
+
+    def _pulled(self, cotangents: Tensor, *, batched: bool) -> list[Tensor | None]:
+        return list(
+            torch.autograd.grad(
+                self.outputs, self.watch.edges, cotangents,
+                retain_graph=True, allow_unused=True, is_grads_batched=batched,
+            )
+        )  # fmt: skip
 
     def failures(self, cotangents: Tensor, vectorised: bool) -> list[Part]:
         """Parts whose rows do not add up to what autograd says, by one combination of all rows."""
@@ -234,6 +254,11 @@ class _Pass:
                 strict=True,
             )
         ) if leaves else {}  # fmt: skip
+        flat = [
+            expected[name].reshape(-1) if name in expected else self.outputs.new_zeros(size)
+            for name, size in self.sizes.items()
+        ]
+        whole = torch.cat(flat)
         wrong = []
         for part, own in zip(self.parts, rows, strict=True):
             if part.kind == "jacobian":
@@ -241,7 +266,7 @@ class _Pass:
             if own is None:
                 wrong.append(part)
                 continue
-            truth = _arranged(part, expected)
+            truth = whole[part.indices.to(whole.device)]
             claim = own.transpose(weights.unsqueeze(1)).squeeze(1)
             scale = torch.linalg.vector_norm(own.squares().sqrt()) + torch.linalg.vector_norm(truth)
             limit = torch.finfo(truth.dtype).eps ** 0.5 * scale
@@ -266,75 +291,75 @@ class _Pass:
         matrix = torch.cat([pull(piece) for piece in singles.split(_ROWS_TOGETHER)])
         return dict(zip(self.spans, matrix.split(list(self.spans.values()), 1), strict=True))
 
-    def _part_rows(self, part: Part, calls: list, count: int) -> Rows | None:
-        """Rows of a part from its layers' calls; zero where it was not called."""
-        if not calls:
+    def _part_rows(self, part: Part, uses: list[LayerUse], count: int) -> Rows | None:
+        """Rows of a part from the uses of its matrices; zero where it was not called."""
+        if not uses:
             return DenseRows(self.outputs.new_zeros(self.examples * count, part.size), part.indices)
         if part.kind == "embedding":
-            return self._embedding(part, calls)
+            return self._embedding(part, uses)
         if part.kind == "scale":
-            return self._scale(part, calls)
+            return self._scale(part, uses)
         inputs, gradients = [], []
-        for module, call, gradient in calls:
-            g = matrix_gradients(module, gradient, self.examples)
-            if g is None:
-                return None
+        for group in _by_group(part, uses):
+            pairs = []
+            for use in group:
+                g = matrix_gradients(use.module, use.gradients, self.examples)
+                a = matrix_inputs(use.module, use.inputs.to(self.outputs.dtype), self.examples)
+                if g is None or a is None or a.shape[2] != g.shape[3]:
+                    return None
+                pairs.append((a, g))
+            # Groups may have places of their own (keys and queries): those missing are zeros.
+            longest = max(a.shape[2] for a, _ in pairs)
+            missing = [longest - a.shape[2] for a, _ in pairs]
+            a = torch.cat(
+                [F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)]
+            )
+            g = torch.cat(
+                [F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)]
+            )
             if part.kind == "bias":
                 # A bias is an input that is always one, whatever the groups of its layer.
                 g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
                 a = g.new_ones(1, self.examples, g.shape[3], 1)
-            else:
-                a = matrix_inputs(module, call.inputs.to(g.dtype), self.examples)
-                if a is None or a.shape[2] != g.shape[3]:
-                    return None
-                if part.bias:
-                    a = torch.cat([a, torch.ones_like(a[..., :1])], 3)
+            elif part.bias:
+                a = torch.cat([a, torch.ones_like(a[..., :1])], 3)
             inputs.append(a)
             gradients.append(g)
         return OuterRows(torch.cat(inputs, 2), torch.cat(gradients, 3), part.indices)
 
-    def _embedding(self, part: Part, calls: list) -> Rows | None:
+    def _embedding(self, part: Part, uses: list[LayerUse]) -> Rows | None:
         tokens, gradients = [], []
-        for module, call, gradient in calls:
-            if call.inputs.numel() % self.examples:
+        for use in uses:
+            if use.inputs.numel() % self.examples:
                 return None
-            ids = call.inputs.reshape(self.examples, -1)
-            g = gradient.reshape(gradient.shape[0], self.examples, -1, part.shape[2])
-            if module.padding_idx is not None:
-                g = g * (ids != module.padding_idx).unsqueeze(-1)
+            ids = use.inputs.reshape(self.examples, -1)
+            g = use.gradients.reshape(len(use.gradients), self.examples, -1, part.shape[2])
+            padding = getattr(use.module, "padding_idx", None)
+            if padding is not None:
+                g = g * (ids != padding).unsqueeze(-1)
             tokens.append(ids)
             gradients.append(g.transpose(0, 1))
         return EmbeddingRows(
             torch.cat(tokens, 1), torch.cat(gradients, 2), part.indices, part.shape[1]
         )
 
-    def _scale(self, part: Part, calls: list) -> Rows | None:
+    def _scale(self, part: Part, uses: list[LayerUse]) -> Rows | None:
+        names = [name.rpartition(".")[2] for name in part.parameters]
         total = None
-        for module, call, gradient in calls:
-            axis = scale_axis(module)
-            assert axis is not None
-            gradient = gradient.to(self.outputs.dtype)
-            columns = []
-            for name in part.parameters:
-                values = gradient
-                if name.rpartition(".")[2] == "weight":
-                    values = values * normalised_inputs(module, call.inputs)
-                split = per_unit(values, axis, gradient.ndim - 1, self.examples)
-                if split is None or split.shape[3] != part.shape[1]:
-                    return None
-                columns.append(split.sum(2).transpose(0, 1).flatten(0, 1))
-            rows = torch.stack(columns, 2).flatten(1)
+        for use in uses:
+            assert use.module is not None
+            gradients = use.gradients.to(self.outputs.dtype)
+            rows = scale_rows(use.module, names, use.inputs, gradients, self.examples)
+            if rows is None or rows.shape[2] != part.shape[1]:
+                return None
             total = rows if total is None else total + rows
-        return None if total is None else DenseRows(total, part.indices)
+        return None if total is None else DenseRows(total.flatten(2).flatten(0, 1), part.indices)
 
 
-def _arranged(part: Part, gradients: dict[str, Tensor]) -> Tensor:
-    """The gradients of a part's parameters in the order of its columns."""
-    flat = [gradients[name].reshape(-1) for name in part.parameters]
-    groups, outer, inner = part.shape
-    if part.kind == "scale":
-        return torch.stack(flat, 1).reshape(-1)
-    if len(flat) == 1:
-        return flat[0]
-    weight = flat[0].view(groups, outer, inner - 1)
-    return torch.cat([weight, flat[1].view(groups, outer, 1)], 2).reshape(-1)
+def _by_group(part: Part, uses: list[LayerUse]) -> list[list[LayerUse]]:
+    """Uses that make up all groups of the part's matrix, together; one by one where they do."""
+    if all(use.group is None for use in uses):
+        return [[use] for use in uses]
+    groups = sorted({use.group for use in uses if use.group is not None})
+    columns = [[use for use in uses if use.group == group] for group in groups]
+    return [list(together) for together in zip(*columns, strict=True)]

@@ -207,7 +207,7 @@ class BackwardStatistics:
         if self.model in self._modules:
             first = arguments[0] if arguments else next(iter(named.values()))
             edge = get_gradient_edge(outputs)
-            self._record.calls.append(Call("", first.detach(), edge, outputs.shape))
+            self._record.calls.append(Call("", self.model, first.detach(), edge, outputs.shape))
         self._number += 1
         number = self._number
         detached = outputs.detach()

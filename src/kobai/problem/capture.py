@@ -21,12 +21,14 @@ class Call:
 
     Attributes:
         layer: Name of the layer (its path in the model).
+        module: The layer.
         inputs: The layer's first argument, detached; not copied.
         edge: The output's place in the graph, or None where no gradient flows.
         shape: Shape of the output.
     """
 
     layer: str
+    module: nn.Module
     inputs: Tensor
     edge: GradientEdge | None
     shape: torch.Size
@@ -144,7 +146,7 @@ def attach(
                 # activation would reroute the gradient past the view's place in the graph.
                 output = replaced = output.clone()
             edge = get_gradient_edge(output) if output.requires_grad else None
-            record.calls.append(Call(name, first.detach(), edge, output.shape))
+            record.calls.append(Call(name, module, first.detach(), edge, output.shape))
             return replaced
 
         return hook

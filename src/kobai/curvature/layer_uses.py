@@ -1,0 +1,103 @@
+"""Every use of every matrix of a model in a forward pass, with the gradients in its products.
+
+Curvature and optimizers see layers through this and through nothing else.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from kobai.curvature.composites import CompositeCall, attach_composites
+from kobai.curvature.layer_forms import is_composite
+from kobai.problem import Capture, attach
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class LayerUse:
+    """One use of a matrix.
+
+    Attributes:
+        layer: Path of the module.
+        slot: Which of its matrices; empty for modules that have but one.
+        module: The module if its inputs and outputs are to be read its way (a convolution, a
+            normalisation, an embedding); None for rows: inputs (E, T, K), gradients (Q, E, T, M).
+        inputs: What was multiplied, or what the module was called with.
+        gradients: In the products, or the module's output, with an axis Q of cotangents in front.
+        group: Which of the slot's groups; None for all of them.
+    """
+
+    layer: str
+    slot: str
+    module: nn.Module | None
+    inputs: Tensor
+    gradients: Tensor
+    group: int | None = None
+
+
+@final
+class Watch:
+    """Calls of chosen layers, and the uses of their matrices once gradients are known."""
+
+    def __init__(self) -> None:
+        self.simple = Capture()
+        self.composite: list[CompositeCall] = []
+
+    def attach(
+        self, model: nn.Module, modules: Collection[nn.Module]
+    ) -> list[torch.utils.hooks.RemovableHandle]:
+        """Install hooks on these modules of the model; removing the handles ends the watch."""
+        inner = {m for m in modules if is_composite(m)}
+        outer = set(modules) - inner
+        return [
+            *attach(model, outer.__contains__, self.simple),
+            *attach_composites(model, inner.__contains__, self.composite),
+        ]
+
+    def clear(self) -> None:
+        """Forget all calls and let go of their graphs."""
+        self.simple.clear()
+        self.composite.clear()
+
+    @property
+    def layers(self) -> set[str]:
+        """Paths of the modules that were called."""
+        return {call.layer for call in (*self.simple.calls, *self.composite)}
+
+    @property
+    def size(self) -> int:
+        """Numbers in all outputs that were noted."""
+        return sum(c.shape.numel() for c in self.simple.calls) + sum(c.size for c in self.composite)
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Where in the graph gradients are wanted."""
+        edges = [call.edge for call in self.simple.calls if call.edge is not None]
+        return edges + [edge for call in self.composite for edge in call.edges]
+
+    def uses(self, gradients: Sequence[Tensor | None], *, batched: bool = False) -> list[LayerUse]:
+        """Every use that gradients reach.
+
+        Args:
+            gradients: At `edges`; None where none flow.
+            batched: Whether each has an axis of cotangents in front.
+        """
+        found: list[LayerUse] = []
+        rest = iter(gradients)
+        for call in self.simple.calls:
+            gradient = next(rest) if call.edge is not None else None
+            if gradient is not None:
+                own = gradient if batched else gradient.unsqueeze(0)
+                found.append(LayerUse(call.layer, "", call.module, call.inputs, own))
+        for call in self.composite:
+            own = [next(rest) for _ in call.edges]
+            for product, gradient in call.products(own, batched=batched):
+                found.append(
+                    LayerUse(
+                        call.layer, product.slot, None, product.inputs, gradient, product.group
+                    )
+                )
+        return found
