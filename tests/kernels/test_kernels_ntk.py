@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import CASES, objective, problem
-from tolerances import assert_close
 
-from kobai.kernels import TangentKernel, ntk, ntk_plan
+from cases import CASES, objective
+from kobai.kernels import ntk
 from kobai.problem import pure
+from tolerances import assert_close
 
 
 def dense_jacobian(risk, theta=None):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, add_product, mirrored
+from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, add_product
 from kobai.curvature.rows import DenseRows, Joined, Rows, Stacked
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.scores import Labels, Scores

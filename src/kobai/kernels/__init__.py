@@ -1,7 +1,28 @@
 """Function space: tangent kernels, what natural gradients do to outputs, kernel regression."""
 
+from kobai.kernels.comparison import kernel_alignment, kernel_distance, kernel_drift
+from kobai.kernels.forster import RadialIsotropic, radial_isotropic
+from kobai.kernels.isotropy import isotropy
+from kobai.kernels.linearized import LinearizedModel, linearize
+from kobai.kernels.natural import natural_kernel
 from kobai.kernels.operator import TangentKernel
 from kobai.kernels.plan import KernelPlan
+from kobai.kernels.regression import KernelRegression
 from kobai.kernels.tangent import ntk, ntk_plan
 
-__all__ = ["KernelPlan", "TangentKernel", "ntk", "ntk_plan"]
+__all__ = [
+    "KernelPlan",
+    "KernelRegression",
+    "LinearizedModel",
+    "RadialIsotropic",
+    "TangentKernel",
+    "isotropy",
+    "kernel_alignment",
+    "kernel_distance",
+    "kernel_drift",
+    "linearize",
+    "natural_kernel",
+    "ntk",
+    "ntk_plan",
+    "radial_isotropic",
+]

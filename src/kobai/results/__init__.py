@@ -9,6 +9,8 @@ from kobai.results.comparison import Aggregate, Comparison, ComparisonRow, aggre
 from kobai.results.density import SpectralDensity
 from kobai.results.files import atomic_write
 from kobai.results.history import History, history_to_csv
+from kobai.results.input_response import InputResponse
+from kobai.results.isotropy import Isotropy, IsotropyTable
 from kobai.results.ladder import Ladder, LadderRung
 from kobai.results.line import Line
 from kobai.results.minimum import CriticalPoint, CriticalPoints, MinimumProof, Solution
@@ -19,10 +21,12 @@ from kobai.results.registry import register
 from kobai.results.reproduction import Claim, Finding, Reproduction, Verdict, summarize
 from kobai.results.shape import Connection, Ensemble, MovingFrame, Smoothness
 from kobai.results.spectrum import Spectrum
+from kobai.results.spectrum_panels import SpectrumPanels
 from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
 from kobai.results.trials import Scores, Trials
 from kobai.results.volume import Volume
+from kobai.results.width_scan import WidthScan
 
 __all__ = [
     "Aggregate",
@@ -38,6 +42,9 @@ __all__ = [
     "Ensemble",
     "Finding",
     "History",
+    "InputResponse",
+    "Isotropy",
+    "IsotropyTable",
     "Ladder",
     "LadderRung",
     "Line",
@@ -52,10 +59,12 @@ __all__ = [
     "Solution",
     "SpectralDensity",
     "Spectrum",
+    "SpectrumPanels",
     "Trajectory",
     "Trials",
     "Verdict",
     "Volume",
+    "WidthScan",
     "aggregate",
     "atomic_write",
     "history_to_csv",
