@@ -51,7 +51,13 @@ def relabelled(problem: Problem, theta: Float[Tensor, " P"], targets: Targets = 
         split: _relabel(problem.examples(split), problem.objective(split=split), theta, targets)
         for split in problem.splits
     }
-    return Problem(problem.model, likelihood_of(problem.likelihood, targets), **splits)
+    return Problem(
+        problem.model,
+        likelihood_of(problem.likelihood, targets),
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+    )
 
 
 def likelihood_of(likelihood: Likelihood, targets: Targets) -> Likelihood:

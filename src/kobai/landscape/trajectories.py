@@ -1,12 +1,13 @@
 """Paths of training runs seen from a plane: where they pass, how far off, and their true loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from kobai.landscape.directions import Directions
+from kobai.landscape.pca import pca_directions
 from kobai.problem import Objective
 from kobai.results import Trajectory
 
@@ -52,3 +53,30 @@ def project_trajectory(
         loss=np.array(losses),
         optimizer=optimizer,
     )
+
+
+def joint_directions(
+    point: Float[Tensor, " P"],
+    paths: Mapping[str, Float[Tensor, "T P"] | Sequence[Float[Tensor, " P"]]],
+    *,
+    label: str = "true minimum",
+    count: int = 2,
+) -> Directions:
+    """One plane for several runs that holds a given point: PCA of all their points about it.
+
+    Args:
+        point: What the plane shall hold, such as a true minimum; it lies at (0, 0).
+        paths: Label to points of a run, in order.
+        label: Name of the point.
+        count: How many directions.
+
+    Returns:
+        Unit directions; the ends of the runs are marked. `explained` is the share of the squared
+        distances from the point that the plane shows.
+
+    Raises:
+        ValueError: If the points span fewer directions.
+    """
+    if label in paths:
+        raise ValueError(f"a run is called {label!r} like the point; rename one of them")
+    return pca_directions({label: [point], **paths}, count=count, origin="last")

@@ -1,4 +1,4 @@
-"""Minima: the proof that a point is one, how far a run got, what a plane's flat spots really are."""
+"""Minima: the proof of one, how far a run got, what the flat spots of a plane really are."""
 
 from dataclasses import dataclass
 

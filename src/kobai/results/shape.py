@@ -33,8 +33,8 @@ class Smoothness:
         epsilon: Height of the sublevel set above the centre, in the field's units.
         curvature_low: Least curvature over the plane, per squared distance.
         curvature_high: Largest curvature.
-        roughness: Curvature range times mean squared half-width over twice the range of the field;
-            1 for half a round bowl's worth: no unit, so that networks can be compared.
+        roughness: Curvature range times mean squared half-width over twice the range of the field:
+            no unit, so that networks can be compared; 0 for a round bowl.
         nonconvex: Share of the area where the surface bends down in some direction.
         radius: Radius of the disc as large as the sublevel set around the centre, a distance.
         steepness: ε / radius: mean ascent out of the basin.
