@@ -6,9 +6,14 @@ global state, so figures can be made on servers, in threads and in notebooks ali
 
 from kobai.plots.bands import Band, by_optimizer, seed_band
 from kobai.plots.contour import landscape_contour, optimizers_on
+from kobai.plots.convexity import convexity_map
 from kobai.plots.density import spectral_density
-from kobai.plots.export import save, to_png, to_svg
+from kobai.plots.export import save, to_pdf, to_png, to_svg
+from kobai.plots.input_response import input_response
+from kobai.plots.lines import landscape_lines
+from kobai.plots.panels import landscape_panels
 from kobai.plots.rate_map import rate_map
+from kobai.plots.reproductions import PICTURES, picture
 from kobai.plots.scales import (
     AccuracyAxis,
     Range,
@@ -20,6 +25,7 @@ from kobai.plots.scales import (
     tick,
 )
 from kobai.plots.spectrum import eigenvalues
+from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
 from kobai.plots.surface import landscape_surface, viewpoint
 from kobai.plots.training_curves import curves
@@ -29,8 +35,11 @@ from kobai.plots.trials import (
     sensitivity,
     top_distribution,
 )
+from kobai.plots.volume import landscape_slices
+from kobai.plots.width_scan import width_scan
 
 __all__ = [
+    "PICTURES",
     "AccuracyAxis",
     "Band",
     "Range",
@@ -39,26 +48,35 @@ __all__ = [
     "by_optimizer",
     "color_map",
     "contour_levels",
+    "convexity_map",
     "curves",
     "eigenvalues",
     "field_range",
+    "input_response",
     "landscape_contour",
+    "landscape_lines",
+    "landscape_panels",
+    "landscape_slices",
     "landscape_surface",
     "optimizer_of",
     "optimizer_styles",
     "optimizers_on",
     "parallel_coordinates",
     "percent",
+    "picture",
     "rate_map",
     "save",
     "search_history",
     "seed_band",
     "sensitivity",
     "spectral_density",
+    "spectrum_panels",
     "spell",
     "tick",
+    "to_pdf",
     "to_png",
     "to_svg",
     "top_distribution",
     "viewpoint",
+    "width_scan",
 ]

@@ -5,11 +5,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from kobai.plots.input_response import input_response
 from kobai.plots.rate_map import rate_map
-from kobai.results import RateMap
+from kobai.plots.spectrum_panels import spectrum_panels
+from kobai.plots.width_scan import width_scan
+from kobai.results import InputResponse, RateMap, SpectrumPanels, WidthScan
 
 PICTURES: dict[type, Callable[[Any], Figure]] = {
+    InputResponse: input_response,
     RateMap: rate_map,
+    SpectrumPanels: spectrum_panels,
+    WidthScan: width_scan,
 }
 """Class of a result → the function that draws it."""
 

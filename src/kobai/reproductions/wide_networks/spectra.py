@@ -6,11 +6,12 @@ over the batch and over examples for LayerNorm; its Gram matrix is P K Pᵀ.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from kobai.curvature import layer_grams
+from kobai.kernels import ntk
 from kobai.problem import EmpiricalRisk, Problem
 from kobai.reproductions.wide_networks.stacked import OutputNormalization, Stack
 
@@ -23,30 +24,60 @@ _MODULES = {
 _DENSE = 700
 
 
-def module_of(stack: Stack, cell: int) -> nn.Sequential:
+def module_of(
+    stack: Stack, cell: int, *, variances: tuple[float, float] | None = None
+) -> nn.Sequential:
     """One network of a stack as a module.
 
     Args:
         stack: The stack.
         cell: Which.
+        variances: σ_w² and σ_b² for the same function in the NTK parameterisation; default: the
+            standard one.
 
     Returns:
         Linear layers and activations, with copies of the parameters.
     """
     parts: list[nn.Module] = []
     for i, w in enumerate(stack.weights):
-        layer = nn.Linear(
-            w.shape[2], w.shape[1], bias=bool(stack.biases), dtype=w.dtype, device="meta"
-        )
-        layer = layer.to_empty(device="cpu")
-        with torch.no_grad():
-            layer.weight.copy_(w[cell])
-            if stack.biases:
-                layer.bias.copy_(stack.biases[i][cell])
-        parts.append(layer)
+        parts += _layer(w[cell], stack.biases[i][cell] if stack.biases else None, variances)
         if i < len(stack.weights) - 1:
             parts.append(_MODULES[stack.activation]())
     return nn.Sequential(*parts)
+
+
+class _Scaled(nn.Module):
+    """[√(σ_w²/M) h; σ_b]: what a layer of the NTK parameterisation multiplies its weights with."""
+
+    def __init__(self, weight_scale: float, bias_scale: float) -> None:
+        super().__init__()
+        self.scales = weight_scale, bias_scale
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Append the bias' column."""
+        return F.pad(self.scales[0] * h, (0, 1), value=self.scales[1])
+
+
+def _layer(
+    weight: Tensor, bias: Tensor | None, variances: tuple[float, float] | None
+) -> list[nn.Module]:
+    """One layer: plain, or in the NTK parameterisation with the bias as one more column."""
+    units, fan_in = weight.shape
+    if variances is None:
+        parts: list[nn.Module] = []
+        layer = nn.Linear(fan_in, units, bias=bias is not None, dtype=weight.dtype, device="meta")
+    else:
+        scales = (variances[0] / fan_in) ** 0.5, variances[1] ** 0.5
+        shift = weight.new_zeros(units) if bias is None else bias / (scales[1] or 1.0)
+        weight, bias = torch.cat([weight / scales[0], shift[:, None]], 1), None
+        parts = [_Scaled(*scales)]
+        layer = nn.Linear(fan_in + 1, units, bias=False, dtype=weight.dtype, device="meta")
+    layer = layer.to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return [*parts, layer]
 
 
 def objective_of(
@@ -84,10 +115,9 @@ def dual(
     """
     with torch.no_grad():
         f = module(x)
-    n, c = f.shape
-    grams = layer_grams(objective_of(module, x, torch.zeros_like(f)))
-    total = torch.stack(list(grams.values())).sum(0).double() / n
-    matrix = total.reshape(n, c, n, c).permute(1, 0, 3, 2).numpy()
+    n = len(f)
+    kernel = ntk(objective_of(module, x, torch.zeros_like(f)))
+    matrix = kernel.double().div_(n).permute(1, 0, 3, 2).numpy()
     return _normalized(matrix, f.double().numpy(), normalization)
 
 
