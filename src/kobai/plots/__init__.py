@@ -11,6 +11,7 @@ from kobai.plots.density import spectral_density
 from kobai.plots.export import save, to_pdf, to_png, to_svg
 from kobai.plots.input_response import input_response
 from kobai.plots.lines import landscape_lines
+from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
 from kobai.plots.panels import landscape_panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.reproductions import PICTURES, picture
@@ -51,6 +52,7 @@ __all__ = [
     "convexity_map",
     "curves",
     "eigenvalues",
+    "export_landscape",
     "field_range",
     "input_response",
     "landscape_contour",
@@ -73,9 +75,12 @@ __all__ = [
     "spectrum_panels",
     "spell",
     "tick",
+    "to_csv",
     "to_pdf",
     "to_png",
+    "to_stl",
     "to_svg",
+    "to_vtp",
     "top_distribution",
     "viewpoint",
     "width_scan",

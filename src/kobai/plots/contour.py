@@ -60,19 +60,64 @@ def landscape_contour(
     values = field_values(plane, field)
     shown = field_range(values, log=log, clip=clip)
     looks = plane_styles(plane) if styles is None else styles
-    notes = [shown.sentence(field.replace("_", " "), "hatched"), _outside(plane)]
+    notes = [
+        shown.sentence(field.replace("_", " "), "hatched"),
+        _outside(plane),
+        evaluated_note(plane),
+    ]
     text = "\n".join(plain(note) for note in notes if note)
     figure, top, bar, bottom = _canvas(
         plane, strip=bool(plane.trajectories), lines=text.count("\n") + bool(text)
     )
     if bottom is not None:
         _strip(bottom, plane, looks)
-    norm = _fill(figure, top, bar, plane, field, values, shown)
-    _paths(top, plane, field, norm, looks)
-    _points(top, plane, looks)
-    _frame(top, plane)
+    draw_contour(figure, top, bar, plane, field, shown, styles=looks)
     _title(figure, top, headline(plane, field), text)
     return figure
+
+
+def draw_contour(
+    figure: Figure,
+    axes: Axes,
+    side: Axes,
+    plane: Plane,
+    field: str,
+    shown: Range,
+    *,
+    styles: Mapping[str, Style] | None = None,
+) -> None:
+    """Draw the contours of a field on given axes, with its colour bar on others.
+
+    Args:
+        figure: The figure of the axes.
+        axes: Where the contours go.
+        side: Where the colour bar goes.
+        plane: The plane.
+        field: Which of its fields.
+        shown: The colours; several panels with the same one have the same scale.
+        styles: Optimizer to style; by default from the runs on the plane.
+    """
+    looks = plane_styles(plane) if styles is None else styles
+    norm = _fill(figure, axes, side, plane, field, field_values(plane, field), shown)
+    _evaluated(axes, plane, field)
+    _paths(axes, plane, field, norm, looks)
+    _points(axes, plane, looks)
+    _frame(axes, plane)
+
+
+def evaluated_note(plane: Plane) -> str:
+    """How many nodes are values, where the others are a spline; empty when all are."""
+    if "evaluated" not in plane.fields:
+        return ""
+    mask = plane.fields["evaluated"]
+    return f"{int(mask.sum())} of {mask.size} nodes evaluated (dots), the others a spline"
+
+
+def _evaluated(axes: Axes, plane: Plane, field: str) -> None:
+    """A dot at each node that is a value, where others are not."""
+    if "evaluated" in plane.fields and field != "evaluated":
+        i, j = np.nonzero(plane.fields["evaluated"])
+        axes.plot(plane.a[i], plane.b[j], ".", ms=1.6, color="white", alpha=0.55, zorder=3)
 
 
 def headline(plane: Plane, field: str) -> str:

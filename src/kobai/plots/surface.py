@@ -12,7 +12,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from kobai.plots.contour import field_values, headline, optimizers_on, plane_styles, true_to_scale
+from kobai.plots.contour import (
+    evaluated_note,
+    field_values,
+    headline,
+    optimizers_on,
+    plane_styles,
+    true_to_scale,
+)
 from kobai.plots.eye import Relief, runs_of
 from kobai.plots.scales import Range, contour_levels, field_range, percent, tick
 from kobai.plots.style import (
@@ -65,8 +72,42 @@ def landscape_surface(
     """
     values = field_values(plane, field)
     shown = field_range(values, log=log, clip=clip)
+    figure = Figure(figsize=(8.0, 6.0))
+    axes = figure.add_axes((-0.01, 0.03, 1.0, 0.94), projection="3d", computed_zorder=False)
+    assert isinstance(axes, Axes3D)
+    draw_surface(axes, plane, field, shown, elevation=elevation, azimuth=azimuth, styles=styles)
+    figure.text(0.025, 0.965, headline(plane, field), color=INK, size=11, weight="bold", va="top")
+    notes = [shown.sentence(field.replace("_", " "), "holes"), evaluated_note(plane)]
+    text = " · ".join(note for note in notes if note)
+    if text:
+        figure.text(0.025, 0.922, plain(text), color=MUTED, size=8.5, va="top")
+    return figure
+
+
+def draw_surface(
+    axes: Axes3D,
+    plane: Plane,
+    field: str,
+    shown: Range,
+    *,
+    elevation: float | None = None,
+    azimuth: float | None = None,
+    styles: Mapping[str, Style] | None = None,
+) -> None:
+    """Draw the surface of a field on given axes, with heights from the least to the largest shown.
+
+    Args:
+        axes: Made with ``computed_zorder=False``, as paths are sorted by what hides them.
+        plane: The plane.
+        field: Which of its fields.
+        shown: The heights; several panels with the same one have the same scale.
+        elevation: As for ``landscape_surface``.
+        azimuth: As for ``landscape_surface``.
+        styles: Optimizer to style; by default from the runs on the plane.
+    """
+    values = field_values(plane, field)
     looks = plane_styles(plane) if styles is None else styles
-    relief = _relief(plane, _height(values, shown))
+    relief = _relief(plane, _height(values, shown), _heights(shown))
     lines = _draped(plane, relief)
     elevation, azimuth = _best_view(
         relief,
@@ -74,23 +115,14 @@ def landscape_surface(
         _ELEVATIONS if elevation is None else (elevation,),
         _AZIMUTHS if azimuth is None else (azimuth,),
     )
-
-    figure = Figure(figsize=(8.0, 6.0))
-    axes = figure.add_axes((-0.01, 0.03, 1.0, 0.94), projection="3d", computed_zorder=False)
-    assert isinstance(axes, Axes3D)
     axes.set_proj_type("ortho")
     axes.view_init(elev=elevation, azim=azimuth)
-    _ground(axes, relief, field)
+    _ground(axes, relief, field, _heights(shown))
     levels = contour_levels(shown.low, shown.high, log=shown.log, count=8)
     marks = np.log10(levels) if shown.log else levels
     _level_lines(axes, relief, marks, elevation, azimuth)
     _paths(axes, plane, relief, lines, looks, elevation, azimuth)
     _frame(axes, plane, relief, field, (marks, levels))
-    figure.text(0.025, 0.965, headline(plane, field), color=INK, size=11, weight="bold", va="top")
-    notes = shown.sentence(field.replace("_", " "), "holes")
-    if notes:
-        figure.text(0.025, 0.922, plain(notes), color=MUTED, size=8.5, va="top")
-    return figure
 
 
 def viewpoint(plane: Plane, field: str = "loss") -> tuple[float, float]:
@@ -107,7 +139,8 @@ def viewpoint(plane: Plane, field: str = "loss") -> tuple[float, float]:
         ValueError: The plane has no such field, or it has no finite value.
     """
     values = field_values(plane, field)
-    relief = _relief(plane, _height(values, field_range(values)))
+    shown = field_range(values)
+    relief = _relief(plane, _height(values, shown), _heights(shown))
     return _best_view(relief, _draped(plane, relief), _ELEVATIONS, _AZIMUTHS)
 
 
@@ -117,9 +150,16 @@ def _height(values: Float[np.ndarray, "A B"], shown: Range) -> Float[np.ndarray,
     return np.where(finite, np.log10(height) if shown.log else height, np.nan)
 
 
-def _relief(plane: Plane, height: Float[np.ndarray, "A B"]) -> Relief:
+def _heights(shown: Range) -> tuple[float, float]:
+    """Least and largest height of a range."""
+    ends = np.array([shown.low, shown.high])
+    low, high = np.log10(ends) if shown.log else ends
+    return float(low), float(high)
+
+
+def _relief(plane: Plane, height: Float[np.ndarray, "A B"], heights: tuple[float, float]) -> Relief:
     """The field refined bilinearly to about 150 cells a side: light falls smoothly, values stay."""
-    low, high = float(np.nanmin(height)), float(np.nanmax(height))
+    low, high = heights
     aspect = true_to_scale(plane)
     side = float(np.ptp(plane.b) / np.ptp(plane.a)) * aspect if aspect is not None else 1.0
     scale = 1.0 / max(1.0, side)
@@ -191,10 +231,10 @@ def _best_view(
     return next(view for view, share in seen.items() if share >= best - 0.03)
 
 
-def _ground(axes: Axes3D, relief: Relief, field: str) -> None:
+def _ground(axes: Axes3D, relief: Relief, field: str, heights: tuple[float, float]) -> None:
     """The surface, coloured by height, brightened and darkened by a light from the upper left."""
     span = relief.top - relief.bottom
-    low, high = np.nanmin(relief.height), np.nanmax(relief.height)
+    low, high = heights
     level = (relief.height - low) / max(high - low, 1e-12)
     colors = color_map(field)(np.ma.masked_invalid(level))
     flat = np.where(np.isfinite(level), level, np.nanmean(level))
