@@ -31,11 +31,14 @@ def spectrum_panels(result: SpectrumPanels) -> Figure:
     names = list(result.eigenvalues)
     figure = Figure(figsize=(3.0 * len(names) + 0.3, 3.0), layout="constrained")
     grid = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    tallest = max(
+        int(np.histogram(shown, bins=edges)[0].max()) for shown in result.eigenvalues.values()
+    )
     for i, (name, axes) in enumerate(zip(names, grid, strict=True)):
         shown = result.eigenvalues[name]
         axes.hist(shown[shown >= low], bins=edges.tolist(), color=HUES[i % len(HUES)], alpha=0.85)
         axes.set(xscale="log", yscale="log")
-        axes.set_ylim(0.6, None)
+        axes.set_ylim(0.6, tallest * 4)
         for value in result.predicted.get(name, ()):
             axes.axvline(value, ymax=0.14, color=_THEORY, linewidth=1.5)
         dress(axes)

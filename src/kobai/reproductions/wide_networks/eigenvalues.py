@@ -206,7 +206,11 @@ def _panels(setting: Setting, shown: Spectra) -> SpectrumPanels:
         "regression, mean subtracted": "no outliers",
         "softmax, mean subtracted": "no outliers",
     }
-    count = {name: (c - (name.startswith("softmax"))) * setting.examples for name in names}
+    # What a projection removes is zero: one output under softmax, one example under centring.
+    count = {
+        name: (c - name.startswith("softmax")) * (setting.examples - ("subtracted" in name))
+        for name in names
+    }
     return SpectrumPanels(
         title=f"Figure 4: non-zero eigenvalues of the Fisher matrix, M = {width}, C = {c}",
         eigenvalues={name: shown.values[name][-count[name] :] for name in names},
