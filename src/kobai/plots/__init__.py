@@ -10,6 +10,7 @@ from kobai.plots.convexity import convexity_map
 from kobai.plots.density import spectral_density
 from kobai.plots.export import save, to_pdf, to_png, to_svg
 from kobai.plots.input_response import input_response
+from kobai.plots.isotropy import isotropy_cost
 from kobai.plots.lines import landscape_lines
 from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
 from kobai.plots.panels import landscape_panels
@@ -55,6 +56,7 @@ __all__ = [
     "export_landscape",
     "field_range",
     "input_response",
+    "isotropy_cost",
     "landscape_contour",
     "landscape_lines",
     "landscape_panels",
