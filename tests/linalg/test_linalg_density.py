@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kobai.linalg import Counted, Curve, Dense, Density, Diagonal, Function, density
+from kobai.linalg.density import _Probes
 from laws.operators import close
 
 F64 = torch.float64
@@ -226,3 +227,19 @@ def test_what_goes_wrong_is_named():
             found.curve(**options)
     with pytest.raises(ValueError, match="zero"):
         found.negative_fraction(-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_vectors_stay_orthogonal_to_half_of_the_precision_with_fewer_passes(dtype):
+    """Outliers that converge within a few steps are what destroys orthogonality."""
+    values = torch.cat([torch.linspace(-1, 1, 397), torch.tensor([100.0, 50.0, 20.0])]).to(dtype)
+    probes = _Probes(Diagonal(values), 3, 60, torch.Generator().manual_seed(0))
+    probes.run(60)
+    assert probes.num_passes < 45
+    bound = 4 * math.sqrt(torch.finfo(dtype).eps)
+    for basis in probes.basis:
+        assert float((basis @ basis.T - torch.eye(60, dtype=dtype)).abs().max()) <= bound
+    nodes, _ = probes.quadrature()
+    for outlier in (100.0, 50.0, 20.0):
+        # Without re-orthogonalisation sixty steps return each of them many times.
+        assert ((nodes - outlier).abs() < 1).sum(dim=1).tolist() == [1, 1, 1]

@@ -262,3 +262,35 @@ def test_wrong_use_is_refused():
         trace(operator, method="xtrace", max_products=3, generator=_seeded())
     with pytest.raises(ValueError, match="level"):
         trace(operator, generator=_seeded()).interval(1.0)
+
+
+def test_without_a_leading_part_the_sketch_stays_small_and_little_is_kept():
+    """Positive and negative eigenvalues that cancel: the budget ends, and memory does not grow."""
+    values = torch.randn(20_000, generator=_seeded(4), dtype=F64)
+    found = trace(Diagonal(values), generator=_seeded())
+    assert (found.status, found.num_products) == ("max-products", 300)
+    # One product in 300 for each sample but those of the sketch, twice 16 at the most.
+    assert found.num_samples >= 300 - 2 * 2 * 16
+    assert abs(found.value - float(values.sum())) <= 4 * found.standard_error
+    expected = math.sqrt(2 * float(values.square().sum()) / found.num_samples)
+    assert 0.8 <= found.standard_error / expected <= 1.25
+
+
+def test_a_memory_bound_leaves_plain_probes():
+    values = torch.exp(-torch.arange(500.0, dtype=F64) / 10)
+    operator = _rotated(values)
+    bounded = trace(operator, method="hutch++", max_bytes=1, tolerance=0.05, generator=_seeded())
+    free = trace(operator, method="hutch++", tolerance=0.05, generator=_seeded())
+    assert bounded.num_products == bounded.num_samples
+    assert free.num_products < bounded.num_products
+    for found in (bounded, free):
+        assert abs(found.value - float(values.sum())) <= 4 * found.standard_error
+    with pytest.raises(ValueError, match="max_bytes"):
+        trace(operator, max_bytes=0, generator=_seeded())
+
+
+def test_the_default_takes_any_square_matrix():
+    matrix = torch.randn(80, 80, generator=_seeded(), dtype=F64) + 5 * torch.eye(80, dtype=F64)
+    found = trace(Dense(matrix), tolerance=0.05, generator=_seeded())
+    assert found.status == "converged"
+    assert abs(found.value - float(matrix.trace())) <= 4 * found.standard_error

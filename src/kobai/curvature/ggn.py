@@ -50,10 +50,12 @@ class GGN(LinearOperator):
         )
 
     def _matmat(self, columns: Tensor) -> Tensor:
-        total = torch.zeros_like(columns)
+        # `vjp` returns transposed rows: one column after the other in memory, and so is their sum.
+        total: Tensor | None = None
         for batch in self._linear:
-            total += batch.vjp(batch.curved(batch.jvp(columns)) / self.objective.weight)
-        return total
+            pulled = batch.vjp(batch.curved(batch.jvp(columns)) / self.objective.weight)
+            total = pulled.clone() if total is None else total.add_(pulled)
+        return torch.zeros_like(columns) if total is None else total
 
     def _adjoint(self) -> LinearOperator:
         return self

@@ -88,10 +88,13 @@ class Hessian(LinearOperator):
             yield torch.autograd.grad(share, self._leaf, create_graph=True)[0]
 
     def _matmat(self, columns: Tensor) -> Tensor:
-        total = torch.zeros_like(columns)
+        # Added up as rows, one column after the other in memory, as they come and are used.
+        total: Tensor | None = None
         for gradient in self._gradients() if self._kept is None else self._kept:
-            total += gradient(columns.T).T
-        return total
+            rows = gradient(columns.T)
+            # Autograd may hand back the very vector it was given.
+            total = rows.clone() if total is None else total.add_(rows)
+        return torch.zeros_like(columns) if total is None else total.T
 
     def _adjoint(self) -> LinearOperator:
         return self

@@ -17,6 +17,8 @@ from kobai.linalg.quadrature import Density
 
 _STEPS_AT_ONCE = 5
 _FIRST_PROBES = 4
+# Steps that are always made orthogonal: they are cheap, and show an operator that is not symmetric.
+_WATCHED_STEPS = 4
 
 
 def density(
@@ -37,9 +39,11 @@ def density(
     both integrated over the
     eigenvalues: num_probes and num_steps are then upper bounds.
 
-    Every probe keeps its Lanczos vectors orthogonal by Gram-Schmidt over all of them, which takes
-    num_probes * num_steps * n numbers of memory; where that exceeds ``max_bytes``, probes run in
-    groups.
+    Every probe keeps its Lanczos vectors orthogonal to half of the precision, which leaves the
+    quadrature accurate to all of it [Simon 1984, The Lanczos algorithm with partial
+    reorthogonalization]: Gram-Schmidt over all of them runs where a recurrence says that it must.
+    They take num_probes * num_steps * n numbers of memory; where that exceeds ``max_bytes``, probes
+    run in groups.
 
     Args:
         operator: the symmetric matrix.
@@ -134,6 +138,11 @@ class _Probes:
         self.scale = torch.zeros(count, dtype=torch.float64)
         self.broken = self.asymmetric = self.stable = False
         self.epsilon = torch.finfo(operator.dtype).eps
+        # Estimated inner products of the present and the previous vector with all older ones.
+        self.overlaps = torch.zeros(2, count, capacity + 1, dtype=torch.float64)
+        self.overlaps[0, :, 0] = 1.0
+        self.twice = False
+        self.num_passes = 0
 
     def run(self, steps: int) -> None:
         """Advance to the given number of steps."""
@@ -177,43 +186,75 @@ class _Probes:
         current = self.basis[:, step]
         product = (self.operator @ current.T).detach().T
         self.num_products += self.count
-        if not bool(torch.isfinite(product).all()):
+        sizes = product.norm(dim=1)
+        if not bool(torch.isfinite(sizes).all()):
             self.broken = True
             return
-        centre = (product * current).sum(dim=1)
-        rest = product - centre.unsqueeze(1) * current
+        self.scale = torch.maximum(self.scale, sizes.to(self.scale))
+        centre = torch.linalg.vecdot(product, current)
+        # Fused, and in place where possible: each pass over all probes' vectors is felt.
+        rest = torch.addcmul(product, current, centre.unsqueeze(1), value=-1)
         if step:
             coupling = self.below[:, step - 1].to(rest).unsqueeze(1)
-            rest = rest - coupling * self.basis[:, step - 1]
-        # After the three-term recurrence only rounding is left along older vectors, so one pass
-        # removes it, unless little else is left.
-        before = rest.norm(dim=1)
-        stray, rest = self._orthogonalise(rest, step + 1)
+            rest.addcmul_(self.basis[:, step - 1], coupling, value=-1)
         length = rest.norm(dim=1)
-        if bool((length < 0.7 * before).any()):
-            again, rest = self._orthogonalise(rest, step + 1)
-            stray, length = stray + again, rest.norm(dim=1)
+        lost = self._lost(length.to(self.scale), centre.to(self.scale))
+        # The next vector inherits from this one and the one before: two in a row are cleaned.
+        must = bool((lost > math.sqrt(self.epsilon)).any())
+        if must or self.twice or step < _WATCHED_STEPS:
+            self.twice = must and not self.twice
+            stray, rest = self._orthogonalise(rest, step + 1)
+            # One pass removes rounding along older vectors, unless little else is left.
+            before, length = length, rest.norm(dim=1)
+            if bool((length < 0.7 * before).any()):
+                again, rest = self._orthogonalise(rest, step + 1)
+                stray, length = stray + again, rest.norm(dim=1)
+            centre = centre.to(self.scale) + stray[:, step]
+            self.overlaps[0, :, : step + 1] = self.epsilon
+            # What is left along older vectors contradicts symmetry if it is more than rounding.
+            if step < _WATCHED_STEPS:
+                limit = math.sqrt(self.epsilon) * self.scale
+                self.asymmetric |= bool((stray[:, :step].abs() > limit.unsqueeze(1)).any())
         length = length.to(self.scale)
-        self.diagonal[:, step] = centre.to(self.scale) + stray[:, step]
-        self.scale = torch.maximum(self.scale, product.norm(dim=1).to(self.scale))
-        # What is left along older vectors contradicts symmetry if it is more than rounding.
-        limit = math.sqrt(self.epsilon) * self.scale
-        self.asymmetric |= bool((stray[:, :step].abs() > limit.unsqueeze(1)).any())
+        self.diagonal[:, step] = centre
         self.steps += 1
         if step + 1 == self.basis.shape[1]:
             return
         # A closed Krylov space: what is left is rounding, and couples to nothing.
         alive = length > 32 * self.epsilon * self.scale
         self.below[:, step] = torch.where(alive, length, 0.0)
-        divisor = torch.where(alive, length, 1.0).to(rest)
-        following = rest / divisor.unsqueeze(1)
-        self.basis[:, step + 1] = torch.where(alive.to(rest.device).unsqueeze(1), following, 0.0)
+        divisor = torch.where(alive, length, math.inf).to(rest)
+        torch.div(rest, divisor.unsqueeze(1), out=self.basis[:, step + 1])
+
+    def _lost(self, length: Tensor, centre: Tensor) -> Tensor:
+        """Largest inner product of each probe's next vector with older ones, by the recurrence.
+
+        Inner products obey the recurrence of the vectors themselves, plus rounding [Simon 1984,
+        eq. 3.2]; ``overlaps`` moves one step on.
+        """
+        step, now, before = self.steps, self.overlaps[0], self.overlaps[1]
+        following = torch.zeros_like(now)
+        rounding = 4 * self.epsilon * self.scale.unsqueeze(1)
+        if step:
+            below = self.below[:, :step]
+            total = below * now[:, 1 : step + 1]
+            total = total + (self.diagonal[:, :step] - centre.unsqueeze(1)) * now[:, :step]
+            total[:, 1:] += below[:, :-1] * now[:, : step - 1]
+            total = total - below[:, -1:] * before[:, :step]
+            divisor = length.clamp(min=1e-300).unsqueeze(1)
+            following[:, :step] = (total.abs() + rounding) / divisor
+        following[:, step] = self.epsilon
+        largest = following[:, : step + 1].amax(dim=1)
+        following[:, step + 1] = 1.0
+        self.overlaps = torch.stack([following, now])
+        return torch.where(length > 32 * self.epsilon * self.scale, largest, 0.0)
 
     def _orthogonalise(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Take out of each probe's row its part along the first vectors of its own basis.
 
         Probe by probe: two products with a contiguous matrix each are quicker than a batched call.
         """
+        self.num_passes += 1
         parts = [basis[:count] @ row for basis, row in zip(self.basis, rows, strict=True)]
         rows = torch.stack(
             [

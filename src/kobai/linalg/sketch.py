@@ -22,30 +22,42 @@ def hutch_plus_plus(
     tolerance: float,
     max_products: int,
     block: int,
+    max_bytes: int,
     generator: torch.Generator,
 ) -> Estimate:
     """tr A = tr QᵀAQ + tr (I-QQᵀ)A(I-QQᵀ): the first exactly, the second from probes.
 
     Q spans A times random vectors [Meyer, Musco, Musco & Woodruff 2021]. The sketch doubles while
     that is expected to be cheaper than the probes it saves [as Persson, Cortinovis & Kressner
-    2022], up to two thirds of the budget. The standard error is that of the second part, given Q.
+    2022], where the latest doubling tells what the next one brings: on a spectrum without a leading
+    part it stays small and all else are plain probes, of which nothing is kept. It takes up to two
+    thirds of the budget and ``max_bytes``. The standard error is that of the second part, given Q.
 
     Args:
         operator: symmetric.
         tolerance: stop when standard error <= tolerance * |value|.
         max_products: the budget.
         block: probes multiplied together.
+        max_bytes: bound on the memory for the sketch; none fits: plain probes.
         generator: source of randomness.
     """
     sketch = _Sketch(operator, generator)
+    size = operator.shape[0]
+    # Four matrices are kept, and as much again is in use while they grow.
+    fits = max_bytes // (8 * size * torch.finfo(operator.dtype).bits // 8)
     room = max(max_products - MIN_SAMPLES, 0) // 2
-    sketch.grow(min(block, room, operator.shape[0] // 2))
+    sketch.grow(min(block, room, size // 2, fits))
     probes, images = _nothing(operator), _nothing(operator)
+    samples = torch.zeros(0, dtype=torch.float64)
+    deviation, final = math.nan, False
     while True:
-        count = probes.shape[1]
+        if sketch.broken:
+            spent = sketch.num_products + samples.numel()
+            return _estimate(math.nan, math.nan, spent, samples.numel(), "non-finite")
+        count = samples.numel()
         spent = sketch.num_products + count
         if count:
-            value, error = _remainder(sketch, probes, images)
+            value, error = _with_remainder(sketch, samples)
             if not math.isfinite(value):
                 return _estimate(math.nan, math.nan, spent, count, "non-finite")
             goal = tolerance * abs(value)
@@ -53,18 +65,27 @@ def hutch_plus_plus(
                 return _estimate(value, error, spent, count, "converged")
             if spent >= max_products:
                 return _estimate(value, error, spent, count, "max-products")
-            rank = sketch.rank
-            more = count * ((error / goal) ** 2 - 1) if goal > 0 else math.inf
-            allowed = 2 * (2 * rank) <= 2 * max_products // 3 and 4 * rank <= operator.shape[0]
-            if count >= MIN_SAMPLES and more > 2 * rank and sketch.growing and allowed:
-                sketch.grow(rank)
-                continue
-        if sketch.broken:
-            return _estimate(math.nan, math.nan, spent, count, "non-finite")
+            if count >= MIN_SAMPLES and not final:
+                rank, now = sketch.rank, float(samples.std())
+                more = count * ((error / goal) ** 2 - 1) if goal > 0 else math.inf
+                # The share of those probes that a doubling saves, by what the latest one saved.
+                saved = 1 - (now / deviation) ** 2 if math.isfinite(deviation) else 1.0
+                allowed = 2 * (2 * rank) <= 2 * max_products // 3 and 4 * rank <= size
+                worth = saved > 0.1 and more * saved > 2 * rank
+                if rank and sketch.growing and allowed and 2 * rank <= fits and worth:
+                    deviation = now
+                    sketch.grow(rank)
+                    samples = _remainder(sketch, probes, images)
+                    continue
+                final = True
+                probes, images = _nothing(operator), _nothing(operator)
         wanted = max(block, MIN_SAMPLES - count)
         fresh = gaussian(operator, min(wanted, max_products - spent), generator=generator)
-        probes = torch.cat([probes, fresh], dim=1)
-        images = torch.cat([images, (operator @ fresh).detach()], dim=1)
+        products = (operator @ fresh).detach()
+        samples = torch.cat([samples, _remainder(sketch, fresh, products)])
+        if not final:
+            probes = torch.cat([probes, fresh], dim=1)
+            images = torch.cat([images, products], dim=1)
 
 
 def xtrace(
@@ -316,15 +337,19 @@ class _Sketch:
         return inverse.T / inverse.T.norm(dim=0)
 
 
-def _remainder(sketch: _Sketch, probes: Tensor, images: Tensor) -> tuple[float, float]:
-    """Trace and its standard error from a sketch and independent probes of the remainder."""
+def _remainder(sketch: _Sketch, probes: Tensor, images: Tensor) -> Float[Tensor, "k"]:
+    """Samples of the trace outside the sketch, from independent probes and their products."""
     inside = sketch.basis.T @ probes
     outside = probes - sketch.basis @ inside
     product = images - sketch.basis_images @ inside
     # A direction uniform in the remainder's space, scaled to its dimension: no error from the
     # length.
     size = outside.shape[0] - sketch.rank
-    samples = size * _dots(outside, product) / _dots(outside, outside).clamp(min=1e-300)
+    return size * _dots(outside, product) / _dots(outside, outside).clamp(min=1e-300)
+
+
+def _with_remainder(sketch: _Sketch, samples: Float[Tensor, "k"]) -> tuple[float, float]:
+    """Trace and its standard error from a sketch and samples of the remainder."""
     count = samples.numel()
     value = float(sketch.small().trace() + samples.mean())
     return value, float(samples.std() / math.sqrt(count)) if count > 1 else math.inf

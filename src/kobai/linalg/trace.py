@@ -12,27 +12,36 @@ from kobai.linalg.operator import LinearOperator
 from kobai.linalg.probes import rademacher
 from kobai.linalg.sketch import hutch_plus_plus, xdiag, xtrace
 
-TraceMethod = Literal["hutchinson", "hutch++", "xtrace", "exact"]
+TraceMethod = Literal["auto", "hutchinson", "hutch++", "xtrace", "exact"]
 DiagonalMethod = Literal["hutchinson", "xdiag", "exact"]
 
 
 def trace(
     operator: LinearOperator,
     *,
-    method: TraceMethod = "hutch++",
+    method: TraceMethod = "auto",
     tolerance: float = 0.01,
-    max_products: int = 1000,
+    max_products: int = 300,
     block: int = 8,
+    max_bytes: int = 2**28,
     generator: torch.Generator,
 ) -> Estimate:
     """Trace of a square operator, with a standard error.
 
+    The error falls fast where few eigenvalues carry the trace. Where positive and negative ones
+    cancel (the Hessian of a fresh network), tr A is small beside ‖A‖_F √2, which is the standard
+    deviation of one probe: then a relative error of one percent may be out of reach of any method,
+    the budget ends first, and the status and the standard error say so.
+
+    - ``"auto"``: "hutch++" for a symmetric matrix, "hutchinson" for any other.
     - ``"hutchinson"``: the mean of zᵀAz over Rademacher probes z [Girard 1989, Hutchinson 1989].
       Any square matrix; one product a sample; no memory beyond one block. The error falls as
       1/sqrt(products).
     - ``"hutch++"`` and ``"xtrace"``: symmetric matrices; take the leading eigenvectors out first
-      (see `kobai.linalg.sketch`). Far fewer products where few eigenvalues carry the trace; they
-      hold up to 4/3 and 2 times ``max_products`` vectors of length n.
+      (see `kobai.linalg.sketch`). Far fewer products where few eigenvalues carry the trace. The
+      first sees whether they do, and becomes "hutchinson" by itself where they do not, or where a
+      sketch does not fit into ``max_bytes``; the second holds up to 2 times ``max_products``
+      vectors of length n.
     - ``"exact"``: n products.
 
     A matrix of size n <= 3 * MIN_SAMPLES <= max_products is summed exactly by every method, as the
@@ -44,15 +53,20 @@ def trace(
         tolerance: stop when standard error <= tolerance * |value|; 0 spends the whole budget.
         max_products: the budget.
         block: probes multiplied together.
+        max_bytes: bound on the memory of "hutch++", beyond a block of probes and products.
         generator: source of randomness.
 
     Raises:
         ValueError: operator not square (not symmetric, for the methods that need it), an unknown
-            method, negative tolerance, a budget or block below 1.
+            method, negative tolerance, a budget, block or memory bound below 1.
     """
     _check_request(operator, tolerance, max_products, block)
-    if method not in ("hutchinson", "hutch++", "xtrace", "exact"):
-        raise ValueError(f"method is hutchinson, hutch++, xtrace or exact; got {method!r}")
+    if method not in ("auto", "hutchinson", "hutch++", "xtrace", "exact"):
+        raise ValueError(f"method is auto, hutchinson, hutch++, xtrace or exact; got {method!r}")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes is a bound on memory of at least 1; got {max_bytes}")
+    if method == "auto":
+        method = "hutch++" if operator.symmetric else "hutchinson"
     if method == "exact" or operator.shape[0] <= min(3 * MIN_SAMPLES, max_products):
         return _sum(_exact_diagonal(operator, block))
     if method == "hutchinson":
@@ -69,6 +83,7 @@ def trace(
             tolerance=tolerance,
             max_products=max_products,
             block=block,
+            max_bytes=max_bytes,
             generator=generator,
         )
     return xtrace(operator, tolerance=tolerance, max_products=max_products, generator=generator)
