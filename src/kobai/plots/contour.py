@@ -225,7 +225,9 @@ def _fill(
     shown: Range,
 ) -> Normalize:
     norm = LogNorm(shown.low, shown.high) if shown.log else Normalize(shown.low, shown.high)
-    ground = np.ma.masked_invalid(np.clip(values, None, shown.high)).T
+    # Infinite values are gaps, not values above the clip.
+    finite = np.where(np.isfinite(values), np.clip(values, None, shown.high), np.nan)
+    ground = np.ma.masked_invalid(finite).T
     space = np.geomspace if shown.log else np.linspace
     fine = space(shown.low, shown.high, 121)
     # Rounding must not leave the extremes outside the outermost levels.

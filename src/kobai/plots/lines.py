@@ -92,7 +92,7 @@ def _line(
     )  # fmt: skip
     errors = line.fields.get(_error_of(name))
     if errors is not None:
-        low = np.maximum(values - 2 * errors, shown.low if shown.log else -np.inf)
+        low = np.maximum(values - 2 * errors, shown.low / 10 if shown.log else -np.inf)
         axes.fill_between(
             line.a, low, np.minimum(values + 2 * errors, shown.high), color=color, alpha=0.18,
             linewidth=0, zorder=2,
@@ -104,7 +104,9 @@ def _line(
 
 def _error_of(name: str) -> str:
     """The field with the standard error of a loss; a name that no field has for others."""
-    return name.removesuffix("loss") + "stderr" if name in ("loss", "test_loss") else ""
+    if name != "loss" and not name.endswith("_loss"):
+        return ""
+    return name.removesuffix("loss") + "stderr"
 
 
 def _gaps(axes: Axes, line: Line, field: str) -> None:

@@ -48,7 +48,7 @@ def landscape_panels(
     if titles and len(titles) != len(planes):
         raise ValueError(f"{len(planes)} planes need as many titles, got {len(titles)}")
     shown = _ranges(planes, field, equal, log, clip)
-    width, height = 3.9, 7.6
+    width, height = 3.9, 7.2
     figure = Figure(figsize=(width * len(planes) + 0.2, height))
     size = figure.get_size_inches()
     elevation, azimuth = viewpoint(planes[0], field)
@@ -65,10 +65,14 @@ def landscape_panels(
         bar = figure.add_axes(place(left + 0.76 + w, height - 0.85 - h, 0.1, h))
         draw_contour(figure, axes, bar, plane, field, shown[k])
         below = figure.add_axes(
-            place(left - 0.12, 0.05, width + 0.05, 3.45), projection="3d", computed_zorder=False
+            place(left - 0.1, 0.3, width - 0.15, 3.5), projection="3d", computed_zorder=False
         )
         assert isinstance(below, Axes3D)
-        draw_surface(below, plane, field, shown[k], elevation=elevation, azimuth=azimuth)
+        # Labels reach beyond the box, into that of the next panel.
+        below.patch.set_alpha(0.0)
+        draw_surface(
+            below, plane, field, shown[k], elevation=elevation, azimuth=azimuth, legend=False
+        )
         title = titles[k] if titles else plane.label or plane.kind
         figure.text(
             (left + 0.66) / size[0], 1 - 0.25 / height, plain(title, limit=40), size=11,

@@ -93,6 +93,7 @@ def draw_surface(
     elevation: float | None = None,
     azimuth: float | None = None,
     styles: Mapping[str, Style] | None = None,
+    legend: bool = True,
 ) -> None:
     """Draw the surface of a field on given axes, with heights from the least to the largest shown.
 
@@ -104,6 +105,7 @@ def draw_surface(
         elevation: As for ``landscape_surface``.
         azimuth: As for ``landscape_surface``.
         styles: Optimizer to style; by default from the runs on the plane.
+        legend: Whether to name the paths.
     """
     values = field_values(plane, field)
     looks = plane_styles(plane) if styles is None else styles
@@ -121,7 +123,9 @@ def draw_surface(
     levels = contour_levels(shown.low, shown.high, log=shown.log, count=8)
     marks = np.log10(levels) if shown.log else levels
     _level_lines(axes, relief, marks, elevation, azimuth)
-    _paths(axes, plane, relief, lines, looks, elevation, azimuth)
+    handles = _paths(axes, plane, relief, lines, looks, elevation, azimuth)
+    if legend and handles:
+        _legend(axes, handles)
     _frame(axes, plane, relief, field, (marks, levels))
 
 
@@ -288,7 +292,7 @@ def _paths(
     looks: Mapping[str, Style],
     elevation: float,
     azimuth: float,
-) -> None:
+) -> list[Line2D]:
     lift = np.array([0.0, 0.0, 0.008 * (relief.top - relief.bottom)])
     optimizers = optimizers_on(plane)
     handles = []
@@ -333,15 +337,18 @@ def _paths(
             Line2D([], [], color=color, linewidth=2.5, label=plain(name, limit=32),
                    marker=style.marker if style else "o", ms=7, mec="white")
         )  # fmt: skip
-    if handles:
-        axes.legend(
-            handles=handles,
-            loc="upper right",
-            bbox_to_anchor=(0.985, 0.985),
-            frameon=False,
-            fontsize=9,
-            labelcolor=INK,
-        )
+    return handles
+
+
+def _legend(axes: Axes3D, handles: list[Line2D]) -> None:
+    axes.legend(
+        handles=handles,
+        loc="upper right",
+        bbox_to_anchor=(0.985, 0.985),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
 
 
 def _frame(

@@ -56,7 +56,9 @@ def landscape_slices(
     filled = None
     for axes, pick in zip(grid.flat, picks, strict=False):
         plane = volume.slice(axis, int(pick))
-        ground = np.ma.masked_invalid(np.clip(plane.fields[field], None, shown.high)).T
+        values = plane.fields[field]
+        finite = np.where(np.isfinite(values), np.clip(values, None, shown.high), np.nan)
+        ground = np.ma.masked_invalid(finite).T
         if ground.mask.any():
             axes.add_patch(
                 Rectangle(
