@@ -28,6 +28,7 @@ class LayerUse:
         inputs: What was multiplied, or what the module was called with.
         gradients: In the products, or the module's output, with an axis Q of cotangents in front.
         group: Which of the slot's groups; None for all of them.
+        owner: The module that was called.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class LayerUse:
     inputs: Tensor
     gradients: Tensor
     group: int | None = None
+    owner: nn.Module | None = None
 
 
 @final
@@ -91,13 +93,21 @@ class Watch:
             gradient = next(rest) if call.edge is not None else None
             if gradient is not None:
                 own = gradient if batched else gradient.unsqueeze(0)
-                found.append(LayerUse(call.layer, "", call.module, call.inputs, own))
+                found.append(
+                    LayerUse(call.layer, "", call.module, call.inputs, own, owner=call.module)
+                )
         for call in self.composite:
             own = [next(rest) for _ in call.edges]
             for product, gradient in call.products(own, batched=batched):
                 found.append(
                     LayerUse(
-                        call.layer, product.slot, None, product.inputs, gradient, product.group
+                        call.layer,
+                        product.slot,
+                        None,
+                        product.inputs,
+                        gradient,
+                        product.group,
+                        call.module,
                     )
                 )
         return found

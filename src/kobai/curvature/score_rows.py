@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs, scale_rows
+from kobai.curvature.factor_sums import joint_uses, outer_rows
+from kobai.curvature.layer_inputs import scale_rows
 from kobai.curvature.layer_uses import LayerUse, Watch
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.parts import Part, plan_parts
@@ -67,13 +67,27 @@ class ScoreRows:
 
     def __iter__(self) -> Iterator[list[Rows]]:
         """One list a batch, or a piece of one, with the rows of each part."""
+        for run, cotangents in self._passes():
+            yield self._complete(run.rows(cotangents, self._vectorised))
+
+    def uses(self) -> Iterator[tuple[int, list[list[LayerUse] | Rows]]]:
+        """Like iteration, but for parts that multiply by a matrix every use, not yet unfolded.
+
+        Yields:
+            The number of examples (one if they are coupled), and for each part its uses, none if
+            it was not called, or its rows.
+        """
+        for run, cotangents in self._passes():
+            yield run.examples, run.mixed(cotangents, self._vectorised)
+
+    def _passes(self) -> "Iterator[tuple[_Pass, Tensor]]":
+        """Forward passes over all data in pieces that fit, with their cotangents."""
         cotangents = self.scores.start()
         limit = max(1, int(MEMORY_BOUND / max(1.0, self.each * self._bytes_per_example)))
         for batch in self.objective.batches:
             if self.objective.coupled or batch.size <= limit:
                 run = _Pass(self, batch, self.parts)
-                own = cotangents(run.outputs, batch.targets.to(run.outputs.device))
-                yield self._complete(run.rows(own, self._vectorised))
+                yield run, cotangents(run.outputs, batch.targets.to(run.outputs.device))
                 continue
             # Cotangents are drawn for the whole batch, as everywhere, and cut with it.
             with torch.no_grad(), pure(self.objective.model):
@@ -81,8 +95,7 @@ class ScoreRows:
             own = cotangents(outputs, batch.targets.to(outputs.device))
             for start in range(0, batch.size, limit):
                 chosen = slice(start, start + limit)
-                run = _Pass(self, batch.take(chosen), self.parts)
-                yield self._complete(run.rows(own[:, chosen], self._vectorised))
+                yield _Pass(self, batch.take(chosen), self.parts), own[:, chosen]
 
     def _complete(self, rows: list[Rows | None]) -> list[Rows]:
         """The same rows, or an error that names the parts which have none."""
@@ -211,14 +224,30 @@ class _Pass:
         jacobians = self._jacobians(singles)
         found: list[Rows | None] = []
         for position, (part, own) in enumerate(zip(self.parts, uses, strict=True)):
-            if part.kind == "jacobian":
-                found.append(DenseRows(jacobians[part.parameters[0]], part.indices))
-                continue
-            rows = self._part_rows(part, own, count)
+            rows = self._part_rows(part, own, count, jacobians)
             if isinstance(rows, OuterRows):
                 self.places[position] = rows.places
             elif isinstance(rows, EmbeddingRows):
                 self.places[position] = rows.tokens.shape[1]
+            found.append(rows)
+        return found
+
+    def mixed(self, cotangents: Tensor, vectorised: bool) -> list[list[LayerUse] | Rows]:
+        """Uses of parts that multiply by a matrix, rows of all others."""
+        uses = self.uses(cotangents, vectorised)
+        singles = self._singles(cotangents)
+        count = len(singles) if self.coupled else len(cotangents)
+        jacobians = self._jacobians(singles)
+        found: list[list[LayerUse] | Rows] = []
+        for part, own in zip(self.parts, uses, strict=True):
+            if part.form is not None:
+                found.append(own)
+                continue
+            rows = self._part_rows(part, own, count, jacobians)
+            if rows is None:
+                raise ValueError(
+                    f"{part.parameters}: called differently than on the first examples"
+                )
             found.append(rows)
         return found
 
@@ -291,8 +320,12 @@ class _Pass:
         matrix = torch.cat([pull(piece) for piece in singles.split(_ROWS_TOGETHER)])
         return dict(zip(self.spans, matrix.split(list(self.spans.values()), 1), strict=True))
 
-    def _part_rows(self, part: Part, uses: list[LayerUse], count: int) -> Rows | None:
+    def _part_rows(
+        self, part: Part, uses: list[LayerUse], count: int, jacobians: dict[str, Tensor]
+    ) -> Rows | None:
         """Rows of a part from the uses of its matrices; zero where it was not called."""
+        if part.kind == "jacobian":
+            return DenseRows(jacobians[part.parameters[0]], part.indices)
         if not uses:
             return DenseRows(self.outputs.new_zeros(self.examples * count, part.size), part.indices)
         if part.kind == "embedding":
@@ -300,31 +333,13 @@ class _Pass:
         if part.kind == "scale":
             return self._scale(part, uses)
         inputs, gradients = [], []
-        for group in _by_group(part, uses):
-            pairs = []
-            for use in group:
-                g = matrix_gradients(use.module, use.gradients, self.examples)
-                a = matrix_inputs(use.module, use.inputs.to(self.outputs.dtype), self.examples)
-                if g is None or a is None or a.shape[2] != g.shape[3]:
-                    return None
-                pairs.append((a, g))
-            # Groups may have places of their own (keys and queries): those missing are zeros.
-            longest = max(a.shape[2] for a, _ in pairs)
-            missing = [longest - a.shape[2] for a, _ in pairs]
-            a = torch.cat(
-                [F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)]
-            )
-            g = torch.cat(
-                [F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)]
-            )
-            if part.kind == "bias":
-                # A bias is an input that is always one, whatever the groups of its layer.
-                g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
-                a = g.new_ones(1, self.examples, g.shape[3], 1)
-            elif part.bias:
-                a = torch.cat([a, torch.ones_like(a[..., :1])], 3)
-            inputs.append(a)
-            gradients.append(g)
+        assert part.form is not None
+        for joint in joint_uses(uses):
+            found = outer_rows(part.form, joint, self.examples, self.outputs.dtype)
+            if found is None:
+                return None
+            inputs.append(found[0])
+            gradients.append(found[1])
         return OuterRows(torch.cat(inputs, 2), torch.cat(gradients, 3), part.indices)
 
     def _embedding(self, part: Part, uses: list[LayerUse]) -> Rows | None:
@@ -354,12 +369,3 @@ class _Pass:
                 return None
             total = rows if total is None else total + rows
         return None if total is None else DenseRows(total.flatten(2).flatten(0, 1), part.indices)
-
-
-def _by_group(part: Part, uses: list[LayerUse]) -> list[list[LayerUse]]:
-    """Uses that make up all groups of the part's matrix, together; one by one where they do."""
-    if all(use.group is None for use in uses):
-        return [[use] for use in uses]
-    groups = sorted({use.group for use in uses if use.group is not None})
-    columns = [[use for use in uses if use.group == group] for group in groups]
-    return [list(together) for together in zip(*columns, strict=True)]

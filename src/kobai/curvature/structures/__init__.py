@@ -1,11 +1,12 @@
 """How much of a Fisher matrix is kept: one structure a file, each builds one operator."""
 
+from kobai.curvature.factor_sums import Sharing
 from kobai.curvature.structures.chain import Chain, ChainStructure
 from kobai.curvature.structures.diagonal import DiagonalStructure
 from kobai.curvature.structures.ekfac import EKFACStructure
 from kobai.curvature.structures.full import FullStructure
 from kobai.curvature.structures.interface import Layer, Structure, layers_of
-from kobai.curvature.structures.kronecker import KroneckerStructure, Sharing
+from kobai.curvature.structures.kronecker import KroneckerStructure
 from kobai.curvature.structures.layer import LayerStructure
 from kobai.curvature.structures.low_rank import LowRank
 from kobai.curvature.structures.tridiagonal import Tridiagonal, TridiagonalStructure

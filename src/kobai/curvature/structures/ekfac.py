@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage
+from kobai.curvature.factor_sums import Sharing
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.interface import Structure
 from kobai.curvature.structures.kronecker import (
-    Sharing,
     factored_coverage,
-    factors,
     group_indices,
     sum_parts,
     uncorrelated_block,
@@ -58,11 +57,13 @@ class EKFACStructure(Structure):
         bases: dict[int, tuple[Tensor, Tensor]] = {}
         others: dict[int, tuple[SolvableOperator, Tensor]] = {}
         for i, (part, own) in enumerate(zip(source.parts, sums, strict=True)):
-            other = uncorrelated_block(part, own, weight)
+            other = uncorrelated_block(part, own, weight, source.theta)
             if other is not None:
                 others[i] = other
                 continue
-            a, b = factors(own, weight)
+            assert own.factors is not None
+            a, b = own.factors.factors(weight)
+            b = b[0] if part.kind == "embedding" else b
             outer = eigh(b).vectors.to(b.dtype)
             bases[i] = (outer, outer if part.kind == "embedding" else eigh(a).vectors.to(a.dtype))
         values: dict[int, Tensor] = {}

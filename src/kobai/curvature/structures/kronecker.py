@@ -1,23 +1,16 @@
 """Fisher structure "kronecker": K-FAC blocks B ⊗ A from captured layers, expand and reduce.
 
-"expand" takes the places where a matrix is used (tokens, positions) as independent examples: A =
-mean over examples and places of a aᵀ, B = Σ g gᵀ / W. "reduce" sums over places first: A = mean of
-ā āᵀ with ā the mean of a over the places, B = Σ ḡ ḡᵀ / W with ḡ the sum of g. In a linear network
-expand is exact if every place has its own loss, reduce if the loss sees the mean over places only
-(Eschenhagen et al. 2023, Kronecker-factored approximate curvature for modern neural network
-architectures, §3). Without weight sharing the two agree.
+What the factors are, under weight sharing and repeated use too: see `kobai.curvature.factor_sums`.
 """
 
 import dataclasses
-from typing import Literal, final
+from typing import final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.kronecker import gram
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
+from kobai.curvature.factor_sums import FactorSums, Sharing
 from kobai.curvature.parts import Part
 from kobai.curvature.rows import Rows
 from kobai.curvature.score_rows import ScoreRows
@@ -29,24 +22,18 @@ from kobai.linalg.leaves import Diagonal
 from kobai.linalg.solvable import SolvableOperator
 from kobai.linalg.structured import Kronecker
 
-Sharing = Literal["expand", "reduce"]
-
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PartSums:
     """What K-FAC needs of one part, summed over batches.
 
     Attributes:
-        inputs: Σ a aᵀ, (groups, K, K); counts of the lines, (V,), for an embedding.
-        outputs: Σ g gᵀ, (groups, M, M); (D, D) for an embedding.
-        rows: Number of inputs summed over (examples times places, or examples under "reduce").
+        factors: For parts that multiply by a matrix; None if no batch has used it.
         blocks: Σ of the outer products of each unit's rows, (U, k, k), for scale and shift.
         squares: Σ of squares, for parts with a diagonal block.
     """
 
-    inputs: Tensor | None = None
-    outputs: Tensor | None = None
-    rows: int = 0
+    factors: FactorSums | None = None
     blocks: Tensor | None = None
     squares: Tensor | None = None
 
@@ -54,41 +41,21 @@ class PartSums:
 def sum_parts(source: ScoreRows, sharing: Sharing) -> list[PartSums]:
     """Second moments of every part, streamed over the batches."""
     sums = [PartSums() for _ in source.parts]
-    for pieces in source:
-        for part, total, rows in zip(source.parts, sums, pieces, strict=True):
-            _add(part, total, rows, sharing, source.each)
+    for examples, pieces in source.uses():
+        for part, total, piece in zip(source.parts, sums, pieces, strict=True):
+            if isinstance(piece, Rows):
+                if part.kind == "scale":
+                    stacks = piece.dense().view(piece.count, *part.shape[1:]).transpose(0, 1)
+                    total.blocks = _plus(total.blocks, stacks.mT @ stacks)
+                else:
+                    total.squares = _plus(total.squares, piece.squares())
+            elif piece:
+                assert part.form is not None
+                total.factors = total.factors or FactorSums()
+                total.factors.add(
+                    part.form, piece, examples=examples, sharing=sharing, dtype=source.theta.dtype
+                )
     return sums
-
-
-def _add(part: Part, total: PartSums, rows: Rows, sharing: Sharing, each: int) -> None:
-    if isinstance(rows, OuterRows):
-        inputs, gradients = rows.inputs, rows.gradients
-        if sharing == "reduce":
-            inputs, gradients = inputs.mean(2, keepdim=True), gradients.sum(3, keepdim=True)
-        total.inputs = _plus(total.inputs, torch.stack([gram(a.flatten(0, 1)) for a in inputs]))
-        total.outputs = _plus(
-            total.outputs, torch.stack([gram(g.flatten(0, 2)) for g in gradients])
-        )
-        total.rows += inputs.shape[1] * inputs.shape[2]
-    elif isinstance(rows, EmbeddingRows):
-        tokens, gradients = rows.tokens, rows.gradients
-        counts = torch.bincount(tokens.reshape(-1), minlength=rows.lines).to(gradients.dtype)
-        if sharing == "reduce":
-            # Lines of the table are orthogonal inputs: only the diagonal of ā āᵀ is kept.
-            hot = torch.zeros(
-                tokens.shape[0], rows.lines, dtype=gradients.dtype, device=gradients.device
-            )
-            hot.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=gradients.dtype))
-            counts = (hot / tokens.shape[1]).square().sum(0)
-            gradients = gradients.sum(2, keepdim=True)
-        total.inputs = _plus(total.inputs, counts)
-        total.outputs = _plus(total.outputs, gram(gradients.flatten(0, 2)))
-        total.rows += tokens.shape[0] * (1 if sharing == "reduce" else tokens.shape[1])
-    elif part.kind == "scale":
-        stacks = rows.dense().view(rows.count, *part.shape[1:]).transpose(0, 1)
-        total.blocks = _plus(total.blocks, stacks.mT @ stacks)
-    else:
-        total.squares = _plus(total.squares, rows.squares())
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
@@ -101,14 +68,15 @@ def group_indices(part: Part) -> list[Tensor]:
 
 
 def uncorrelated_block(
-    part: Part, sums: PartSums, weight: float
+    part: Part, sums: PartSums, weight: float, theta: Tensor
 ) -> tuple[SolvableOperator, Tensor] | None:
     """The block of a part that is not Kronecker-factored, with its coordinates, or None."""
     if sums.blocks is not None:
         return EqualBlocks(sums.blocks / weight), part.indices
-    # A layer that some batch did not call has zeros there besides its factors.
-    if sums.squares is not None and sums.inputs is None:
+    if sums.squares is not None:
         return Diagonal(sums.squares / weight), part.indices
+    if sums.factors is None:
+        return Diagonal(theta.new_zeros(part.size)), part.indices
     return None
 
 
@@ -138,27 +106,21 @@ class KroneckerStructure(Structure):
         blocks: list[SolvableOperator] = []
         indices: list[Tensor] = []
         for part, sums in zip(source.parts, sum_parts(source, self.sharing), strict=True):
-            other = uncorrelated_block(part, sums, weight)
+            other = uncorrelated_block(part, sums, weight, source.theta)
             if other is not None:
                 blocks.append(other[0])
                 indices.append(other[1])
                 continue
-            a, b = factors(sums, weight)
+            assert sums.factors is not None
+            a, b = sums.factors.factors(weight)
             if part.kind == "embedding":
-                blocks.append(table_product(a, b))
+                blocks.append(table_product(a, b[0]))
                 indices.append(part.indices)
                 continue
             for left, right, places in zip(b, a, group_indices(part), strict=True):
                 blocks.append(Kronecker(left, right))
                 indices.append(places)
         return BlockDiagonal(blocks, indices)
-
-
-def factors(sums: PartSums, weight: float) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """A and B of a Kronecker part."""
-    if sums.inputs is None or sums.outputs is None:
-        raise ValueError("this part has no Kronecker factors")
-    return sums.inputs / max(sums.rows, 1), sums.outputs / weight
 
 
 def factored_coverage(source: ScoreRows, block: str) -> Coverage:

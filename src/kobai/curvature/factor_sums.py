@@ -1,0 +1,345 @@
+"""What K-FAC needs of a layer, summed over uses and batches: the factors of B ⊗ A.
+
+A layer that multiplies every row a of its inputs by one matrix has per-example gradients Σ_t g_t
+a_tᵀ: g_t is the gradient in product t, and t runs over the places where the matrix is used (tokens,
+positions of a convolution, time steps).
+
+"expand" takes the places of one use as independent of each other, and a as independent of g:
+
+    F = E[vec(g aᵀ) vec(g aᵀ)ᵀ] ≈ B ⊗ A,   A = (1/R) Σ a aᵀ,   B = (1/W) Σ g gᵀ,
+
+with row-major vec, R the number of rows seen and W the normaliser of the objective. It is exact
+where the network is linear and every place has its own loss. "reduce" sums over the places of a use
+first, ā = mean of a and ḡ = sum of g, and is exact where the network is linear and the loss sees
+the mean over places only. Without places the two agree.
+
+A matrix that is used several times over (a layer called twice, weights tied between layers) has the
+gradient Σ_r g_r a_rᵀ over its uses r, and the same independence gives
+
+    F ≈ Σ_{r,s} B_rs ⊗ A_rs,   A_rs = (1/R) Σ a_r a_sᵀ,   B_rs = (1/W) Σ g_r g_sᵀ,
+
+exact in linear networks, but not one Kronecker product. Kept is the nearest one in Frobenius norm,
+which is positive semi-definite as the sum is. Uses of different lengths, more than `MOST_PAIRED` of
+them, and steps of a recurrent cell count as places instead.
+
+A bias is one more input that is always one; groups of a convolution are separate blocks.
+
+Sources: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
+curvature (§3); Grosse and Martens 2016, A Kronecker-factored approximate Fisher matrix for
+convolution layers (§3); Eschenhagen et al. 2023, Kronecker-factored approximate curvature for
+modern neural network architectures (§3, expand and reduce); Van Loan and Pitsianis 1993,
+Approximation with Kronecker products (the nearest product).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.curvature.layer_forms import CELLS, LayerForm
+from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
+from kobai.curvature.layer_uses import LayerUse
+from kobai.curvature.moments import input_moment, output_moment
+
+Sharing = Literal["expand", "reduce"]
+
+MOST_PAIRED = 6
+"""Uses of one matrix whose correlations are kept: they take the square of it as many moments."""
+
+
+def joint_uses(uses: Sequence[LayerUse]) -> list[list[LayerUse]]:
+    """Uses that make up all groups of a matrix, together; one by one where each does."""
+    if all(use.group is None for use in uses):
+        return [[use] for use in uses]
+    groups = sorted({use.group for use in uses if use.group is not None})
+    columns = [[use for use in uses if use.group == group] for group in groups]
+    return [list(together) for together in zip(*columns, strict=True)]
+
+
+def outer_rows(
+    form: LayerForm, uses: Sequence[LayerUse], examples: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "G E T K"], Float[Tensor, "G E Q T M"], tuple[int, ...]] | None:
+    """Inputs and gradients of one joint use; None if examples do not divide them.
+
+    Args:
+        form: Of the matrix; where it is a bias alone the inputs are ones.
+        uses: One, or one a group.
+        examples: E.
+        dtype: Of the result.
+
+    Returns:
+        a and g, and the number of places T of each group; where groups differ in it the shorter
+        ones end in zeros.
+    """
+    pairs = []
+    for use in uses:
+        g = matrix_gradients(use.module, use.gradients.to(dtype), examples)
+        a = matrix_inputs(use.module, use.inputs.to(dtype), examples)
+        if g is None or a is None or a.shape[2] != g.shape[3]:
+            return None
+        pairs.append((a, g))
+    lengths = tuple(a.shape[2] for a, _ in pairs for _ in range(a.shape[0]))
+    longest = max(lengths)
+    missing = [longest - a.shape[2] for a, _ in pairs]
+    a = torch.cat([F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)])
+    g = torch.cat([F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)])
+    if form.inputs == 1 and form.bias:
+        # A bias is an input that is always one, whatever the groups of its layer.
+        g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
+        return g.new_ones(1, examples, longest, 1), g, (longest,)
+    if form.bias:
+        ones = a.new_zeros(*a.shape[:3], 1)
+        for group, length in enumerate(lengths):
+            ones[group, :, :length] = 1
+        a = torch.cat([a, ones], 3)
+    return a, g, lengths
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class FactorSums:
+    """Sums for the factors of one matrix.
+
+    Attributes:
+        inputs: Σ a aᵀ, (G, K, K); counts of the lines, (V,), for an embedding; with U > 1 uses
+            their correlations, (U, U, G, K, K).
+        rows: Number of rows in it.
+        outputs: Σ g gᵀ, (G, M, M), or (U, U, G, M, M).
+    """
+
+    inputs: Tensor | None = None
+    rows: float = 0
+    outputs: Tensor | None = None
+
+    def add(
+        self,
+        form: LayerForm,
+        uses: Sequence[LayerUse],
+        *,
+        examples: int,
+        sharing: Sharing,
+        dtype: torch.dtype,
+        inputs: bool = True,
+    ) -> None:
+        """Take in all uses of the matrix in one batch.
+
+        Args:
+            form: Its form.
+            uses: What it multiplied, and gradients.
+            examples: Number of examples in the batch.
+            sharing: How places are taken.
+            dtype: Of the sums.
+            inputs: Whether to add to Σ a aᵀ; False for further cotangents of the same batch.
+
+        Raises:
+            ValueError: If `sharing` is "reduce" and the examples do not divide the rows.
+        """
+        joint = joint_uses(uses)
+        if len(joint) == 1 and sharing == "expand" and not (form.inputs == 1 and form.bias):
+            self._add_use(form, joint[0], dtype, inputs)
+        elif form.lookup:
+            self._add_lookups(form, uses, examples, sharing, dtype, inputs)
+        else:
+            self._add_rows(form, joint, examples, sharing, dtype, inputs)
+
+    def factors(self, weight: float) -> tuple[Tensor, Tensor]:
+        """A and B, (G, K, K) or (V,) and (G, M, M).
+
+        Args:
+            weight: W, the normaliser.
+        """
+        assert self.inputs is not None
+        assert self.outputs is not None
+        a, b = self.inputs / max(self.rows, 1), self.outputs / weight
+        if a.ndim != 5:
+            return a, b
+        left, right = nearest_product(a, b)
+        # A keeps the scale of an average input, so that averages over batches make sense.
+        own = left.diagonal(dim1=1, dim2=2).sum(1)
+        mean = a.diagonal(dim1=0, dim2=1).mean(-1).diagonal(dim1=1, dim2=2).sum(1)
+        scale = torch.where((own > 0) & (mean > 0), mean / own, 1.0).view(-1, 1, 1)
+        return left * scale, right / scale
+
+    def _take(self, inputs: Tensor | None, rows: float, outputs: Tensor) -> None:
+        if self.outputs is not None and self.outputs.ndim != outputs.ndim:
+            # Used once in one batch and several times in another: all count as places.
+            self._forget_pairs()
+            if outputs.ndim == 5:
+                other = FactorSums(inputs, rows, outputs)
+                other._forget_pairs()
+                inputs, rows, outputs = other.inputs, other.rows, other.outputs  # pyright: ignore
+        elif outputs.ndim == 5 and self.outputs is not None and self.outputs.shape != outputs.shape:
+            self._forget_pairs()
+            self._take(inputs, rows, outputs)
+            return
+        self.outputs = _plus(self.outputs, outputs)
+        if inputs is not None:
+            self.inputs = _plus(self.inputs, inputs)
+            self.rows += rows
+
+    def _forget_pairs(self) -> None:
+        if self.outputs is not None and self.outputs.ndim == 5:
+            self.rows *= self.outputs.shape[0]
+            self.outputs = self.outputs.diagonal(dim1=0, dim2=1).sum(-1)
+            if self.inputs is not None:
+                self.inputs = self.inputs.diagonal(dim1=0, dim2=1).sum(-1)
+
+    def _add_use(
+        self, form: LayerForm, uses: Sequence[LayerUse], dtype: torch.dtype, inputs: bool
+    ) -> None:
+        """One use, places independent: moments straight from what the layer was called with."""
+        gradients = [use.gradients.to(dtype) for use in uses]
+        if form.lookup:
+            gradients = [_without_padding(uses[0], gradients[0])]
+        outputs = [
+            output_moment(use.module, form, g) for use, g in zip(uses, gradients, strict=True)
+        ]
+        found, rows = None, 0.0
+        if inputs:
+            moments: list[Tensor] = []
+            for position, use in enumerate(uses):
+                first = uses[0]
+                if position and use.inputs.data_ptr() == first.inputs.data_ptr() and (
+                    use.inputs.shape == first.inputs.shape
+                ):  # fmt: skip
+                    moments.append(moments[0])  # queries, keys and values are the same tokens
+                    continue
+                values = use.inputs if form.lookup else use.inputs.to(dtype)
+                moment, count = input_moment(use.module, form, values)
+                rows = rows or float(count)
+                moments.append(moment.to(dtype) * (rows / count))
+            found = torch.cat(moments) if len(moments) > 1 else moments[0]
+        self._take(found, rows, torch.cat(outputs) if len(outputs) > 1 else outputs[0])
+
+    def _add_rows(
+        self, form: LayerForm, joint: list[list[LayerUse]], examples: int, sharing: Sharing,
+        dtype: torch.dtype, inputs: bool,
+    ) -> None:  # fmt: skip
+        """Several uses, or places summed over first."""
+        own = examples if sharing == "reduce" else 1
+        lefts, rights, counts = [], [], []
+        for uses in joint:
+            found = outer_rows(form, uses, own, dtype)
+            if found is None:
+                raise ValueError(
+                    f"{uses[0].layer}: {examples} examples do not divide the rows it was called "
+                    "with, so they cannot be summed over places; use sharing='expand'"
+                )
+            a, g, lengths = found
+            if sharing == "reduce":
+                length = a.new_tensor(lengths).view(-1, 1, 1, 1)
+                a, g = a.sum(2, keepdim=True) / length, g.sum(3, keepdim=True)
+                lengths = (1,) * len(lengths)
+            counts.append(own * lengths[0])
+            scale = a.new_tensor([(lengths[0] / n) ** 0.5 for n in lengths])
+            lefts.append(a.flatten(1, 2) * scale.view(-1, 1, 1))
+            rights.append(g.transpose(1, 2).flatten(2, 3))  # (G, Q, rows, M)
+        paired = (
+            1 < len(joint) <= MOST_PAIRED
+            and len({x.shape for x in lefts}) == 1
+            and len({x.shape for x in rights}) == 1
+            and not _is_cell(joint)
+        )
+        if not paired:
+            gradients = [g.flatten(1, 2) for g in rights]
+            self._take(
+                sum(a.mT @ a for a in lefts) if inputs else None,  # pyright: ignore
+                float(sum(counts)),
+                sum(g.mT @ g for g in gradients),  # pyright: ignore
+            )
+            return
+        flat = [g.flatten(1, 2) for g in rights]
+        self._take(
+            torch.stack([torch.stack([a.mT @ b for b in lefts]) for a in lefts])
+            if inputs
+            else None,
+            float(counts[0]),
+            torch.stack([torch.stack([g.mT @ h for h in flat]) for g in flat]),
+        )
+
+    def _add_lookups(
+        self, form: LayerForm, uses: Sequence[LayerUse], examples: int, sharing: Sharing,
+        dtype: torch.dtype, inputs: bool,
+    ) -> None:  # fmt: skip
+        """Tables looked up several times, or with places summed over: A stays diagonal."""
+        counts = torch.zeros(form.inputs, dtype=dtype, device=uses[0].gradients.device)
+        outputs, rows = None, 0.0
+        for use in uses:
+            gradients = _without_padding(use, use.gradients.to(dtype))
+            tokens = use.inputs.reshape(-1)
+            if sharing == "reduce":
+                if tokens.numel() % examples:
+                    raise ValueError(
+                        f"{use.layer}: {examples} examples do not divide {tokens.numel()} tokens; "
+                        "use sharing='expand'"
+                    )
+                each = tokens.numel() // examples
+                count = gradients.shape[0]
+                gradients = gradients.reshape(count, examples, each, -1).sum(2)
+                # Σ over examples of (share of the line among the example's places)².
+                keys = tokens + form.inputs * (
+                    torch.arange(examples, device=tokens.device).repeat_interleave(each)
+                )
+                lines, times = keys.unique(return_counts=True)
+                counts.index_add_(0, lines % form.inputs, (times.to(dtype) / each).square())
+                rows += examples
+            else:
+                counts += torch.bincount(tokens, minlength=form.inputs)
+                rows += tokens.numel()
+            outputs = _plus(outputs, output_moment(None, form, gradients))
+        assert outputs is not None
+        self._take(counts if inputs else None, rows, outputs)
+
+
+def _is_cell(joint: list[list[LayerUse]]) -> bool:
+    return any(isinstance(use.owner, CELLS) for uses in joint for use in uses)
+
+
+def _without_padding(use: LayerUse, gradients: Tensor) -> Tensor:
+    """Gradients in looked-up lines, zero where the table passes none on."""
+    padding = getattr(use.module, "padding_idx", None)
+    return gradients if padding is None else gradients * (use.inputs != padding).unsqueeze(-1)
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total + term
+
+
+def nearest_product(
+    inputs: Float[Tensor, "U U G K K"], outputs: Float[Tensor, "U U G M M"]
+) -> tuple[Float[Tensor, "G K K"], Float[Tensor, "G M M"]]:
+    """A and B with B ⊗ A nearest to Σ_rs B_rs ⊗ A_rs in Frobenius norm.
+
+    The rearranged sum Σ vec(B_rs) vec(A_rs)ᵀ has rank U² at most; its leading singular pair follows
+    from the inner products of the A_rs and of the B_rs alone.
+    """
+    count = inputs.shape[0] ** 2
+    a, b = inputs.flatten(0, 1).double(), outputs.flatten(0, 1).double()
+    lefts, rights = [], []
+    for group in range(a.shape[1]):
+        x, y = a[:, group].reshape(count, -1), b[:, group].reshape(count, -1)
+        # In units of their own, so that no scale underflows.
+        unit_x = x.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        unit_y = y.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+        x, y = x / unit_x, y / unit_y
+        if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
+            lefts.append(torch.full_like(a[0, group], torch.nan))
+            rights.append(torch.full_like(b[0, group], torch.nan))
+            continue
+        gram_x, gram_y = x @ x.T, y @ y.T
+        values, vectors = torch.linalg.eigh(gram_x)
+        root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+        # Σ y xᵀ has singular vectors Xᵀu with (root gram_y root) for its Gram matrix.
+        top = torch.linalg.eigh(root @ gram_y @ root).eigenvectors[:, -1]
+        share = vectors * torch.where(values > 1e-12 * values[-1], values, torch.inf).rsqrt()
+        left = (share @ vectors.T @ top) @ x
+        size = left.norm().clamp(min=torch.finfo(torch.float64).tiny)
+        left = (left / size).view_as(a[0, group])
+        right = ((x @ left.reshape(-1)) @ y).view_as(b[0, group])
+        sign = 1.0 if float(left.trace()) >= 0 else -1.0
+        lefts.append(sign * (left + left.T) / 2 * unit_x)
+        rights.append(sign * (right + right.T) / 2 * unit_y)
+    return torch.stack(lefts).to(inputs.dtype), torch.stack(rights).to(outputs.dtype)
