@@ -8,6 +8,7 @@ from kobai.results.codec import ResultError, identical
 from kobai.results.comparison import Aggregate, Comparison, ComparisonRow, aggregate
 from kobai.results.density import SpectralDensity
 from kobai.results.files import atomic_write
+from kobai.results.function_space_runs import FunctionSpaceRuns, Invariance
 from kobai.results.history import History, history_to_csv
 from kobai.results.input_response import InputResponse
 from kobai.results.isotropy import Isotropy, IsotropyTable
@@ -41,8 +42,10 @@ __all__ = [
     "CriticalRates",
     "Ensemble",
     "Finding",
+    "FunctionSpaceRuns",
     "History",
     "InputResponse",
+    "Invariance",
     "Isotropy",
     "IsotropyTable",
     "Ladder",
