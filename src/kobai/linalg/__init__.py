@@ -19,6 +19,7 @@ from kobai.linalg.factor import (
     eigh_many,
     lu,
 )
+from kobai.linalg.iterative import IterativeInverse, iterative_inverse
 from kobai.linalg.leaves import Dense, Diagonal, Function, Identity
 from kobai.linalg.minres import minres
 from kobai.linalg.operator import LinearOperator
@@ -47,6 +48,7 @@ __all__ = [
     "Fraction",
     "Function",
     "Identity",
+    "IterativeInverse",
     "Kronecker",
     "KroneckerEigen",
     "Lanczos",
@@ -71,6 +73,7 @@ __all__ = [
     "eigh_many",
     "gaussian",
     "inverses",
+    "iterative_inverse",
     "kronecker_product",
     "lu",
     "minres",

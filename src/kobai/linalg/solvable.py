@@ -25,7 +25,8 @@ class MatrixFunction(LinearOperator):
         operator: the operator that makes the products, for example a `Kronecker` of inverse
             factors.
         status: "ok"; "jittered" (a multiple of the identity had to be added); "indefinite",
-            "not-converged" or "non-finite" (no result).
+            "not-converged" or "non-finite" (no result). Of an inverse by conjugate gradients
+            (`kobai.linalg.IterativeInverse`, found in ``operator``): that of the latest solve.
         jitter: the largest amount added to any diagonal beyond the damping asked for.
         log_determinant: of the damped matrix itself, before the power was taken.
     """
@@ -46,7 +47,10 @@ class MatrixFunction(LinearOperator):
         )
 
     def _matmat(self, columns: Tensor) -> Tensor:
-        return self.operator @ columns
+        product = self.operator @ columns
+        # What iterates knows its status after the product only.
+        self.status = getattr(self.operator, "solve_status", self.status)
+        return product
 
     def _adjoint(self) -> LinearOperator:
         return self.operator.T

@@ -10,11 +10,11 @@ from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.linearization import Linearization
 from kobai.curvature.rows import Joined, Rows
 from kobai.curvature.score_rows import ScoreRows
-from kobai.curvature.structures.coupled_layers import check_system
+from kobai.curvature.structures.coupled_layers import LARGEST_SYSTEM, check_system
 from kobai.curvature.structures.diagonal import row_squares
 from kobai.curvature.structures.interface import Structure, gram_cost, row_numbers
 from kobai.curvature.structures.low_rank import LowRank
-from kobai.linalg import LinearOperator
+from kobai.linalg import LinearOperator, iterative_inverse
 from kobai.linalg.leaves import Dense
 from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
 
@@ -24,8 +24,10 @@ class FullFisher(SolvableOperator):
     """(1/W) Σ (Jₙᵀu)(Jₙᵀu)ᵀ as products of about a forward and a backward pass each.
 
     Solves are direct, on the smaller side: the P × P matrix, or the R × R Gram matrix of the rows,
-    by layer Grams (Woodbury). Beyond 20,000 on both sides they are refused; `kobai.linalg` has
-    conjugate gradients for products alone.
+    by layer Grams (Woodbury). Beyond 20,000 on both sides they are conjugate gradients on products
+    alone, to a relative residual of 10⁻⁶: ``inverse(damping)`` then has the status of the latest
+    solve, and its ``operator`` what it cost (`kobai.linalg.IterativeInverse`); the log determinant
+    is unknown, and powers are refused.
 
     Args:
         source: The rows.
@@ -54,15 +56,13 @@ class FullFisher(SolvableOperator):
 
     def _matmat(self, columns: Tensor) -> Tensor:
         source = self.source
-        likelihood, weight = source.objective.likelihood, source.objective.weight
+        weight = source.objective.weight
         cotangents = source.scores.start()
         total = torch.zeros_like(columns)
         for batch in self._linear:
             pushed = batch.jvp(columns)
             if source.scores.labels == "exact":
-                curved = torch.stack(
-                    [likelihood.hvp(batch.outputs, batch.targets, u) for u in pushed]
-                )
+                curved = batch.curved(pushed)
             else:
                 scores = cotangents(batch.outputs, batch.targets).flatten(2)
                 inner = torch.einsum("kno,qno->kqn", pushed.flatten(2), scores)
@@ -88,6 +88,8 @@ class FullFisher(SolvableOperator):
         return self._solver
 
     def _inverse(self, damping: float, damping_form: DampingForm) -> MatrixFunction:
+        if min(self.shape[0], self.source.count) > LARGEST_SYSTEM:
+            return iterative_inverse(self, damping)
         return self.solver().inverse(damping, damping_form)
 
     def _power(self, exponent: float, damping: float, damping_form: DampingForm) -> MatrixFunction:
@@ -143,6 +145,18 @@ class FullStructure(Structure):
         size, count = source.theta.numel(), source.count
         pairs = list(zip(source.parts, source.places, strict=True))
         rows = size > count
+        if min(size, count) > LARGEST_SYSTEM:
+            return Coverage(
+                [
+                    Covered(
+                        parameters=source.objective.space.names, block="full",
+                        size=f"{size}×{size}", numbers=5 * size, build=0.0,
+                        solve=4.0 * source.objective.size * size,
+                        reason="products are matrix-free; solved by conjugate gradients, at the "
+                        "cost given for each step",
+                    )
+                ]
+            )  # fmt: skip
         kept = 2 * min(size, count) ** 2
         return Coverage(
             [
