@@ -20,6 +20,7 @@ from kobai.landscape.sampled import random_directions
 from kobai.landscape.smoothness import smoothness
 from kobai.landscape.solutions import classify
 from kobai.landscape.spectral import eigen_directions
+from kobai.landscape.steepest import gradient_directions
 from kobai.landscape.trajectories import joint_directions, project_trajectory
 from kobai.landscape.true_minimum import TrueMinimum, true_minimum
 from kobai.landscape.volumes import evaluate_volume
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate_plane",
     "evaluate_volume",
     "frame_directions",
+    "gradient_directions",
     "joint_directions",
     "median_smoothness",
     "moving_frame",

@@ -22,6 +22,7 @@ def random_directions(
     count: int = 2,
     generator: torch.Generator,
     exclude: Sequence[str] = ("bias", "norm"),
+    only: Sequence[str] = (),
     origin_label: str = "origin",
 ) -> Directions:
     """Gaussian directions through θ, scaled filter by filter, layer by layer, or as a whole.
@@ -44,6 +45,9 @@ def random_directions(
             layers), "vectors" (all with fewer than two axes), "embedding", or shell patterns on
             parameter names. Default: biases and normalisation layers; moved by their own norm,
             which is often near zero, they say little and can overflow.
+        only: Shell patterns on parameter names, such as "layers.0.*": all others stay where they
+            are too. Default: no further limit. The landscape of one layer is that of its
+            parameters, and the cheaper the later the layer comes.
         origin_label: What lies at the origin.
 
     Returns:
@@ -59,7 +63,7 @@ def random_directions(
         raise ValueError(f"norm must be 'filter', 'layer', 'global' or 'none', got {norm!r}")
     if not 1 <= count <= 3:
         raise ValueError(f"count must be 1, 2 or 3, got {count}")
-    still = excluded_parameters(space, exclude)
+    still = excluded_parameters(space, exclude, only=only)
     vectors = []
     for _ in range(count):
         draws = {
@@ -79,6 +83,8 @@ def random_directions(
             "use norm='global'"
         )
     note = f"Gaussian, norm={norm}" + (f", without {', '.join(exclude)}" if exclude else "")
+    if only:
+        note += f", only {', '.join(only)}"
     return Directions(
         origin=theta,
         vectors=block,

@@ -46,12 +46,15 @@ FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
 """Filter name to test: "bias", "norm" (normalisation layers), "vectors" (fewer than two axes)."""
 
 
-def excluded_parameters(space: ParameterSpace, exclude: Sequence[str]) -> frozenset[str]:
+def excluded_parameters(
+    space: ParameterSpace, exclude: Sequence[str], *, only: Sequence[str] = ()
+) -> frozenset[str]:
     """Names of the parameters that the filters take out.
 
     Args:
         space: The parameters.
         exclude: Names of `FILTERS`, or shell patterns on parameter names such as "head.*".
+        only: Shell patterns; parameters that match none are taken out too.
 
     Raises:
         ValueError: If an entry is neither a filter nor matches a parameter, or nothing is left.
@@ -71,9 +74,22 @@ def excluded_parameters(space: ParameterSpace, exclude: Sequence[str]) -> frozen
                 f"parameter; the parameters are {', '.join(space.names)}"
             )
         out |= set(found)
+    if isinstance(only, str):
+        raise TypeError(f"only must be a sequence of patterns, such as ({only!r},)")
+    kept: set[str] = set()
+    for pattern in only:
+        found = fnmatch.filter(space.names, pattern)
+        if not found:
+            raise ValueError(
+                f"only={pattern!r} matches no parameter; the parameters are "
+                f"{', '.join(space.names)}"
+            )
+        kept |= set(found)
+    if only:
+        out |= set(space.names) - kept
     if len(out) == len(space.names):
         raise ValueError(
-            f"exclude={tuple(exclude)} leaves no parameter to move; exclude less, "
+            f"exclude={tuple(exclude)}{f' with only={tuple(only)}' if only else ''} leaves no parameter to move; exclude less, "
             "such as exclude=()"
         )
     return frozenset(out)
