@@ -1,6 +1,7 @@
 """Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
+from kobai.optim.conjugate_gradient import NonlinearCG
 from kobai.optim.coverage import Coverage
 from kobai.optim.curvature_configs import (
     GaussNewtonConfig,
@@ -35,9 +36,13 @@ from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
 from kobai.optim.muon import MuonAdamW
 from kobai.optim.natural_gradient import NaturalGradient
+from kobai.optim.quasi_newton import BFGS
+from kobai.optim.search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
 from kobai.optim.spaces import default_space
+from kobai.optim.steepest_descent import SteepestDescent
 
 __all__ = [
+    "BFGS",
     "CONFIGS",
     "FIRST_ORDER",
     "KFAC",
@@ -45,9 +50,12 @@ __all__ = [
     "AdagradConfig",
     "AdamConfig",
     "AdamWConfig",
+    "Backtracking",
     "Choice",
+    "Constant",
     "Coverage",
     "Domain",
+    "Exact",
     "Fixed",
     "GaussNewton",
     "GaussNewtonConfig",
@@ -56,6 +64,7 @@ __all__ = [
     "Integer",
     "KFACConfig",
     "LevenbergMarquardt",
+    "LineSearch",
     "Linear",
     "Log",
     "MomentumConfig",
@@ -64,9 +73,12 @@ __all__ = [
     "NaturalGradient",
     "NaturalGradientConfig",
     "NesterovConfig",
+    "NonlinearCG",
     "OptimizerConfig",
     "RMSpropConfig",
     "SGDConfig",
+    "SteepestDescent",
+    "StrongWolfe",
     "When",
     "build",
     "default_space",
