@@ -1,4 +1,4 @@
-"""`kobai measure`: curvature of a run's end or of a fresh model."""
+"""`kobai measure`: curvature of a run's end, of a model file or of a fresh model."""
 
 import dataclasses
 from pathlib import Path
@@ -22,11 +22,13 @@ from kobai.cli.options import (
     parse,
     read_toml,
 )
+from kobai.cli.points import adam_of_gradients, adam_of_run, adam_of_state, load_file
 from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
 from kobai.cli.tables import to_json, wide_console
 from kobai.curvature import (
     STRUCTURES,
+    AdamPoint,
     critical_rates,
     layer_densities,
     matrix_of,
@@ -34,9 +36,9 @@ from kobai.curvature import (
     measure_density,
     measure_ladder,
 )
-from kobai.problem import Categorical, EmpiricalRisk, Problem, evaluation_mode
+from kobai.problem import Categorical, EmpiricalRisk, ParameterSpace, Problem, evaluation_mode
 from kobai.results import CriticalRates, Ladder, SpectralDensity, Spectrum, save
-from kobai.studies import RunSpec, Setting, head_of, load_model
+from kobai.studies import RunSpec, Setting, checkpoint_folder, head_of, load_model
 
 LADDER_ROWS = 2_000
 """Examples times outputs that the exactness ladder is measured on."""
@@ -51,7 +53,12 @@ def main(arguments: list[str], command: str) -> int:
     if options.run is None:
         setting = make_setting(options)
         problem = setting.problem(options.seed)
-        found = _measure(problem, options, label="", optimizer="", seed=options.seed)
+        label, adam = "", None
+        if options.checkpoint is not None:
+            state = load_file(options.checkpoint, problem.model)
+            adam = adam_of_state(state, ParameterSpace(problem.model))
+            label = options.checkpoint.stem
+        found = _measure(problem, options, label=label, optimizer="", seed=options.seed, adam=adam)
         target: Path | None = options.out
     else:
         found = _measure_run(options.run, options)
@@ -82,6 +89,8 @@ def _name(result: Measured) -> str:
 
 def _check(options: Any) -> None:
     """Refuse what would fail only after minutes."""
+    if options.run is not None and options.checkpoint is not None:
+        raise UsageError("--checkpoint FILE or a run folder, not both")
     if not 0 <= options.momentum < 1:
         raise UsageError(f"--momentum lies in [0, 1), got {options.momentum}")
     for name in ("probes", "steps"):
@@ -91,19 +100,26 @@ def _check(options: Any) -> None:
         raise UsageError(f"--damping must be positive, got {options.damping}")
     if not options.density_tolerance >= 0:
         raise UsageError(f"--density-tolerance must be 0 or more, got {options.density_tolerance}")
-    unknown = [name for name in _structures(options) if name not in STRUCTURES]
+    unknown = [name for name in _asked(options) if name not in (*STRUCTURES, "adam")]
     if unknown:
-        raise UsageError(f"--preconditioner {unknown[0]}: choose from {', '.join(STRUCTURES)}")
+        names = ", ".join((*STRUCTURES, "adam"))
+        raise UsageError(f"--preconditioner {unknown[0]}: choose from {names}")
     if options.preconditioner and options.which not in ("largest", "both"):
         raise UsageError("--preconditioner needs the largest eigenvalue: --which largest or both")
 
 
-def _structures(options: Any) -> list[Any]:
+def _asked(options: Any) -> list[Any]:
     return [name.strip() for name in options.preconditioner.split(",") if name.strip()]
 
 
 def _measure(
-    problem: Problem, options: Any, *, label: str, optimizer: str, seed: int
+    problem: Problem,
+    options: Any,
+    *,
+    label: str,
+    optimizer: str,
+    seed: int,
+    adam: AdamPoint | None = None,
 ) -> list[Measured]:
     """Everything the flags ask for at one point."""
     point: Any = {"label": label, "optimizer": optimizer, "seed": seed}
@@ -123,10 +139,14 @@ def _measure(
         )  # fmt: skip
         found: list[Measured] = [spectrum]
         if options.which in ("largest", "both") and len(spectrum.eigenvalues):
+            asked = _asked(options)
+            if adam is None and "adam" in asked:
+                adam = adam_of_gradients(objective)
             found.append(
                 critical_rates(
-                    objective, matrix, spectrum, momentum=options.momentum,
-                    preconditioners=_structures(options), damping=options.damping,
+                    objective, matrix, spectrum, momentum=options.momentum, adam=adam,
+                    preconditioners=[name for name in asked if name != "adam"],
+                    damping=options.damping,
                     max_products=options.curvature.max_products,
                     generator=seeds.generator(seed, "preconditioned"),
                 )
@@ -170,17 +190,14 @@ def _measure_run(folder: Path, options: Any) -> list[Measured]:
         raise UsageError(
             f"--label {options.label}: {folder} holds {', '.join(s.label for s in specs)}"
         )
-    return [
-        result
-        for spec in chosen
-        for result in _measure(
-            load_model(setting, spec, folder),
-            options,
-            label=spec.label,
-            optimizer=spec.optimizer,
-            seed=spec.seed,
+    found: list[Measured] = []
+    for spec in chosen:
+        problem = load_model(setting, spec, folder)
+        adam = adam_of_run(checkpoint_folder(folder, spec.label), ParameterSpace(problem.model))
+        found += _measure(
+            problem, options, label=spec.label, optimizer=spec.optimizer, seed=spec.seed, adam=adam
         )
-    ]
+    return found
 
 
 def open_run(folder: Path, options: ProblemOptions) -> tuple[Setting, list[RunSpec]]:

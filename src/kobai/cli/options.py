@@ -106,8 +106,11 @@ class MeasureOptions(ProblemOptions):
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder of kobai train or compare; without one a fresh model is measured."""
+    checkpoint: Path | None = None
+    """A model file to load into --model: .safetensors, or .pt, .pth, .bin of torch.save with the
+    tensors by name."""
     out: Path | None = None
-    """Folder for the result; default: the run folder, or none for a fresh model."""
+    """Folder for the result; default: the run folder, or none for a fresh model or a file."""
     label: str | None = None
     """Which run of a comparison, such as kfac-s0; default: all of them."""
     matrix: MatrixName = "hessian"
@@ -128,7 +131,8 @@ class MeasureOptions(ProblemOptions):
     """Momentum of the critical learning rates of heavy ball and Nesterov (0: leave them out)."""
     preconditioner: str = ""
     """Fisher structures, separated by commas, to precondition gradient descent with for its
-    critical learning rate, such as kronecker,diagonal."""
+    critical learning rate, such as kronecker,diagonal; adam: Adam's own rule (what an Adam run or
+    checkpoint remembers is used unasked, otherwise single-example gradients)."""
     damping: float = 1e-3
     """Added to preconditioners and in the ladder (multiple of the identity)."""
     exactness: bool = False

@@ -12,7 +12,7 @@ from kobai.curvature.learning_rate import (
     adam_diagonal,
     critical_learning_rate,
 )
-from kobai.curvature.rates import critical_rates, measure_ladder
+from kobai.curvature.rates import AdamPoint, critical_rates, measure_ladder
 from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
 from kobai.curvature.spectrum import matrix_of, measure
@@ -22,6 +22,7 @@ from kobai.linalg import density, eigenvalues, trace
 __all__ = [
     "GGN",
     "STRUCTURES",
+    "AdamPoint",
     "Cost",
     "Coverage",
     "Covered",

@@ -1,5 +1,6 @@
 """Critical learning rates of several methods at one point, and the ladder, as results to keep."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,21 @@ from kobai.problem import EmpiricalRisk
 from kobai.results import CriticalRate, CriticalRates, Ladder, LadderRung, Spectrum
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamPoint:
+    """What Adam's step at a point depends on besides the gradient.
+
+    Attributes:
+        diagonal: (P,) √v̂ + ε, what it divides by.
+        beta1: β₁ of its averaged gradient.
+        source: Where the second moments come from, in words.
+    """
+
+    diagonal: Float[Tensor, " P"]
+    beta1: float
+    source: str
+
+
 def critical_rates(
     objective: EmpiricalRisk,
     matrix: LinearOperator,
@@ -23,11 +39,12 @@ def critical_rates(
     momentum: float | int = 0.9,
     preconditioners: Sequence[StructureName] = (),
     damping: float | int = 1e-3,
+    adam: AdamPoint | None = None,
     theta: Float[Tensor, " P"] | None = None,
     max_products: int = 500,
     generator: torch.Generator,
 ) -> CriticalRates:
-    """Critical rates of gradient descent, heavy ball, Nesterov and preconditioned descent.
+    """Critical rates of gradient descent, heavy ball, Nesterov, Adam and preconditioned descent.
 
     Args:
         objective: The loss.
@@ -36,6 +53,7 @@ def critical_rates(
         momentum: β of heavy ball and Nesterov; 0 leaves them out.
         preconditioners: Fisher structures P; each costs the search for λ_max(P⁻¹H).
         damping: Added to each structure.
+        adam: Also Adam's rate, with this diagonal: (2 + 2β₁)/((1 − β₁) λ_max(P⁻¹H)).
         theta: Where; default: the module's parameters now.
         max_products: Budget of each search.
         generator: Draws starting vectors.
@@ -82,6 +100,19 @@ def critical_rates(
         rates.append(
             CriticalRate(
                 method=f"gradient descent, {name} preconditioner", rule=rate.rule,
+                value=rate.value, error=rate.error, eigenvalue=rate.eigenvalue,
+                eigenvalue_error=rate.eigenvalue_error, status=rate.status,
+            )
+        )  # fmt: skip
+    if adam is not None:
+        rate = critical_learning_rate(
+            matrix, preconditioner=adam.diagonal, adam_beta1=adam.beta1,
+            max_products=max_products, generator=generator,
+        )  # fmt: skip
+        spent += rate.num_products
+        rates.append(
+            CriticalRate(
+                method=f"Adam, β₁ = {adam.beta1:g}, {adam.source}", rule=rate.rule,
                 value=rate.value, error=rate.error, eigenvalue=rate.eigenvalue,
                 eigenvalue_error=rate.eigenvalue_error, status=rate.status,
             )
