@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 SOURCES: dict[str, str] = {
+    "true-minimum": "kobai.reproductions.true_minimum",
     "wide-networks": "kobai.reproductions.wide_networks",
 }
 """Name of a source → its package."""

@@ -7,6 +7,7 @@ else. A run folder holds one ``NAME.json`` (and ``NAME.npz``) a result.
 from kobai.results.codec import ResultError, identical
 from kobai.results.comparison import Aggregate, Comparison, ComparisonRow, aggregate
 from kobai.results.density import SpectralDensity
+from kobai.results.descent import Descent, Descents, PlanePanels, ShapeTable, SolutionTable
 from kobai.results.files import atomic_write
 from kobai.results.function_space_runs import FunctionSpaceRuns, Invariance
 from kobai.results.history import History, history_to_csv
@@ -40,6 +41,8 @@ __all__ = [
     "CriticalPoints",
     "CriticalRate",
     "CriticalRates",
+    "Descent",
+    "Descents",
     "Ensemble",
     "Finding",
     "FunctionSpaceRuns",
@@ -54,12 +57,15 @@ __all__ = [
     "MinimumProof",
     "MovingFrame",
     "Plane",
+    "PlanePanels",
     "Provenance",
     "RateMap",
     "Reproduction",
     "ResultError",
+    "ShapeTable",
     "Smoothness",
     "Solution",
+    "SolutionTable",
     "SpectralDensity",
     "Spectrum",
     "SpectrumPanels",

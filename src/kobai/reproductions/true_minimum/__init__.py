@@ -1,0 +1,83 @@
+"""Wang & Thawonmas: the loss landscape of a DNN, a CNN and ResNet-50 seen from a true minimum.
+
+Three figures: ``solutions`` (epochs to local and global minima, Table 1 and section 3.3),
+``landscape`` (Algorithms 1 and 2, Figure 1) and ``descent`` (the open question of section 4.2).
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kobai.reproductions.figures import FigureMaker, Outcome, run_figures
+from kobai.reproductions.true_minimum.claims import EXPECTED, TITLE
+from kobai.reproductions.true_minimum.config import Config
+from kobai.reproductions.true_minimum.descent import figure_descent
+from kobai.reproductions.true_minimum.landscape import figure_landscape
+from kobai.reproductions.true_minimum.solutions import figure_solutions
+from kobai.results import Reproduction
+
+__all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
+
+_MAKERS: dict[str, tuple[str, Callable[..., Outcome]]] = {
+    "solutions": ("epochs to local and global minima", figure_solutions),
+    "landscape": ("the landscape around true minima", figure_landscape),
+    "descent": ("can descent reach a true minimum?", figure_descent),
+}
+
+
+def figures(folder: Path | str) -> tuple[FigureMaker, ...]:
+    """The figures, which keep trained networks and finished parts in a folder.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def maker(name: str) -> FigureMaker:
+        title, function = _MAKERS[name]
+
+        def make(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+            return function(config, Path(folder), report, stop)
+
+        return FigureMaker(name=name, title=title, make=functools.wraps(function)(make))
+
+    return tuple(maker(name) for name in _MAKERS)
+
+
+FIGURES: tuple[FigureMaker, ...] = figures(".")
+"""What ``--figure`` chooses from."""
+
+
+def run(
+    config: Config,
+    folder: Path | str,
+    *,
+    progress: Callable[[str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Reproduction:
+    """Make the figures that are not in the folder yet.
+
+    Args:
+        config: Scale, data, figures, seed, device.
+        folder: Where results go; trained networks and finished parts in it are kept.
+        progress: Called with a line now and then.
+        stop: Asked between pieces of work whether to stop.
+
+    Returns:
+        The summary: findings and a verdict on every claim.
+
+    Raises:
+        ValueError: If a figure does not exist, or the folder holds another configuration's.
+        kobai.data.DataError: If the data are not here and cannot be fetched.
+        kobai.studies.Interrupted: If `stop` said so; what is finished is saved.
+    """
+    return run_figures(
+        config,
+        folder,
+        source="true-minimum",
+        title=TITLE,
+        makers=figures(folder),
+        claims=EXPECTED,
+        progress=progress,
+        stop=stop,
+    )
