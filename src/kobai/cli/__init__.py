@@ -22,6 +22,7 @@ VERBS = {
     "compare": ("compare", "train several optimizers on one problem: table, curves, landscape"),
     "train": ("train", "one run with checkpoints"),
     "measure": ("measure", "eigenvalues, trace, critical learning rate of a run or a fresh model"),
+    "landscape": ("landscape", "lines, planes, volumes and true minima of runs or any model"),
     "reproduce": ("reproduce", "the figures and tables of a source, made again"),
     "tune": ("tune", "a study: Bayesian search, resumable, many workers"),
     "report": ("report", "rebuild the page of a run folder"),

@@ -89,7 +89,7 @@ def excluded_parameters(
         out |= set(space.names) - kept
     if len(out) == len(space.names):
         raise ValueError(
-            f"exclude={tuple(exclude)}{f' with only={tuple(only)}' if only else ''} leaves no parameter to move; exclude less, "
-            "such as exclude=()"
+            f"exclude={tuple(exclude)}{f' with only={tuple(only)}' if only else ''} leaves no "
+            "parameter to move; exclude less, such as exclude=()"
         )
     return frozenset(out)

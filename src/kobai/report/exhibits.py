@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from kobai import plots
 from kobai.plots import spell
+from kobai.report.landscape_sections import landscape_sections
 from kobai.results import Scores, Trials
 
 
@@ -125,4 +126,8 @@ def _score_rows(trials: Trials, scores: Scores) -> list[list[str]]:
     return rows
 
 
-_MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (_studies,)
+def _landscapes(results: Mapping[str, Any]) -> list[Exhibit]:
+    return [Exhibit(**section) for section in landscape_sections(results)]
+
+
+_MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (_studies, _landscapes)

@@ -1,0 +1,136 @@
+"""Where landscapes are drawn: the ends and paths of runs, or checkpoints of any model."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kobai.cli.measure import open_run
+from kobai.cli.options import UsageError
+from kobai.cli.problem import make_setting
+from kobai.problem import Problem
+from kobai.studies import checkpoint_folder, load_model
+from kobai.training import snapshots
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Points:
+    """What the landscape is of.
+
+    Attributes:
+        problem: The problem, its model as at the first point, in evaluation mode.
+        ends: Label to parameters, the first one the origin.
+        paths: Label to the snapshots of the run, its end last; empty for checkpoints.
+        buffers: Label to the model's buffers there.
+    """
+
+    problem: Problem
+    ends: dict[str, Tensor]
+    paths: dict[str, list[Tensor]]
+    buffers: dict[str, dict[str, Tensor]]
+
+
+def find_points(
+    runs: Sequence[str], checkpoints: Sequence[str], label: str | None, options: Any
+) -> Points:
+    """Points of run folders, or of checkpoint files, or a fresh model.
+
+    Raises:
+        UsageError: If folders, labels or files are not there or do not fit each other.
+    """
+    if runs and checkpoints:
+        raise UsageError("give run folders or --checkpoint with --model, not both")
+    if runs:
+        return _of_runs([Path(run) for run in runs], label, options)
+    return _of_checkpoints([Path(file) for file in checkpoints], options)
+
+
+def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Points:
+    first: Problem | None = None
+    ends: dict[str, Tensor] = {}
+    paths: dict[str, list[Tensor]] = {}
+    buffers: dict[str, dict[str, Tensor]] = {}
+    known: list[str] = []
+    for folder in folders:
+        setting, specs = open_run(folder, options)
+        known += [spec.label for spec in specs]
+        for spec in specs:
+            if label is not None and spec.label not in label.split(","):
+                continue
+            name = spec.label if len(folders) == 1 else f"{spec.label} ({folder.name})"
+            problem = load_model(setting, spec, folder)
+            theta = problem.space.theta()
+            if first is not None and len(theta) != first.space.dimension:
+                raise UsageError(f"{folder}: another model than that of {folders[0]}")
+            if not bool(torch.isfinite(theta).all()):
+                continue  # a diverged run has no place to look from
+            first = first or problem
+            ends[name] = theta
+            buffers[name] = {n: b.clone() for n, b in problem.model.named_buffers()}
+            steps = snapshots(checkpoint_folder(folder, spec.label))[1]
+            paths[name] = [step.to(theta) for step in steps]
+    if first is None:
+        wanted = "" if label is None else f" called {label}"
+        raise UsageError(
+            f"no run{wanted} that ended with finite parameters; the runs are {', '.join(known)}"
+        )
+    return Points(problem=first, ends=ends, paths=paths, buffers=buffers)
+
+
+def _of_checkpoints(files: Sequence[Path], options: Any) -> Points:
+    setting = make_setting(options)
+    problem = setting.problem(options.seed)
+    problem.model.eval()
+    ends: dict[str, Tensor] = {}
+    buffers: dict[str, dict[str, Tensor]] = {}
+    for file in files:
+        name = file.stem if file.stem not in ends else str(file)
+        state = read_state(file)
+        try:
+            problem.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UsageError(f"{file}: does not fit the model ({_line(error)})") from None
+        ends[name] = problem.space.theta()
+        buffers[name] = {n: b.clone() for n, b in problem.model.named_buffers()}
+    if not files:
+        ends["initial"] = problem.space.theta()
+        buffers["initial"] = {n: b.clone() for n, b in problem.model.named_buffers()}
+    if len(files) > 1:
+        problem.model.load_state_dict(read_state(files[0]))
+    return Points(problem=problem, ends=ends, paths={}, buffers=buffers)
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: safetensors, or a torch file that holds nothing but tensors.
+
+    Of a torch file the state dict itself is taken, or what it holds under "model", "state_dict" or
+    "model_state_dict".
+
+    Raises:
+        UsageError: If it is missing, damaged, or holds something else.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load(data)
+        # Weights only: a checkpoint must not be able to run code.
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(f"{file}: not a checkpoint of tensors ({_line(error)})") from None
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{file}: holds no state dict")
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
