@@ -9,6 +9,7 @@ from kobai.plots.contour import landscape_contour, optimizers_on
 from kobai.plots.convexity import convexity_map
 from kobai.plots.density import spectral_density
 from kobai.plots.export import save, to_pdf, to_png, to_svg
+from kobai.plots.function_space import function_space, invariance_table
 from kobai.plots.input_response import input_response
 from kobai.plots.isotropy import isotropy_cost
 from kobai.plots.lines import landscape_lines
@@ -55,7 +56,9 @@ __all__ = [
     "eigenvalues",
     "export_landscape",
     "field_range",
+    "function_space",
     "input_response",
+    "invariance_table",
     "isotropy_cost",
     "landscape_contour",
     "landscape_lines",

@@ -5,14 +5,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from kobai.plots.function_space import function_space, invariance_table
 from kobai.plots.input_response import input_response
 from kobai.plots.rate_map import rate_map
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.width_scan import width_scan
-from kobai.results import InputResponse, RateMap, SpectrumPanels, WidthScan
+from kobai.results import (
+    FunctionSpaceRuns,
+    InputResponse,
+    Invariance,
+    RateMap,
+    SpectrumPanels,
+    WidthScan,
+)
 
 PICTURES: dict[type, Callable[[Any], Figure]] = {
+    FunctionSpaceRuns: function_space,
     InputResponse: input_response,
+    Invariance: invariance_table,
     RateMap: rate_map,
     SpectrumPanels: spectrum_panels,
     WidthScan: width_scan,

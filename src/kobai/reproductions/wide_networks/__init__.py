@@ -11,6 +11,7 @@ from kobai.reproductions.figures import FigureMaker, run_figures
 from kobai.reproductions.wide_networks.claims import EXPECTED, TITLE
 from kobai.reproductions.wide_networks.config import Config
 from kobai.reproductions.wide_networks.input_metric import figure_4
+from kobai.reproductions.wide_networks.natural_gradients import figure_3
 from kobai.reproductions.wide_networks.rate_depth import figure_2
 from kobai.reproductions.wide_networks.rate_width import figure_1
 from kobai.results import Reproduction
@@ -20,6 +21,7 @@ __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
 FIGURES: tuple[FigureMaker, ...] = (
     FigureMaker(name="1", title="learning rate against width", make=figure_1),
     FigureMaker(name="2", title="online learning rate against depth", make=figure_2),
+    FigureMaker(name="3", title="natural gradients in function space", make=figure_3),
     FigureMaker(name="4", title="eigenvalue statistics and the input metric", make=figure_4),
 )
 """What ``--figure`` chooses from."""

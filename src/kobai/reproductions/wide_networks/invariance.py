@@ -6,6 +6,7 @@ gradient is invariant under every A (where F is regular), each approximation und
 structure is closed under. Source: R. Karakida, report, task 2-2.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -29,9 +30,9 @@ METHODS = {
 }
 MAPS = (
     "scales of parameters",
-    "inputs and outputs of layers",
     "inside each unit",
     "inside each layer",
+    "inputs and outputs of layers",
     "all parameters",
 )
 _WIDTHS = (5, 6, 4, 2)
@@ -99,7 +100,7 @@ def invariance(*, seed: int, draws: int = 5, scale: float = 0.5) -> Invariance:
 def _objective(g: torch.Generator) -> EmpiricalRisk:
     """A small tanh network whose Fisher matrix has full rank."""
     parts: list[nn.Module] = []
-    for i, (fan_in, units) in enumerate(zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True)):
+    for i, (fan_in, units) in enumerate(itertools.pairwise(_WIDTHS)):
         layer = nn.Linear(fan_in, units, dtype=torch.float64, device="meta").to_empty(device="cpu")
         with torch.no_grad():
             layer.weight.normal_(generator=g).mul_(1.2 / fan_in**0.5)
