@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_kernels_ntk import dense_kernel
+from torch.func import functional_call
 from wide_nets import PHI, inputs_of, targets_of, wide_net, wide_risk
 
 from kobai import Problem
@@ -14,7 +15,7 @@ from kobai.kernels import (
     radial_isotropic,
 )
 from kobai.optim import NaturalGradient
-from kobai.theory import WideNetwork, activation, natural_gradient_alpha
+from kobai.theory import WideNetwork, natural_gradient_alpha
 from tolerances import assert_close
 
 METHODS = ["full", "layer", "tridiagonal", "kronecker"]
@@ -72,9 +73,14 @@ def test_units_of_two_outputs_become_isotropic_with_width():
     [(20, 4, 40, 64), (20, 1, 40, 16), (40, 1, 19, 64), (30, 3, 40, 64)],
 )
 def test_kronecker_alpha_of_deficient_factors(examples, outputs, inputs, width):
-    risk = wide_risk((inputs, width, width, outputs), "erf", examples)
-    row = isotropy(risk, "kronecker")
-    assert row.alpha == pytest.approx(row.prediction, rel=2e-3)
+    widths = (inputs, width, width, outputs)
+    rows = [
+        isotropy(wide_risk(widths, "erf", examples, seed=seed), "kronecker") for seed in range(6)
+    ]
+    row = rows[0]
+    # α holds in the mean over networks, not in each.
+    mean = sum(own.alpha for own in rows) / len(rows)
+    assert mean == pytest.approx(row.prediction, rel=2e-3)
     assert not row.expected
     assert 0.05 < row.worst < 0.6
     assert any("exceed" in reason for reason in row.reasons)
@@ -89,7 +95,7 @@ def test_prediction_is_the_theory(widths, structure):
     examples = 20
     risk = wide_risk(widths, "tanh", examples, ntk=False)
     theory = natural_gradient_alpha(
-        structure, WideNetwork(widths=widths, phi=activation("tanh")), examples
+        structure, WideNetwork(widths=widths, activation="tanh", weight_variance=2.0), examples
     )
     row = isotropy(risk, structure)
     if structure == "unit" and not theory.isotropic and "too large" in " ".join(theory.notes):
@@ -181,8 +187,6 @@ def test_descent_ends_where_one_exact_step_does():
     for _ in range(600):
         theta = theta - rate * risk.grad(theta)
     assert float(risk.value(theta)) < 1e-9
-    risk.space.write(theta) if hasattr(risk.space, "write") else None
-    from torch.func import functional_call
 
     with torch.no_grad():
         descended = functional_call(risk.model, risk.space.unflatten(theta), (x1,))
@@ -191,7 +195,7 @@ def test_descent_ends_where_one_exact_step_does():
 
 @pytest.mark.parametrize("size", [20, 10])
 def test_forster_inputs_make_the_first_kronecker_layer_isotropic(size):
-    model, generator = wide_net((size, 64, 64, 1), "erf")
+    _, generator = wide_net((size, 64, 64, 1), "erf")
     x = torch.randn(40, size, generator=generator, dtype=torch.float64)
     position = radial_isotropic(x)
     assert position.status == "converged"

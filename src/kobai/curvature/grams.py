@@ -132,17 +132,20 @@ def sum_of_grams(
 def for_trace(rows: Rows, each: int) -> Rows:
     """Rows whose Gram matrix is the sum over outputs, one row an example.
 
+    The outputs stand side by side as columns, so that each coordinate occurs Q times.
+
     Args:
         rows: As `ScoreRows` yields them, `each` rows an example.
         each: Q.
     """
+    indices = rows.indices.repeat(each)
     if isinstance(rows, OuterRows):
         gradients = rows.gradients.movedim(2, 3).flatten(3).unsqueeze(2)
-        return OuterRows(rows.inputs, gradients, rows.indices)
+        return OuterRows(rows.inputs, gradients, indices)
     if isinstance(rows, EmbeddingRows):
         gradients = rows.gradients.transpose(1, 2).flatten(2).unsqueeze(1)
-        return EmbeddingRows(rows.tokens, gradients, rows.indices, rows.lines)
-    return DenseRows(rows.dense().reshape(rows.count // each, -1), rows.indices)
+        return EmbeddingRows(rows.tokens, gradients, indices, rows.lines)
+    return DenseRows(rows.dense().reshape(rows.count // each, -1), indices)
 
 
 def for_output(rows: Rows, each: int, output: int) -> Rows:

@@ -32,19 +32,17 @@ class Action:
     Attributes:
         kernel: G' (M + λ)⁻¹ Gᵀ / W, (R', R).
         status: "ok", "pseudo-inverse" (undamped and singular), or how the factorisation failed.
-        resolved: Smallest eigenvalue that damping competes with, NaN where it is not known.
     """
 
     kernel: Float[Tensor, "S R"]
     status: str
-    resolved: float = float("nan")
 
 
-def pseudo_inverse(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], str, float]:
-    """Of a positive semidefinite matrix; status; smallest eigenvalue that counts."""
+def pseudo_inverse(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], str]:
+    """Of a positive semidefinite matrix, with a status."""
     spectral = eigh(matrix)
     if spectral.status != "ok":
-        return torch.full_like(matrix, torch.nan), spectral.status, float("nan")
+        return torch.full_like(matrix, torch.nan), spectral.status
     values, vectors = spectral.values, spectral.vectors
     # Rounding in a matrix of sums of products of its own dtype.
     limit = values.abs().max() * len(values) * torch.finfo(matrix.dtype).eps
@@ -52,26 +50,25 @@ def pseudo_inverse(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], 
     chosen = vectors[:, kept]
     inverse = (chosen / values[kept]) @ chosen.T
     status = "ok" if bool(kept.all()) else "pseudo-inverse"
-    least = float(values[kept].min()) if bool(kept.any()) else float("nan")
-    return inverse.to(matrix.dtype), status, least
+    return inverse.to(matrix.dtype), status
 
 
 def damped_inverse(
     matrix: Float[Tensor, "n n"], damping: float
-) -> tuple[Float[Tensor, "n n"], str, float]:
-    """(M + λ)⁻¹, for λ = 0 the pseudo-inverse; status; smallest eigenvalue that counts."""
+) -> tuple[Float[Tensor, "n n"], str]:
+    """(M + λ)⁻¹, for λ = 0 the pseudo-inverse, with a status."""
     if damping == 0:
         return pseudo_inverse(matrix)
     factor = cholesky(matrix, damping=damping)
-    return factor.inverse(), factor.status, float("nan")
+    return factor.inverse(), factor.status
 
 
 def low_rank_action(left: Rows, right: Rows, weight: float, damping: float) -> Action:
     """A block GᵀG/W with fewer rows than columns, by the Gram matrix of the rows."""
-    inverse, status, least = damped_inverse(right.gram() / weight, damping)
+    inverse, status = damped_inverse(right.gram() / weight, damping)
     own = left is right
     cross = right.gram() if own else left.gram(right)
-    return Action(kernel=cross @ inverse / weight, status=status, resolved=least)
+    return Action(kernel=cross @ inverse / weight, status=status)
 
 
 def kronecker_action(
@@ -88,12 +85,11 @@ def kronecker_action(
     matrix of rows that are kept in factors.
     """
     first, second = block.damped_factors(damping, "each" if damping == 0 else damping_form)
-    outer, *one = damped_inverse(block.left, first)
-    inner, *two = damped_inverse(block.right, second)
+    outer, one = damped_inverse(block.left, first)
+    inner, two = damped_inverse(block.right, second)
     turned = [rows.rotated(outer.unsqueeze(0), inner.unsqueeze(0)) for rows in right]
     kernel = Stacked(list(left)).gram(Stacked(turned)) / weight
-    status = severest([one[0], two[0]])
-    return Action(kernel=kernel, status=status, resolved=min(one[1], two[1]))
+    return Action(kernel=kernel, status=severest([one, two]))
 
 
 def column_action(
@@ -147,7 +143,7 @@ def block_inverse(
         inverse = block.inverse(damping, damping_form)
         return inverse, inverse.status
     if isinstance(block, Dense):
-        matrix, status, _ = pseudo_inverse(block.dense())
+        matrix, status = pseudo_inverse(block.dense())
         return Dense(matrix, symmetric=True), status
     if isinstance(block, EqualBlocks):
         return _equal_blocks(block)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def kernel_drift(before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"]) -> float:
+def kernel_drift(before: Float[Tensor, "..."], after: Float[Tensor, "..."]) -> float:
     """‖K_t − K_0‖ / ‖K_0‖ in the Frobenius norm: 0 in the lazy regime.
 
     Args:
@@ -20,7 +20,7 @@ def kernel_drift(before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"]
     return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
 
 
-def kernel_distance(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"]) -> float:
+def kernel_distance(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> float:
     """1 − ⟨K, K'⟩ / (‖K‖ ‖K'‖): how much a kernel turned, whatever its size.
 
     Source: Fort et al. 2020, Deep learning versus kernel learning (2010.15110), §4.

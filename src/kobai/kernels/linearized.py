@@ -57,7 +57,7 @@ class LinearizedModel(nn.Module):
             evaluation_mode(model),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         ):
-            value, change = jvp(outputs, (self._origin,), (moved,))
+            value, change = jvp(outputs, (self._origin,), (moved,))[:2]
         return value + change
 
 

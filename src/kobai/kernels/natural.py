@@ -179,9 +179,10 @@ def _act(
         owner[part.indices] = position
     total: Tensor | None = None
     statuses: list[str] = []
+    everything = torch.arange(fisher.shape[0])
     for block, place in zip(blocks, places, strict=True):
         assert isinstance(block, SolvableOperator)
-        coordinates = torch.arange(fisher.shape[0])[place.cpu() if isinstance(place, Tensor) else place]  # fmt: skip
+        coordinates = everything[place.cpu() if isinstance(place, Tensor) else place]
         positions = owner[coordinates].unique().tolist()
         action = _block(
             block, coordinates, [left[i] for i in positions], [right[i] for i in positions],
@@ -204,15 +205,20 @@ def _block(
     damping_form: DampingForm,
 ) -> Action:
     pieces, others = list(left[0].pieces), list(right[0].pieces)
-    if isinstance(block, Kronecker) and (damping_form != "exact" or damping == 0):
-        if all(isinstance(rows, OuterRows) for rows in (*pieces, *others)):
-            outer = [rows for rows in pieces if isinstance(rows, OuterRows)]
-            inner = [rows for rows in others if isinstance(rows, OuterRows)]
-            if outer[0].groups > 1:
-                group = int((inner[0].indices == int(coordinates[0])).nonzero()) // len(coordinates)
-                outer = [single_group(rows, group) for rows in outer]
-                inner = [single_group(rows, group) for rows in inner]
-            return kronecker_action(block, outer, inner, weight, damping, damping_form)
+    outer = [rows for rows in pieces if isinstance(rows, OuterRows)]
+    inner = [rows for rows in others if isinstance(rows, OuterRows)]
+    factored = damping_form != "exact" or damping == 0
+    if (
+        isinstance(block, Kronecker)
+        and factored
+        and len(outer) == len(pieces)
+        and len(inner) == len(others)
+    ):
+        if outer[0].groups > 1:
+            group = int((inner[0].indices == int(coordinates[0])).nonzero()) // len(coordinates)
+            outer = [single_group(rows, group) for rows in outer]
+            inner = [single_group(rows, group) for rows in inner]
+        return kronecker_action(block, outer, inner, weight, damping, damping_form)
     second = joined(right)
     first = second if own else joined(left)
     if isinstance(block, LowRank):

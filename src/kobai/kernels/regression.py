@@ -60,18 +60,18 @@ class KernelRegression:
         initial: Array | None = None,
         ridge: float | int = 0.0,
     ) -> None:
-        self.targets = torch.as_tensor(targets)
+        self.targets = _tensor(targets)
         self._shape = self.targets.shape
         if self.targets.ndim not in (1, 2):
             raise ValueError(f"targets are (N,) or (N, C), got shape {tuple(self._shape)}")
         if not ridge >= 0:
             raise ValueError(f"ridge is a number of at least 0, got {ridge}")
         self.ridge = float(ridge)
-        self._shared = torch.as_tensor(kernel).ndim == 2
+        self._shared = _tensor(kernel).ndim == 2
         matrix = self._matrix(kernel, "kernel")
         if len(matrix) != matrix.shape[1] or len(matrix) * self._width() != self.targets.numel():
             raise ValueError(
-                f"a kernel of shape {tuple(torch.as_tensor(kernel).shape)} does not fit targets "
+                f"a kernel of shape {tuple(_tensor(kernel).shape)} does not fit targets "
                 f"of shape {tuple(self._shape)}"
             )
         scale = float(matrix.abs().max())
@@ -80,16 +80,16 @@ class KernelRegression:
         self._y = self._columns(self.targets)
         self._start = torch.zeros_like(self._y)
         if initial is not None:
-            if torch.as_tensor(initial).shape != self._shape:
+            if _tensor(initial).shape != self._shape:
                 raise ValueError(
                     f"initial outputs must have the targets' shape {tuple(self._shape)}, got "
-                    f"{tuple(torch.as_tensor(initial).shape)}"
+                    f"{tuple(_tensor(initial).shape)}"
                 )
-            self._start = self._columns(torch.as_tensor(initial))
+            self._start = self._columns(_tensor(initial))
         spectral = eigh(matrix)
         self._values, self._vectors = spectral.values, spectral.vectors
         # Rounding of the kernel's own precision decides what is zero.
-        dtype = torch.as_tensor(kernel).dtype
+        dtype = _tensor(kernel).dtype
         eps = torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
         limit = len(matrix) * eps * float(self._values.abs().max())
         self._kept = (self._values + self.ridge).abs() > (limit if self.ridge == 0 else 0.0)
@@ -137,7 +137,7 @@ class KernelRegression:
             Shaped like the prior.
         """
         matrix = self._matrix(cross, "cross")
-        given = torch.as_tensor(prior).double()
+        given = _tensor(prior).double()
         if given.numel() != len(matrix):
             raise ValueError(f"prior must hold {len(matrix)} variances, got {given.numel()}")
         turned = matrix @ self._vectors
@@ -181,23 +181,20 @@ class KernelRegression:
         """
         if method not in ("descent", "flow"):
             raise ValueError(f"method must be 'descent' or 'flow', got {method!r}")
-        times = torch.as_tensor(steps, dtype=torch.float64).reshape(-1)
+        times = _tensor(steps).double().reshape(-1)
         if bool((times < 0).any()) or (method == "descent" and bool((times % 1 != 0).any())):
             raise ValueError(f"steps are whole numbers of at least 0, got {steps!r}")
         rates = float(learning_rate) * self._values / float(normaliser)
         found = []
         for t in times.tolist():
-            if method == "flow":
-                done = -torch.expm1(-rates * t)
-            else:
-                done = 1 - (1 - rates) ** t
+            done = -torch.expm1(-rates * t) if method == "flow" else 1 - (1 - rates) ** t
             # (1 − (1 − η κ)ᵗ) / κ, whose limit at κ = 0 is η t.
             limit = learning_rate * t / float(normaliser)
             small = rates.abs() * max(t, 1.0) < 1e-12
             safe = torch.where(self._values == 0, 1.0, self._values)
             share = torch.where(small, torch.full_like(rates, limit), done / safe)
             found.append(self._predict(cross, initial, share))
-        return found[0] if torch.as_tensor(steps).ndim == 0 else torch.stack(found)
+        return found[0] if _tensor(steps).ndim == 0 else torch.stack(found)
 
     def _inverted(self) -> Tensor:
         shifted = torch.where(self._kept, self._values + self.ridge, 1.0)
@@ -213,13 +210,13 @@ class KernelRegression:
             if matrix.shape[1] != len(self._values):
                 raise ValueError(
                     f"cross must end in the {len(self._values)} rows of the kernel, got shape "
-                    f"{tuple(torch.as_tensor(cross).shape)}"
+                    f"{tuple(_tensor(cross).shape)}"
                 )
             result = matrix @ (self._vectors @ (share.unsqueeze(1) * residual))
         width = self._shape[1:]
         result = result.reshape(-1, *width)
         if initial is not None:
-            start = torch.as_tensor(initial).to(result)
+            start = _tensor(initial).to(result)
             if cross is None:
                 raise ValueError("initial outputs at the training points belong to the constructor")
             if start.shape != result.shape:
@@ -239,7 +236,7 @@ class KernelRegression:
         return values.reshape(len(values), -1) if self._shared else values.reshape(-1, 1)
 
     def _matrix(self, kernel: Array, name: str) -> Tensor:
-        given = torch.as_tensor(kernel).double().to(self.targets.device)
+        given = _tensor(kernel).double().to(self.targets.device)
         if given.ndim == 2 and self._shared:
             return given
         if given.ndim == 4 and not self._shared:
@@ -250,3 +247,10 @@ class KernelRegression:
     def _out(self) -> torch.dtype:
         dtype = self.targets.dtype
         return dtype if dtype.is_floating_point else torch.float64
+
+
+def _tensor(values: Array | float | int) -> Tensor:
+    """A tensor on the same memory where torch allows it: arrays of results are read-only."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        return torch.from_numpy(values.copy())
+    return torch.as_tensor(values)

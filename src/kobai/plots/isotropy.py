@@ -90,6 +90,6 @@ def _names(
         row = rows[i]
         axes.annotate(
             f"{plain(row.structure)}  α = {spell(row.alpha)}", (costs[i], spreads[i]),
-            xytext=(9, 13 * lift), textcoords="offset points", va="center", size=8.8,
+            xytext=(8, 10 + 13 * lift), textcoords="offset points", va="center", size=8.8,
             color=ACCENT if row.structure == cheapest else INK, path_effects=halo(2.5), zorder=4,
         )  # fmt: skip
