@@ -13,6 +13,9 @@ RATIO = 5.0
 MARGIN = 0.25
 """Share of the box of marked points and trajectories that is added on each side."""
 
+FLAT = 0.02
+"""A side of the box below this share of the widest says nothing about how far to look."""
+
 
 def find_range(
     evaluator: Evaluator, directions: Directions, *, ratio: float = RATIO
@@ -87,10 +90,10 @@ def box_range(
     places = places[np.all(np.isfinite(places), axis=1)]
     low, high = places.min(0), places.max(0)
     width = high - low
-    if not np.all(width > 1e-12 * max(1.0, float(np.abs(places).max()))):
-        # A flat side takes the width of the widest, so that the picture is to scale.
-        width = np.where(width > 0, width, width.max())
-        if not width.max() > 0:
-            return None
+    if not width.max() > 1e-12 * max(1.0, float(np.abs(places).max())):
+        return None
+    # A flat side, such as that of a random direction which paths hardly move along, takes the
+    # width of the widest, so that the picture is to scale.
+    width = np.where(width > FLAT * width.max(), width, width.max())
     middle, half = (low + high) / 2, (0.5 + MARGIN) * width
     return tuple(zip((middle - half).tolist(), (middle + half).tolist(), strict=True))

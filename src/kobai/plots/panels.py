@@ -13,6 +13,10 @@ from kobai.plots.surface import draw_surface, viewpoint
 from kobai.results import Plane
 
 
+DECADES = 1e3
+"""A common scale that spans more than this ratio is not logarithmic unless asked for."""
+
+
 def landscape_panels(
     planes: Sequence[Plane],
     field: str = "loss",
@@ -48,7 +52,7 @@ def landscape_panels(
     if titles and len(titles) != len(planes):
         raise ValueError(f"{len(planes)} planes need as many titles, got {len(titles)}")
     shown = _ranges(planes, field, equal, log, clip)
-    width, height = 3.9, 7.2
+    width, height = 4.5, 7.2
     figure = Figure(figsize=(width * len(planes) + 0.2, height))
     size = figure.get_size_inches()
     elevation, azimuth = viewpoint(planes[0], field)
@@ -61,11 +65,11 @@ def landscape_panels(
         def place(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
             return (x / size[0], y / size[1], w / size[0], h / size[1])
 
-        axes = figure.add_axes(place(left + 0.66, height - 0.85 - h, w, h))
-        bar = figure.add_axes(place(left + 0.76 + w, height - 0.85 - h, 0.1, h))
+        axes = figure.add_axes(place(left + 0.95, height - 0.85 - h, w, h))
+        bar = figure.add_axes(place(left + 1.05 + w, height - 0.85 - h, 0.1, h))
         draw_contour(figure, axes, bar, plane, field, shown[k])
         below = figure.add_axes(
-            place(left - 0.1, 0.3, width - 0.15, 3.5), projection="3d", computed_zorder=False
+            place(left + 0.1, 0.3, width - 0.45, 3.5), projection="3d", computed_zorder=False
         )
         assert isinstance(below, Axes3D)
         # Labels reach beyond the box, into that of the next panel.
@@ -75,12 +79,12 @@ def landscape_panels(
         )
         title = titles[k] if titles else plane.label or plane.kind
         figure.text(
-            (left + 0.66) / size[0], 1 - 0.25 / height, plain(title, limit=40), size=11,
+            (left + 0.95) / size[0], 1 - 0.25 / height, plain(title, limit=40), size=11,
             weight="bold", color=INK, va="top",
         )  # fmt: skip
         note = shown[k].sentence(field.replace("_", " "), "hatched, holes")
         figure.text(
-            (left + 0.66) / size[0], 1 - 0.5 / height, plain(note, limit=60), size=7.5, color=MUTED,
+            (left + 0.95) / size[0], 1 - 0.5 / height, plain(note, limit=60), size=7.5, color=MUTED,
             va="top",
         )  # fmt: skip
     return figure
@@ -100,7 +104,11 @@ def _ranges(
     everything = [field_values(plane, field) for plane in planes]
     if not equal:
         return [field_range(values, log=log, clip=clip) for values in everything]
-    joint = field_range(np.concatenate([v.reshape(-1, 1) for v in everything]), log=log, clip=clip)
+    stacked = np.concatenate([v.reshape(-1, 1) for v in everything])
+    joint = field_range(stacked, log=log, clip=clip)
+    if log is None and joint.log and joint.high > DECADES * joint.low:
+        # A minimum of nearly zero would be a well without bottom beside the others.
+        joint = field_range(stacked, log=False, clip=clip)
     ranges = []
     for values in everything:
         finite = values[np.isfinite(values)]
