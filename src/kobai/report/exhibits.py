@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from kobai import plots
 from kobai.plots import spell
 from kobai.report.landscape_sections import landscape_sections
+from kobai.report.reproduction_sections import reproduction_sections
 from kobai.results import Scores, Trials
 
 
@@ -130,4 +131,12 @@ def _landscapes(results: Mapping[str, Any]) -> list[Exhibit]:
     return [Exhibit(**section) for section in landscape_sections(results)]
 
 
-_MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (_studies, _landscapes)
+def _reproductions(results: Mapping[str, Any]) -> list[Exhibit]:
+    return [Exhibit(**section) for section in reproduction_sections(results)]
+
+
+_MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (
+    _reproductions,
+    _studies,
+    _landscapes,
+)
