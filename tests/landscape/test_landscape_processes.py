@@ -51,7 +51,7 @@ def test_two_processes_give_the_plane_of_one(tmp_path):
     ]
     for process in ranks:
         process.start()
-    found = dict((rank, rest) for rank, *rest in (queue.get(), queue.get()))
+    found = {rank: rest for rank, *rest in (queue.get(), queue.get())}
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
