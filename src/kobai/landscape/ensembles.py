@@ -158,6 +158,7 @@ def median_smoothness(ensemble: Ensemble) -> Smoothness:
         label=ensemble.label,
         field=ensemble.field,
         epsilon=ensemble.smoothness[0].epsilon,
+        unit=float(np.median([entry.unit for entry in ensemble.smoothness])),
         cut_off=sum(entry.cut_off for entry in ensemble.smoothness) > len(ensemble.values) / 2,
         missing=sum(entry.missing for entry in ensemble.smoothness),
         note=f"medians over {len(ensemble.values)} planes",

@@ -90,6 +90,7 @@ def smoothness(plane: Plane, field: str = "loss", *, epsilon: float = 0.1) -> Sm
         steepness=epsilon / radius if radius else math.inf,
         asymmetry=_asymmetry(plane, surface, centre, good),
         anisotropy=_anisotropy(plane, surface, centre, gram),
+        unit=float(np.sqrt((plane.direction_norms**2).mean())),
         cut_off=cut,
         missing=int((~good).sum()),
     )

@@ -14,6 +14,7 @@ from kobai.plots.input_response import input_response
 from kobai.plots.isotropy import isotropy_cost
 from kobai.plots.lines import landscape_lines
 from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
+from kobai.plots.minima import descents, proof_panel, solution_epochs
 from kobai.plots.panels import landscape_panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.reproductions import PICTURES, picture
@@ -26,6 +27,13 @@ from kobai.plots.scales import (
     percent,
     spell,
     tick,
+)
+from kobai.plots.shape import (
+    connection,
+    critical_map,
+    ensemble_bands,
+    moving_frames,
+    shape_table,
 )
 from kobai.plots.spectrum import eigenvalues
 from kobai.plots.spectrum_panels import spectrum_panels
@@ -50,10 +58,14 @@ __all__ = [
     "accuracy_axis",
     "by_optimizer",
     "color_map",
+    "connection",
     "contour_levels",
     "convexity_map",
+    "critical_map",
     "curves",
+    "descents",
     "eigenvalues",
+    "ensemble_bands",
     "export_landscape",
     "field_range",
     "function_space",
@@ -65,17 +77,21 @@ __all__ = [
     "landscape_panels",
     "landscape_slices",
     "landscape_surface",
+    "moving_frames",
     "optimizer_of",
     "optimizer_styles",
     "optimizers_on",
     "parallel_coordinates",
     "percent",
     "picture",
+    "proof_panel",
     "rate_map",
     "save",
     "search_history",
     "seed_band",
     "sensitivity",
+    "shape_table",
+    "solution_epochs",
     "spectral_density",
     "spectrum_panels",
     "spell",

@@ -7,23 +7,42 @@ from matplotlib.figure import Figure
 
 from kobai.plots.function_space import function_space, invariance_table
 from kobai.plots.input_response import input_response
+from kobai.plots.minima import descents, proof_panel, solution_epochs
+from kobai.plots.panels import landscape_panels
 from kobai.plots.rate_map import rate_map
+from kobai.plots.shape import connection, ensemble_bands, moving_frames, shape_table
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.width_scan import width_scan
 from kobai.results import (
+    Connection,
+    Descents,
+    Ensemble,
     FunctionSpaceRuns,
     InputResponse,
     Invariance,
+    MinimumProof,
+    MovingFrame,
+    PlanePanels,
     RateMap,
+    ShapeTable,
+    SolutionTable,
     SpectrumPanels,
     WidthScan,
 )
 
 PICTURES: dict[type, Callable[[Any], Figure]] = {
+    Connection: connection,
+    Descents: descents,
+    Ensemble: ensemble_bands,
     FunctionSpaceRuns: function_space,
     InputResponse: input_response,
     Invariance: invariance_table,
+    MinimumProof: proof_panel,
+    MovingFrame: moving_frames,
+    PlanePanels: lambda panels: landscape_panels(panels.planes, titles=panels.titles),
     RateMap: rate_map,
+    ShapeTable: shape_table,
+    SolutionTable: solution_epochs,
     SpectrumPanels: spectrum_panels,
     WidthScan: width_scan,
 }

@@ -40,6 +40,8 @@ class Smoothness:
         steepness: ε / radius: mean ascent out of the basin.
         asymmetry: Share of the field above its centre that is odd under reflection in the centre.
         anisotropy: Spread of the field around circles about the centre, over its mean there.
+        unit: Root mean square of the directions' norms: the distance that one unit of the plane's
+            coordinates is.
         cut_off: Whether the sublevel set reaches the edge, so that `radius` is a lower bound.
         missing: Nodes that are not finite; they are left out.
         note: Anything worth saying.
@@ -56,12 +58,23 @@ class Smoothness:
     steepness: float
     asymmetry: float
     anisotropy: float
+    unit: float = 1.0
     cut_off: bool = False
     missing: int = 0
     note: str = ""
 
     def __post_init__(self) -> None:
         settle(self, floats=("epsilon", *MEASURES), booleans=("cut_off",), integers=("missing",))
+
+    @property
+    def relative_radius(self) -> float:
+        """Radius in the plane's own coordinates, such as shares of each filter's norm."""
+        return self.radius / self.unit
+
+    @property
+    def relative_steepness(self) -> float:
+        """Mean ascent out of the basin per unit of the plane's own coordinates."""
+        return self.steepness * self.unit
 
 
 @register

@@ -247,6 +247,13 @@ def _pictures(
         )  # fmt: skip
         if "stopped after" in plane.note:
             raise Interrupted
+        # Every run in a style of its own: they differ by start, not by optimizer.
+        plane = dataclasses.replace(
+            plane,
+            trajectories=tuple(
+                dataclasses.replace(path, optimizer=path.label) for path in plane.trajectories
+            ),
+        )
         made[f"{network}_{group}"] = plane
         if group == FAR:
             made[f"{network}_critical"] = critical_points(

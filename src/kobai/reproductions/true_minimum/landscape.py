@@ -111,8 +111,9 @@ def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> O
         verdicts=verdicts,
         note=f"{place.describe()}; landscapes on {place.measured_examples:,} training images; "
         f"loss in nats above the mean entropy of the targets; {count} planes of "
-        f"{nodes} × {nodes} nodes a network and norm; ε = {EPSILON:g}. Algorithm 2 as printed steps from a corner at θ* in "
-        f"unit steps of δ/‖δ‖, K = {place.setting.nodes} here. {OPEN}",
+        f"{nodes} × {nodes} nodes a network and norm; ε = {EPSILON:g}. "
+        f"Algorithm 2 as printed steps from a corner at θ* in unit steps of δ/‖δ‖, "
+        f"K = {place.setting.nodes} here. {OPEN}",
     )
 
 
@@ -233,10 +234,10 @@ def judge(
     }
     dnn, _, resnet = NETWORKS.values()
     for norm, row in medians.items():
-        for measure, key in (("roughness", "smooth"), ("steepness", "sharp"),
-                             ("asymmetry", "sharp"), ("radius", "wide")):  # fmt: skip
+        for measure, key in (("roughness", "smooth"), ("relative_steepness", "sharp"),
+                             ("asymmetry", "sharp"), ("relative_radius", "wide")):  # fmt: skip
             findings += [
-                Finding(claim=key, what=f"{measure}, {norm} norm, {name}",
+                Finding(claim=key, what=f"{measure.replace('_', ' ')}, {norm} norm, {name}",
                         measured=getattr(entry, measure))
                 for name, entry in row.items()
             ]  # fmt: skip
@@ -251,16 +252,16 @@ def judge(
                 best = pick(values, key=lambda n, v=values: v[n] if math.isfinite(v[n]) else 0.0)
                 outcomes.append(best == name)
                 numbers = ", ".join(f"{n} {v:.3g}" for n, v in values.items())
-                told.append(f"{measure} ({norm} norm): {numbers}")
+                told.append(f"{measure.replace('_', ' ')} ({norm} norm): {numbers}")
         verdict = "holds" if all(outcomes) else (
             "holds in part" if any(outcomes) else "does not hold"
         )  # fmt: skip
-        return verdict, "; ".join(told)
+        return verdict, "; ".join(dict.fromkeys(told))
 
     for key, wanted in (
-        ("smooth", [("roughness", resnet, "least"), ("steepness", resnet, "least")]),
-        ("sharp", [("steepness", dnn, "most"), ("asymmetry", dnn, "most")]),
-        ("wide", [("radius", resnet, "most"), ("radius", dnn, "least")]),
+        ("smooth", [("roughness", resnet, "least"), ("relative_steepness", resnet, "least")]),
+        ("sharp", [("relative_steepness", dnn, "most"), ("asymmetry", dnn, "most")]),
+        ("wide", [("relative_radius", resnet, "most"), ("relative_radius", dnn, "least")]),
     ):
         verdict, because = tests(wanted)
         verdicts.append(Verdict(claim=key, verdict=verdict, because=because))

@@ -121,9 +121,12 @@ def solve(
                 history, status="finished", note="ended where the loss stood still at zero"
             )
         save(history, folder, f"history_{label}")
+        found = solution(history, place)
+        report(
+            f"  {label}: {found.kind}, loss {found.final_loss:.3g} after {found.epochs:g} epochs, "
+            f"{history.seconds[-1]:.0f} s of training"
+        )
     problem.model.eval()
-    found = solution(history, place)
-    report(f"  {label}: {found.kind}, loss {found.final_loss:.3g} after {found.epochs:g} epochs")
     return problem, history
 
 
