@@ -201,14 +201,16 @@ class _Probes:
         lost = self._lost(length.to(self.scale), centre.to(self.scale))
         # The next vector inherits from this one and the one before: two in a row are cleaned.
         must = bool((lost > math.sqrt(self.epsilon)).any())
-        if must or self.twice or step < _WATCHED_STEPS:
+        # Nothing follows from the last vector.
+        last = step + 1 == self.basis.shape[1]
+        if step < _WATCHED_STEPS or ((must or self.twice) and not last):
             self.twice = must and not self.twice
-            stray, rest = self._orthogonalise(rest, step + 1)
+            stray = self._orthogonalise(rest, step + 1)
             # One pass removes rounding along older vectors, unless little else is left.
             before, length = length, rest.norm(dim=1)
             if bool((length < 0.7 * before).any()):
-                again, rest = self._orthogonalise(rest, step + 1)
-                stray, length = stray + again, rest.norm(dim=1)
+                stray = stray + self._orthogonalise(rest, step + 1)
+                length = rest.norm(dim=1)
             centre = centre.to(self.scale) + stray[:, step]
             self.overlaps[0, :, : step + 1] = self.epsilon
             # What is left along older vectors contradicts symmetry if it is more than rounding.
@@ -218,7 +220,7 @@ class _Probes:
         length = length.to(self.scale)
         self.diagonal[:, step] = centre
         self.steps += 1
-        if step + 1 == self.basis.shape[1]:
+        if last:
             return
         # A closed Krylov space: what is left is rounding, and couples to nothing.
         alive = length > 32 * self.epsilon * self.scale
@@ -249,17 +251,14 @@ class _Probes:
         self.overlaps = torch.stack([following, now])
         return torch.where(length > 32 * self.epsilon * self.scale, largest, 0.0)
 
-    def _orthogonalise(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Take out of each probe's row its part along the first vectors of its own basis.
+    def _orthogonalise(self, rows: Tensor, count: int) -> Tensor:
+        """Take out of each probe's row, in place, its part along the first vectors of its basis.
 
         Probe by probe: two products with a contiguous matrix each are quicker than a batched call.
         """
         self.num_passes += 1
-        parts = [basis[:count] @ row for basis, row in zip(self.basis, rows, strict=True)]
-        rows = torch.stack(
-            [
-                torch.addmv(row, basis[:count].T, part, alpha=-1)
-                for basis, row, part in zip(self.basis, rows, parts, strict=True)
-            ]
-        )
-        return torch.stack(parts).to(self.scale), rows
+        parts = []
+        for basis, row in zip(self.basis, rows, strict=True):
+            parts.append(basis[:count] @ row)
+            row.addmv_(basis[:count].T, parts[-1], alpha=-1)
+        return torch.stack(parts).to(self.scale)
