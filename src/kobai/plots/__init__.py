@@ -14,10 +14,11 @@ from kobai.plots.input_response import input_response
 from kobai.plots.isotropy import isotropy_cost
 from kobai.plots.lines import landscape_lines
 from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
-from kobai.plots.minima import descents, proof_panel, solution_epochs
+from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_epochs
 from kobai.plots.panels import landscape_panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.reproductions import PICTURES, picture
+from kobai.plots.sample_sizes import sample_sizes
 from kobai.plots.scales import (
     AccuracyAxis,
     Range,
@@ -77,6 +78,7 @@ __all__ = [
     "landscape_panels",
     "landscape_slices",
     "landscape_surface",
+    "minimum_panels",
     "moving_frames",
     "optimizer_of",
     "optimizer_styles",
@@ -86,6 +88,7 @@ __all__ = [
     "picture",
     "proof_panel",
     "rate_map",
+    "sample_sizes",
     "save",
     "search_history",
     "seed_band",

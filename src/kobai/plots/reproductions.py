@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from kobai.plots.function_space import function_space, invariance_table
 from kobai.plots.input_response import input_response
-from kobai.plots.minima import descents, proof_panel, solution_epochs
-from kobai.plots.panels import landscape_panels
+from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_epochs
 from kobai.plots.rate_map import rate_map
+from kobai.plots.sample_sizes import sample_sizes
 from kobai.plots.shape import connection, ensemble_bands, moving_frames, shape_table
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.width_scan import width_scan
@@ -24,6 +24,7 @@ from kobai.results import (
     MovingFrame,
     PlanePanels,
     RateMap,
+    SampleSizes,
     ShapeTable,
     SolutionTable,
     SpectrumPanels,
@@ -39,10 +40,11 @@ PICTURES: dict[type, Callable[[Any], Figure]] = {
     Invariance: invariance_table,
     MinimumProof: proof_panel,
     MovingFrame: moving_frames,
-    PlanePanels: lambda panels: landscape_panels(panels.planes, titles=panels.titles),
+    PlanePanels: minimum_panels,
     RateMap: rate_map,
     ShapeTable: shape_table,
     SolutionTable: solution_epochs,
+    SampleSizes: sample_sizes,
     SpectrumPanels: spectrum_panels,
     WidthScan: width_scan,
 }

@@ -21,6 +21,7 @@ from kobai.results.plane import Check, Plane, Trajectory
 from kobai.results.rate_map import RateMap
 from kobai.results.registry import register
 from kobai.results.reproduction import Claim, Finding, Reproduction, Verdict, summarize
+from kobai.results.sample_sizes import SampleSizes
 from kobai.results.shape import Connection, Ensemble, MovingFrame, Smoothness
 from kobai.results.spectrum import Spectrum
 from kobai.results.spectrum_panels import SpectrumPanels
@@ -62,6 +63,7 @@ __all__ = [
     "RateMap",
     "Reproduction",
     "ResultError",
+    "SampleSizes",
     "ShapeTable",
     "Smoothness",
     "Solution",

@@ -1,5 +1,15 @@
 """How θ moves: one loop for every optimizer, with schedules, clipping, stopping and checkpoints."""
 
+from kobai.training.augmentation import (
+    Augmentation,
+    Compose,
+    Cutout,
+    Flip,
+    Mixup,
+    Rotate,
+    SelfPacedAugmentation,
+    Shift,
+)
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.early_stopping import EarlyStopping
 from kobai.training.loop import train
@@ -9,14 +19,22 @@ from kobai.training.trajectory import snapshots
 
 __all__ = [
     "SCHEDULES",
+    "Augmentation",
     "Checkpoint",
+    "Compose",
     "ConsoleProgress",
     "Constant",
     "Cosine",
+    "Cutout",
     "EarlyStopping",
+    "Flip",
     "LinearDecay",
+    "Mixup",
     "Progress",
+    "Rotate",
     "Schedule",
+    "SelfPacedAugmentation",
+    "Shift",
     "load_model",
     "snapshots",
     "train",

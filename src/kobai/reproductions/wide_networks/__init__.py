@@ -14,6 +14,7 @@ from kobai.reproductions.wide_networks.input_metric import figure_4
 from kobai.reproductions.wide_networks.natural_gradients import figure_3
 from kobai.reproductions.wide_networks.rate_depth import figure_2
 from kobai.reproductions.wide_networks.rate_width import figure_1
+from kobai.reproductions.wide_networks.self_paced import figure_5
 from kobai.results import Reproduction
 
 __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
@@ -23,6 +24,7 @@ FIGURES: tuple[FigureMaker, ...] = (
     FigureMaker(name="2", title="online learning rate against depth", make=figure_2),
     FigureMaker(name="3", title="natural gradients in function space", make=figure_3),
     FigureMaker(name="4", title="eigenvalue statistics and the input metric", make=figure_4),
+    FigureMaker(name="5", title="few examples and self-paced augmentation", make=figure_5),
 )
 """What ``--figure`` chooses from."""
 

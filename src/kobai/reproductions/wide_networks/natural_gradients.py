@@ -78,8 +78,8 @@ def figure_3(config: Any, report: Callable[[str], None], stop: Callable[[], bool
         verdicts=verdicts,
         note=f"tanh, L = 3, M = {setting.width}, C = 1, {setting.examples} MNIST pictures of "
         f"{setting.side} × {setting.side} pixels, odd against even digits; damping "
-        "1e-4 for unit-wise and K-FAC, 1e-10 else, and α measured with it; plain gradient descent and the entry-wise gradient, which are not "
-        "isotropic, at η = c/λ_max of their own kernels. Coordinates: a small network with a "
+        "1e-4 for unit-wise and K-FAC, 1e-10 else, and α measured with it; plain gradient "
+        "descent and the entry-wise gradient, which are not isotropic, at η = c/λ_max of their own kernels. Coordinates: a small network with a "
         "regular Fisher matrix.",
     )
 
