@@ -42,16 +42,25 @@ def test_layers_and_the_rest():
     assert table["0.weight"].shape == "2 × 2×2 ⊗ 10×10"
     assert table["0.weight"].numbers == 2 * (2 * 4 + 2 * 100 + 2 * 20)
     assert table["3.weight"].block == "kronecker"
-    assert table["1.weight"].block == table["1.bias"].block == "diagonal"
+    assert table["1.bias"] is table["1.weight"]
+    assert (table["1.weight"].block, table["1.weight"].shape) == ("unit", "4 of 2×2")
+    assert table["1.weight"].numbers == 4 * (2 * 4 + 2 * 2)
     assert "BatchNorm2d" in table["1.weight"].reason
 
 
-def test_attention_projections_are_never_called():
-    """The fused function bypasses the output projection: diagonal, and it says so."""
+def test_attention_and_recurrent_layers_have_their_matrices_factored():
     _, table = blocks(nn.TransformerEncoderLayer(8, 2, 16))
-    assert table["self_attn.out_proj.weight"].block == "diagonal"
-    assert "does not call it" in table["self_attn.out_proj.weight"].reason
-    assert table["linear1.weight"].block == "kronecker"
+    assert table["self_attn.in_proj_weight"].shape == "3 × 8×8 ⊗ 9×9"
+    assert table["self_attn.out_proj.weight"].shape == "8×8 ⊗ 9×9"
+    assert table["norm1.weight"].block == "unit"
+    _, table = blocks(nn.LSTM(3, 4, bias=False))
+    assert table["weight_hh_l0"].shape == "16×16 ⊗ 4×4"
+
+
+def test_embeddings_never_keep_a_matrix_of_the_vocabulary():
+    _, table = blocks(nn.Embedding(50_000, 8))
+    assert table["weight"].shape == "8×8 ⊗ diagonal 50000"
+    assert table["weight"].numbers < 20 * 50_000
 
 
 def test_frozen_halves():
@@ -60,7 +69,7 @@ def test_frozen_halves():
     model[1].weight.requires_grad_(False)
     _, table = blocks(model)
     assert table["0.weight"].shape == "4×4 ⊗ 3×3"
-    assert table["1.bias"].block == "diagonal"
+    assert table["1.bias"].shape == "2×2 ⊗ 1×1"
 
 
 def test_embeddings_tied_to_the_head_are_diagonal():
@@ -69,13 +78,18 @@ def test_embeddings_tied_to_the_head_are_diagonal():
     model.head.weight = model.embed.weight
     _, table = blocks(model)
     assert table["embed.weight"].block == "diagonal"
+    assert "shared by embed, head: layers of different form" in table["embed.weight"].reason
     assert "Embedding" in table["embed.weight"].reason
 
 
 def test_parametrised_weights_are_diagonal():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))
     _, table = blocks(model)
-    assert {row.block for row in table.values()} == {"diagonal"}
+    assert {name: row.block for name, row in table.items()} == {
+        "0.bias": "kronecker",
+        "0.parametrizations.weight.original0": "diagonal",
+        "0.parametrizations.weight.original1": "diagonal",
+    }
 
 
 def test_layers_of_other_function_are_diagonal():

@@ -165,7 +165,7 @@ def test_no_graph_outlives_the_next_step():
         assert not any(token() for token in saved)
     finally:
         gc.enable()
-    assert not optimizer._watch._record.calls
+    assert not optimizer._watch._noted.edges
 
 
 def test_an_optimizer_that_is_gone_leaves_the_model_clean():

@@ -32,7 +32,8 @@ Approximation with Kronecker products (the nearest product).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -44,8 +45,24 @@ from kobai.curvature.layer_forms import CELLS, LayerForm
 from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
 from kobai.curvature.layer_uses import LayerUse
 from kobai.curvature.moments import input_moment, output_moment
+from kobai.curvature.outer_rows import OuterRows
 
 Sharing = Literal["expand", "reduce"]
+
+
+def check_sharing(sharing: str) -> Sharing:
+    """The name of a treatment of places, if it is one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if sharing not in ("expand", "reduce"):
+        raise ValueError(f"sharing must be 'expand' or 'reduce', got {sharing!r}")
+    return sharing  # pyright: ignore[reportReturnType]
+
+
+_WORKSPACE = 2**24
+"""Numbers that rows written out may have."""
 
 MOST_PAIRED = 6
 """Uses of one matrix whose correlations are kept: they take the square of it as many moments."""
@@ -343,3 +360,91 @@ def nearest_product(
         lefts.append(sign * (left + left.T) / 2 * unit_x)
         rights.append(sign * (right + right.T) / 2 * unit_y)
     return torch.stack(lefts).to(inputs.dtype), torch.stack(rights).to(outputs.dtype)
+
+
+def turned_squares(
+    form: LayerForm,
+    uses: Sequence[LayerUse],
+    examples: int,
+    dtype: torch.dtype,
+    outer: Float[Tensor, "*G M M"],
+    inner: Float[Tensor, "G K K"] | None,
+) -> Tensor:
+    """Σ over examples and cotangents of the squared entries of their gradients in another basis.
+
+    Exact example by example, also with places and repeated use; where the examples do not divide
+    what a layer was called with, every row counts as an example.
+
+    Args:
+        form: Form of the matrix.
+        uses: All its uses in one batch.
+        examples: Number of examples.
+        dtype: Of the result.
+        outer: Basis of the products, a group.
+        inner: Basis of the inputs; None for an embedding, whose lines are kept.
+
+    Returns:
+        (G, M, K), or (V, D) for an embedding. Cost: that of a weight gradient and of turning rows.
+    """
+    if form.lookup:
+        return _turned_lookups(form, uses, examples, dtype, outer)
+    assert inner is not None
+    total = torch.zeros(form.groups, form.outputs, form.inputs, dtype=dtype, device=outer.device)
+    indices = torch.zeros((), dtype=torch.int64).expand(form.size)
+    for own, pieces in _by_examples(uses, examples):
+        found = [outer_rows(form, joint, own, dtype) for joint in joint_uses(pieces)]
+        known = [rows for rows in found if rows is not None]
+        groups = [known] if len(known) == len(found) else []
+        if not groups:
+            for joint in joint_uses(pieces):
+                rows = outer_rows(form, joint, 1, dtype)
+                assert rows is not None
+                a, g, lengths = rows
+                groups.append([(a.transpose(1, 2), g.permute(0, 3, 2, 1, 4), lengths)])
+        for group in groups:
+            a = torch.cat([rows[0] for rows in group], 2)
+            g = torch.cat([rows[1] for rows in group], 3)
+            total += OuterRows(a, g, indices).rotated(outer, inner).squares().view(total.shape)
+    return total
+
+
+def _by_examples(
+    uses: Sequence[LayerUse], examples: int
+) -> Iterator[tuple[int, Sequence[LayerUse]]]:
+    """The same uses for some examples at a time, so that rows written out stay small."""
+    whole = all(
+        use.inputs.shape[0] == examples and use.gradients.shape[1] == examples for use in uses
+    )
+    size = sum(use.inputs.numel() + use.gradients.numel() for use in uses)
+    taps = max((math.prod(getattr(use.module, "kernel_size", (1,))) for use in uses), default=1)
+    step = max(1, examples * _WORKSPACE // max(1, size * taps))
+    if not whole or step >= examples:
+        yield examples, uses
+        return
+    for start in range(0, examples, step):
+        chosen = slice(start, start + step)
+        pieces = [
+            dataclasses.replace(use, inputs=use.inputs[chosen], gradients=use.gradients[:, chosen])
+            for use in uses
+        ]
+        yield pieces[0].inputs.shape[0], pieces
+
+
+def _turned_lookups(
+    form: LayerForm, uses: Sequence[LayerUse], examples: int, dtype: torch.dtype, outer: Tensor
+) -> Tensor:
+    """Lines that an example looks up several times have their gradients added first."""
+    total = torch.zeros(form.inputs, form.outputs, dtype=dtype, device=outer.device)
+    keys, gradients = [], []
+    for use in uses:
+        tokens = use.inputs.reshape(-1)
+        own = examples if tokens.numel() % examples == 0 else tokens.numel()
+        number = torch.arange(own, device=tokens.device).repeat_interleave(tokens.numel() // own)
+        keys.append(tokens + form.inputs * number)
+        turned = _without_padding(use, use.gradients.to(dtype)) @ outer
+        gradients.append(turned.reshape(turned.shape[0], -1, form.outputs))
+    lines, places = torch.cat(keys).unique(return_inverse=True)
+    for column in torch.cat(gradients, 1):
+        sums = column.new_zeros(len(lines), form.outputs).index_add_(0, places, column)
+        total.index_add_(0, lines % form.inputs, sums.square_())
+    return total

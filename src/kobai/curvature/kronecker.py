@@ -69,8 +69,8 @@ class KroneckerFactors:
         if not (math.isfinite(damping) and damping > 0):
             raise ValueError(f"damping must be positive and finite, got {damping}")
         balance, root = self.balance(damping), math.sqrt(damping)
-        inputs, first = _shifted_inverse(self.inputs, balance * root)
-        outputs, second = _shifted_inverse(self.outputs, root / balance)
+        inputs, first = shifted_inverse(self.inputs, balance * root)
+        outputs, second = shifted_inverse(self.outputs, root / balance)
         return KroneckerInverse(inputs=inputs, outputs=outputs, status=torch.maximum(first, second))
 
 
@@ -94,7 +94,7 @@ class KroneckerInverse:
         return self.outputs @ (matrices @ self.inputs)
 
 
-def _shifted_inverse(
+def shifted_inverse(
     matrices: Float[Tensor, "S n n"], shifts: Float[Tensor, " S"]
 ) -> tuple[Float[Tensor, "S n n"], Int[Tensor, " S"]]:
     """(C + s I)⁻¹ of positive semi-definite matrices, and how it was come by."""
@@ -108,12 +108,3 @@ def _shifted_inverse(
     failed = (found == 3) | ~torch.isfinite(inverse.sum((1, 2)))
     inverse[failed] = 0.0
     return inverse, torch.where(failed, 3, found)
-
-
-from kobai.curvature.layer_forms import LayerForm, slots  # noqa: E402
-from kobai.curvature.moments import gram, input_moment, output_moment  # noqa: E402, F401
-
-
-def layer_form(module, *, bias=True):  # noqa: ANN001, ANN201, D103
-    own = slots(module) if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) else ()
-    return own[0].form_with(bias and own[0].form.bias) if own else None

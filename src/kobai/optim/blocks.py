@@ -1,271 +1,20 @@
-"""Curvature blocks as an optimizer holds them: moving averages, inverses and momentum side by side.
+"""All curvature blocks of an optimizer: who is stacked with whom, updates, inversions, memory."""
 
-Blocks of equal shape lie in one stack, so that one batched factorisation and two batched products
-serve all of them.
-"""
-
-import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kobai.curvature.kronecker import KroneckerFactors, LayerForm
-from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, Plan
+from kobai.optim.averages import flush_
+from kobai.optim.coverage import KroneckerLayer, Plan
+from kobai.optim.eigen_stack import EigenStack
+from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span
+from kobai.optim.small_blocks import DiagonalBlock, TableBlock, UnitBlock
 from kobai.optim.state import copy_entry
-from kobai.optim.statistics import LayerSums, Sums, factor_dtype
+from kobai.optim.statistics import Sums
 
-STATISTICS_DECAY = 0.95
-"""Weight of the past in a moving average once it is older than twenty updates; younger ones are
-plain means, which is the bias correction of Martens and Grosse 2015, §5."""
-
-
-def past_weight(count: int) -> float:
-    """Weight of the past when update number `count` (from 1) enters a moving average."""
-    return min(1.0 - 1.0 / count, STATISTICS_DECAY)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Span:
-    """Where a layer's groups lie in a stack.
-
-    Attributes:
-        position: The layer's position in the plan.
-        layer: The layer.
-        slice: Its entries of the stack.
-        momenta: The parts of the momentum that belong to weight and bias, shaped like them; views.
-        directions: Likewise of the preconditioned momentum.
-        count: How many updates its moving averages have had.
-        inverted: Whether its inverses have been computed.
-    """
-
-    position: int
-    layer: KroneckerLayer
-    slice: slice
-    momenta: list[Tensor]
-    directions: list[Tensor]
-    count: int = 0
-    inverted: bool = False
-
-    @property
-    def active(self) -> bool:
-        """Whether the layer has a gradient."""
-        return any(p.grad is not None for p in self.layer.tensors)
-
-
-class KroneckerStack:
-    """Kronecker-factored blocks of equal shape.
-
-    Args:
-        layers: Positions in the plan with their layers; equal forms up to the number of groups,
-            equal dtype and device.
-        group: Index of the parameter group they all belong to.
-    """
-
-    def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
-        self.group = group
-        self.form: LayerForm = layers[0][1].form
-        size = sum(layer.form.groups for _, layer in layers)
-        weight = layers[0][1].weight
-        dtype = factor_dtype(weight.dtype)
-        m, k = self.form.outputs, self.form.inputs
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(size, *shape, dtype=dtype, device=weight.device)
-
-        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
-        self.input_inverses, self.output_inverses = zeros(k, k), zeros(m, m)
-        self.momentum, self.direction = zeros(m, k), zeros(m, k)
-        self.spans: list[Span] = []
-        start = 0
-        for position, layer in layers:
-            entries = slice(start, start + layer.form.groups)
-            start += layer.form.groups
-            self.spans.append(
-                Span(
-                    position,
-                    layer,
-                    entries,
-                    _parts(layer, self.momentum[entries]),
-                    _parts(layer, self.direction[entries]),
-                )
-            )
-
-    def update(self, span: Span, sums: LayerSums, weight: float) -> bool:
-        """Take new second moments into the moving averages; False if they are not finite."""
-        if sums.inputs is None or sums.outputs is None:
-            return False
-        # A second moment that is finite on its diagonal is finite.
-        traces = (m.diagonal(dim1=1, dim2=2).sum() for m in (sums.inputs, sums.outputs))
-        if not all(math.isfinite(float(trace)) for trace in traces):
-            return False
-        span.count += 1
-        past = past_weight(span.count)
-        for average, total, number in (
-            (self.factors.inputs[span.slice], sums.inputs, sums.rows),
-            (self.factors.outputs[span.slice], sums.outputs, weight),
-        ):
-            average.mul_(past).add_(total, alpha=(1 - past) / number)
-        return True
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The stack's tensors by the names they are saved under."""
-        return {
-            "input_factor": self.factors.inputs,
-            "output_factor": self.factors.outputs,
-            "input_inverse": self.input_inverses,
-            "output_inverse": self.output_inverses,
-            "momentum_buffer": self.momentum,
-        }
-
-    def fits(self) -> bool:
-        """Whether the parameters are still where, and of the kind, the stack was made for."""
-        weight = self.spans[0].layer.weight
-        return self.momentum.device == weight.device and self.momentum.dtype == factor_dtype(
-            weight.dtype
-        )
-
-    def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
-        """Take gradients into the momentum m and precondition it; resting layers are left alone.
-
-        Args:
-            momentum: Share of m that is kept.
-            damping: λ; Kronecker-factored blocks have it in their inverses already.
-
-        Returns:
-            mᵀ(F + λ)⁻¹m; the parameters that have gradients, with their parts of (F + λ)⁻¹m, valid
-            until the next call; and the number of layers that have a gradient but no inverse yet.
-        """
-        del damping
-        present = [span for span in self.spans if span.active]
-        active = [span for span in present if span.inverted]
-        if not active:
-            return 0.0, [], [], len(present)
-        whole = len(active) == len(self.spans)
-        # One product for the whole stack, or one for each layer that takes part.
-        pieces = [slice(None)] if whole else [span.slice for span in active]
-        for piece in pieces:
-            self.momentum[piece].mul_(momentum)
-        parameters, directions = [], []
-        for span in active:
-            for p, part, direction in zip(
-                span.layer.tensors, span.momenta, span.directions, strict=True
-            ):
-                if p.grad is not None:
-                    part.add_(p.grad)
-                    parameters.append(p)
-                    directions.append(direction)
-        size = 0.0
-        for piece in pieces:
-            m, v = self.momentum[piece], self.direction[piece]
-            torch.bmm(self.output_inverses[piece], m @ self.input_inverses[piece], out=v)
-            size += inner(m, v)
-        return size, parameters, directions, len(present) - len(active)
-
-    def invert(self, damping: float) -> tuple[int, int, int]:
-        """Recompute the inverses of all blocks that have statistics.
-
-        Returns:
-            Numbers of blocks that needed float64, that needed more damping, and that could not be
-            inverted and keep their old inverse.
-        """
-        ready = [span for span in self.spans if span.count]
-        if not ready:
-            return 0, 0, 0
-        inverse = self.factors.inverse(damping)
-        counts = [0, 0, 0]
-        for span in ready:
-            status = int(inverse.status[span.slice].max())
-            if status:
-                counts[status - 1] += 1
-            if status < 3:
-                self.input_inverses[span.slice] = inverse.inputs[span.slice]
-                self.output_inverses[span.slice] = inverse.outputs[span.slice]
-                span.inverted = True
-        return counts[0], counts[1], counts[2]
-
-
-def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
-    """The parts of a layer's matrices that belong to its parameters, as views shaped like them."""
-    parts = [layer.form.weight_part(matrices).view(layer.weight.shape)]
-    if layer.bias is not None:
-        parts.append(layer.form.bias_part(matrices).view(layer.bias.shape))
-    return parts
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    """Inner product of all entries, in float64 where its own precision overflows."""
-    value = float(torch.dot(a.reshape(-1), b.reshape(-1)))
-    if math.isfinite(value):
-        return value
-    return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))
-
-
-def flush_(tensor: Tensor) -> None:
-    """Set entries that are subnormal numbers, or about to become so, to zero, in place.
-
-    Averages of what has ceased (a dead unit, a pixel that is always black, a certain prediction)
-    decay into numbers that processors multiply many times slower than others.
-    """
-    torch.hardshrink(tensor, torch.finfo(tensor.dtype).tiny * 2.0**20, out=tensor)
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class DiagonalBlock:
-    """A parameter with a diagonal Fisher matrix.
-
-    Attributes:
-        position: Its position in the plan.
-        entry: The parameter.
-        group: Index of its parameter group.
-        fisher: Moving average of the diagonal, shaped like the parameter.
-        momentum: Momentum, shaped like the parameter.
-        count: How many updates the average has had.
-    """
-
-    position: int
-    entry: DiagonalParameter
-    group: int
-    fisher: Tensor
-    momentum: Tensor
-    count: int = 0
-
-    @classmethod
-    def empty(cls, position: int, entry: DiagonalParameter, group: int) -> "DiagonalBlock":
-        """A block without statistics."""
-        dtype = factor_dtype(entry.parameter.dtype)
-        zeros = torch.zeros_like(entry.parameter, dtype=dtype, requires_grad=False)
-        return cls(position, entry, group, zeros, zeros.clone())
-
-    def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
-        """See `KroneckerStack.precondition`."""
-        parameter = self.entry.parameter
-        if parameter.grad is None:
-            return 0.0, [], [], 0
-        if not self.count:
-            return 0.0, [], [], 1
-        self.momentum.mul_(momentum).add_(parameter.grad)
-        direction = self.momentum / (self.fisher + damping)
-        return inner(self.momentum, direction), [parameter], [direction], 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The block's tensors by the names they are saved under."""
-        return {"fisher": self.fisher, "momentum_buffer": self.momentum}
-
-    def update(self, squares: Tensor, weight: float) -> bool:
-        """Take new squared scores into the moving average; False if they are not finite."""
-        if not bool(torch.isfinite(squares.sum())):
-            return False
-        self.count += 1
-        past = past_weight(self.count)
-        self.fisher.mul_(past).add_(squares, alpha=(1 - past) / weight)
-        return True
+Stack = KroneckerStack | EigenStack
+Block = Stack | TableBlock | UnitBlock | DiagonalBlock
 
 
 class Blocks:
@@ -274,66 +23,127 @@ class Blocks:
     Args:
         plan: Which parameter has which block.
         group_of: Index of the parameter group by ``id(parameter)``.
+        corrected: Whether to keep second moments in eigenbases (EKFAC) instead of inverses.
+
+    Attributes:
+        stacks: Kronecker-factored blocks, those of equal shape together.
+        tables: Embeddings.
+        units: Scale and shift of normalisations.
+        diagonals: The remaining parameters.
     """
 
-    def __init__(self, plan: Plan, group_of: dict[int, int]) -> None:
+    def __init__(self, plan: Plan, group_of: dict[int, int], corrected: bool = False) -> None:
         together: dict[tuple, list[tuple[int, KroneckerLayer]]] = {}
+        self.tables: list[TableBlock] = []
         for position, layer in enumerate(plan.layers):
             form, weight = layer.form, layer.weight
             group = group_of[id(weight)]
-            key = (group, form.outputs, form.inputs, form.bias, weight.dtype, weight.device)
+            if form.lookup:
+                self.tables.append(TableBlock(position, layer, group, corrected))
+                continue
+            key = (group, form.outputs, form.inputs, weight.dtype, weight.device)
             together.setdefault(key, []).append((position, layer))
         self.plan = plan
-        self.stacks = [KroneckerStack(layers, key[0]) for key, layers in together.items()]
+        kind = EigenStack if corrected else KroneckerStack
+        self.stacks: list[Stack] = [kind(layers, key[0]) for key, layers in together.items()]
+        self.units = [
+            UnitBlock(position, entry, group_of[id(entry.tensors[0])])
+            for position, entry in enumerate(plan.units)
+        ]
         self.diagonals = [
             DiagonalBlock.empty(position, entry, group_of[id(entry.parameter)])
             for position, entry in enumerate(plan.diagonals)
         ]
 
+    @property
+    def every(self) -> tuple[Block, ...]:
+        """All blocks; each preconditions the parameters of one parameter group."""
+        return (*self.stacks, *self.tables, *self.units, *self.diagonals)
+
+    def fits(self) -> bool:
+        """Whether all parameters are still where, and of the kind, the blocks were made for."""
+        return all(block.fits() for block in self.every)
+
     def update(self, sums: Sums) -> int:
         """Take gathered sums into the moving averages; the number of blocks that were refused."""
-        refused = 0
+        refused, weight = 0, sums.weight
         for stack in self.stacks:
             for span in stack.spans:
                 new = sums.layers.get(span.position)
-                if new is not None and not stack.update(span, new, sums.weight):
-                    refused += 1
+                if new is not None:
+                    refused += not stack.update(span, new, weight)
+                squares = sums.squares.get(span.position)
+                if squares is not None and isinstance(stack, EigenStack):
+                    refused += not stack.correct(span, squares, weight)
+        for table in self.tables:
+            new = sums.layers.get(table.position)
+            if new is not None:
+                refused += not table.update(new, weight)
+            squares = sums.squares.get(table.position)
+            if squares is not None:
+                refused += not table.correct(squares, weight)
+        for unit in self.units:
+            moments = sums.units.get(unit.position)
+            if moments is not None:
+                refused += not unit.update(moments, weight)
         for block in self.diagonals:
             squares = sums.diagonals.get(block.position)
-            if squares is not None and not block.update(squares, sums.weight):
-                refused += 1
+            if squares is not None:
+                refused += not block.update(squares, weight)
         return refused
+
+    def invert(self, damping: Callable[[int], float]) -> tuple[int, int, int]:
+        """Recompute all inverses (or eigenbases) from the averages.
+
+        Args:
+            damping: λ by the index of the parameter group.
+
+        Returns:
+            Numbers of layers that needed float64, that needed more damping, and that could not be
+            inverted and keep their old inverse.
+        """
+        counts = [0, 0, 0]
+        for block in (*self.stacks, *self.tables):
+            for i, count in enumerate(block.invert(damping(block.group))):
+                counts[i] += count
+        return counts[0], counts[1], counts[2]
+
+    def bases(self) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Eigenbases (Q_B, Q_A) in which second moments are wanted, by position of the layer.
+
+        Q_A is None for tables, whose lines are a basis already.
+        """
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for stack in self.stacks:
+            if isinstance(stack, EigenStack):
+                for span in stack.spans:
+                    own = stack.bases(span)
+                    if own is not None:
+                        found[span.position] = own
+        for table in self.tables:
+            if table.basis is not None:
+                found[table.position] = table.basis, None
+        return found
 
     def flush(self) -> None:
         """Keep decayed averages and momentum out of the subnormal numbers."""
-        for stack in self.stacks:
-            for tensor in (stack.factors.inputs, stack.factors.outputs, stack.momentum):
+        for block in self.every:
+            for tensor in block.averages():
                 flush_(tensor)
-        for block in self.diagonals:
-            flush_(block.fisher)
-            flush_(block.momentum)
 
     def forget_momentum(self) -> None:
         """Set all momentum to zero."""
-        for stack in self.stacks:
-            stack.momentum.zero_()
-        for block in self.diagonals:
+        for block in self.every:
             block.momentum.zero_()
 
     def entries(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
         """What is to be saved, by parameter; tensors are views, not copies."""
         for stack in self.stacks:
             for span in stack.spans:
-                yield (
-                    span.layer.weight,
-                    {
-                        "updates": span.count,
-                        "inverted": span.inverted,
-                        **{name: tensor[span.slice] for name, tensor in stack.tensors().items()},
-                    },
-                )
-        for block in self.diagonals:
-            yield block.entry.parameter, {"updates": block.count, **block.tensors()}
+                yield span.layer.weight, saved_span(span, stack.tensors())
+        for block in (*self.tables, *self.units, *self.diagonals):
+            counts = block.counts() if isinstance(block, TableBlock) else {"updates": block.count}
+            yield block.parameter, {**counts, **block.tensors()}
 
     def restore(self, parameter: nn.Parameter, entry: dict[str, Any]) -> None:
         """Put back what `entries` gave for a parameter.
@@ -341,17 +151,34 @@ class Blocks:
         Raises:
             ValueError: If it does not fit the parameter's block.
         """
+        found = self._place(parameter)
+        if found is None:
+            return
+        block, span = found
+        if span is not None and isinstance(block, KroneckerStack | EigenStack):
+            for name, tensor in block.tensors().items():
+                copy_entry(tensor[span.slice], name, span.layer.name, entry)
+            span.count, span.inverted = int(entry["updates"]), bool(entry["inverted"])
+            return
+        assert isinstance(block, TableBlock | UnitBlock | DiagonalBlock)
+        for name, tensor in block.tensors().items():
+            copy_entry(tensor, name, block.name, entry)
+        block.count = int(entry["updates"])
+        if isinstance(block, TableBlock):
+            block.inverted = bool(entry["inverted"])
+            block.corrections = int(entry["corrections"])
+
+    def takes(self, parameter: nn.Parameter, entry: dict[str, Any]) -> bool:
+        """Whether an entry is of the kind of block that the parameter has now."""
+        found = self._place(parameter)
+        return found is not None and set(found[0].tensors()) <= set(entry)
+
+    def _place(self, parameter: nn.Parameter) -> tuple[Block, Span | None] | None:
         for stack in self.stacks:
             for span in stack.spans:
                 if span.layer.weight is parameter:
-                    for name, tensor in stack.tensors().items():
-                        copy_entry(tensor[span.slice], name, span.layer.name, entry)
-                    span.count = int(entry["updates"])
-                    span.inverted = bool(entry["inverted"])
-                    return
-        for block in self.diagonals:
-            if block.entry.parameter is parameter:
-                for name, tensor in block.tensors().items():
-                    copy_entry(tensor, name, block.entry.name, entry)
-                block.count = int(entry["updates"])
-                return
+                    return stack, span
+        for block in (*self.tables, *self.units, *self.diagonals):
+            if block.parameter is parameter:
+                return block, None
+        return None

@@ -1,15 +1,18 @@
 """Which parameter gets which curvature block: decided once from the module tree, and shown.
 
-Every trainable parameter gets a block: weights of Linear and Conv2d layers (with their biases) a
-Kronecker-factored one, everything else a diagonal one with the reason. Nothing is left out.
+Every trainable parameter gets a block: a Kronecker-factored one where a layer multiplies by it, a
+block a unit for scale and shift of normalisations, a diagonal one with the reason elsewhere.
+Nothing is left out.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from torch import nn
 
-from kobai.curvature.kronecker import LayerForm, layer_form
+from kobai.curvature.coverage import human_bytes
+from kobai.curvature.layer_forms import LayerForm
+from kobai.curvature.parameter_groups import ParameterGroup, group_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,10 +21,10 @@ class Coverage:
 
     Attributes:
         parameters: Names of the parameters the block covers.
-        block: "kronecker" or "diagonal".
+        block: "kronecker", "ekfac", "unit" or "diagonal".
         shape: Sizes of the matrices, such as "10×10 ⊗ 513×513".
         numbers: Floating-point numbers kept for the block: factors, inverses, momentum, step.
-        refresh: Multiplications of one inversion, about K³ + M³.
+        refresh: Multiplications of one inversion, about K³ + M³ (ten times that for eigenvectors).
         reason: Why this kind of block.
     """
 
@@ -40,23 +43,48 @@ class KroneckerLayer:
     Attributes:
         name: Name of the (first) module.
         modules: Name and module of every layer that uses these parameters.
+        slots: For each of them, which of its matrices.
         form: How weight and bias form matrices.
-        weight: The weight.
+        weight: The weight; of a bias alone, that bias.
         bias: The bias, or None.
         parameters: Names of weight and bias.
+        reason: Kind of layer.
     """
 
     name: str
     modules: tuple[tuple[str, nn.Module], ...]
+    slots: tuple[str, ...]
     form: LayerForm
     weight: nn.Parameter
     bias: nn.Parameter | None
     parameters: tuple[str, ...]
+    reason: str
 
     @property
     def tensors(self) -> tuple[nn.Parameter, ...]:
         """Weight and, if there is one, bias."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class UnitLayer:
+    """Scale and shift of a normalisation: one small block for each unit.
+
+    Attributes:
+        name: Path of the module.
+        module: The module.
+        attributes: "weight", "bias" or both, in this order.
+        tensors: These parameters.
+        parameters: Their names in the model.
+        reason: Kind of layer.
+    """
+
+    name: str
+    module: nn.Module
+    attributes: tuple[str, ...]
+    tensors: tuple[nn.Parameter, ...]
+    parameters: tuple[str, ...]
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,29 +108,31 @@ class Plan:
 
     Attributes:
         layers: Kronecker-factored blocks.
+        units: Blocks of normalisations.
         diagonals: The remaining parameters.
     """
 
     layers: tuple[KroneckerLayer, ...]
+    units: tuple[UnitLayer, ...]
     diagonals: tuple[DiagonalParameter, ...]
 
-    def table(self) -> tuple[Coverage, ...]:
-        """The coverage, one line a block."""
-        rows = []
-        for layer in self.layers:
-            form = layer.form
-            m, k, groups = form.outputs, form.inputs, form.groups
-            note = f"{type(layer.modules[0][1]).__name__}"
-            if len(layer.modules) > 1:
-                note += f", shared by {', '.join(name for name, _ in layer.modules)}"
+    def table(self, corrected: bool = False) -> tuple[Coverage, ...]:
+        """The coverage, one line a block.
+
+        Args:
+            corrected: Whether eigenvalues are kept besides eigenvectors (EKFAC).
+        """
+        rows = [_line(layer, corrected) for layer in self.layers]
+        for unit in self.units:
+            count, size = unit.tensors[0].numel(), len(unit.tensors)
             rows.append(
                 Coverage(
-                    parameters=layer.parameters,
-                    block="kronecker",
-                    shape=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
-                    numbers=groups * (2 * m * m + 2 * k * k + 2 * m * k),
-                    refresh=groups * (m**3 + k**3),
-                    reason=note,
+                    parameters=unit.parameters,
+                    block="unit",
+                    shape=f"{count} of {size}×{size}",
+                    numbers=2 * count * size * (size + 1),
+                    refresh=count * size**3,
+                    reason=unit.reason,
                 )
             )
         for entry in self.diagonals:
@@ -119,6 +149,39 @@ class Plan:
             )
         return tuple(rows)
 
+    def summary(self, corrected: bool = False, bytes_per_number: int = 4) -> str:
+        """Memory of all blocks and multiplications of one refresh, in words."""
+        table = self.table(corrected)
+        numbers, refresh = sum(row.numbers for row in table), sum(row.refresh for row in table)
+        return (
+            f"{human_bytes(numbers * bytes_per_number)}, "
+            f"{float(refresh):.1e} multiplications to refresh"
+        )
+
+
+def _line(layer: KroneckerLayer, corrected: bool) -> Coverage:
+    form = layer.form
+    m, k, groups = form.outputs, form.inputs, form.groups
+    block = "ekfac" if corrected else "kronecker"
+    if form.lookup:
+        # The inputs' factor is diagonal: their inverse is a division.
+        return Coverage(
+            parameters=layer.parameters,
+            block=block,
+            shape=f"{m}×{m} ⊗ diagonal {k}",
+            numbers=2 * m * m + k + 2 * m * k + corrected * m * k,
+            refresh=(10 if corrected else 1) * m**3,
+            reason=layer.reason,
+        )
+    return Coverage(
+        parameters=layer.parameters,
+        block=block,
+        shape=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
+        numbers=groups * (2 * m * m + 2 * k * k + (3 if corrected else 2) * m * k),
+        refresh=groups * (m**3 + k**3) * (10 if corrected else 1),
+        reason=layer.reason,
+    )
+
 
 def plan_blocks(
     model: nn.Module,
@@ -130,110 +193,69 @@ def plan_blocks(
     Args:
         model: The model.
         parameters: Which of its parameters; default: those that are trainable now.
-        demoted: Names of weights that are used without their module being called.
+        demoted: Names of parameters that are used without their module being called.
 
     Raises:
         ValueError: If nothing is trainable, or a lazy module has not seen its first input yet.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    users: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    opaque: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            # Its output projection is used through a fused function and never called.
-            opaque.update(part for part in module.modules() if part is not module)
-        for attribute, parameter in module._parameters.items():
-            if parameter is None:
-                continue
+        for parameter in module._parameters.values():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise ValueError(
                     f"{path or '(root)'} ({type(module).__name__}) has no parameters yet; "
                     "run the model once on an input before making the optimizer"
                 )
-            users.setdefault(id(parameter), []).append((path, module, attribute))
-    chosen = {
-        id(p) for p in model.parameters() if (p.requires_grad if parameters is None else True)
-    }
-    if parameters is not None:
-        chosen &= {id(p) for p in parameters}
-    trainable = [p for p in model.parameters() if id(p) in chosen]
-    if not trainable:
+    own = dict(model.named_parameters())
+    if parameters is None:
+        names = [name for name, p in own.items() if p.requires_grad]
+    else:
+        chosen = {id(p) for p in parameters}
+        names = [name for name, p in own.items() if id(p) in chosen]
+    if not names:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameters; "
             "set requires_grad=True on those to be learned"
         )
     layers: list[KroneckerLayer] = []
-    reasons: dict[int, str] = {}
-    covered: set[int] = set()
-    for parameter in trainable:
-        uses = users[id(parameter)]
-        reason = _obstacle(uses, opaque)
-        if reason is not None:
-            reasons[id(parameter)] = reason
-            continue
-        if uses[0][2] == "bias":
-            continue
-        if names[id(parameter)] in demoted:
-            reasons[id(parameter)] = "used without its module being called"
-            continue
-        layer = _kronecker_layer(parameter, uses, users, names, chosen)
-        if layer is None:
-            reasons[id(parameter)] = "shared by layers of different form"
-            continue
-        layers.append(layer)
-        covered |= {id(parameter)} | ({id(layer.bias)} if layer.bias is not None else set())
-    diagonals = tuple(
-        DiagonalParameter(
-            name=names[id(p)],
-            parameter=p,
-            reason=reasons.get(id(p), "bias whose weight has no Kronecker block with it"),
-        )
-        for p in trainable
-        if id(p) not in covered
-    )
-    return Plan(layers=tuple(layers), diagonals=diagonals)
+    units: list[UnitLayer] = []
+    diagonals: list[DiagonalParameter] = []
+    reasons = dict.fromkeys(demoted, "used without its module being called")
+    for group in group_parameters(model, names, reasons):
+        tensors = tuple(own[name] for name in group.parameters)
+        if group.form is not None and not _rescaled(group):
+            layers.append(
+                KroneckerLayer(
+                    name=group.modules[0][0],
+                    modules=group.modules,
+                    slots=group.slots,
+                    form=group.form,
+                    weight=tensors[0],
+                    bias=tensors[1] if len(tensors) > 1 else None,
+                    parameters=group.parameters,
+                    reason=group.reason,
+                )
+            )
+        elif group.kind == "scale":
+            path, module = group.modules[0]
+            attributes = tuple(name.rpartition(".")[2] for name in group.parameters)
+            units.append(
+                UnitLayer(
+                    name=path,
+                    module=module,
+                    attributes=attributes,
+                    tensors=tensors,
+                    parameters=group.parameters,
+                    reason=group.reason,
+                )
+            )
+        else:
+            diagonals += [
+                DiagonalParameter(name=name, parameter=p, reason=group.reason)
+                for name, p in zip(group.parameters, tensors, strict=True)
+            ]
+    return Plan(layers=tuple(layers), units=tuple(units), diagonals=tuple(diagonals))
 
 
-def _obstacle(uses: Sequence[tuple[str, nn.Module, str]], opaque: set[nn.Module]) -> str | None:
-    """Why a parameter cannot be part of a Kronecker block, or None."""
-    for _, module, attribute in uses:
-        kind = type(module).__name__
-        if module in opaque:
-            return f"{kind} inside MultiheadAttention, which does not call it"
-        if layer_form(module) is None or attribute not in ("weight", "bias"):
-            return f"{attribute} of {kind}"
-    if len({attribute for _, _, attribute in uses}) > 1:
-        return "weight and bias at once"
-    return None
-
-
-def _kronecker_layer(
-    weight: nn.Parameter,
-    uses: Sequence[tuple[str, nn.Module, str]],
-    users: dict[int, list[tuple[str, nn.Module, str]]],
-    names: dict[int, str],
-    chosen: set[int],
-) -> KroneckerLayer | None:
-    """The block of a weight with all layers that use it, or None if their forms differ."""
-    modules = tuple((path, module) for path, module, _ in uses)
-    biases = [module._parameters.get("bias") for _, module in modules]
-    bias = biases[0]
-    together = (
-        bias is not None
-        and all(other is bias for other in biases)
-        and id(bias) in chosen
-        and {id(module) for _, module, _ in users[id(bias)]} == {id(m) for _, m in modules}
-    )
-    forms = {layer_form(module, bias=together) for _, module in modules}
-    form = forms.pop()
-    if forms or form is None or len({type(module) for _, module in modules}) > 1:
-        return None
-    bias = bias if together else None
-    return KroneckerLayer(
-        name=modules[0][0],
-        modules=modules,
-        form=form,
-        weight=weight,
-        bias=bias,
-        parameters=(names[id(weight)],) + ((names[id(bias)],) if bias is not None else ()),
-    )
+def _rescaled(group: ParameterGroup) -> bool:
+    """Whether a table passes on gradients divided by how often a line was looked up."""
+    return any(getattr(module, "scale_grad_by_freq", False) for _, module in group.modules)

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.factor_sums import Sharing, check_sharing
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
@@ -47,9 +48,11 @@ class KFAC(torch.optim.Optimizer):
     change of outputs keeps the price c/2 times its square. Zero gives the Fisher matrix alone, and
     then wants a smaller learning rate or more λ.
 
-    Linear and Conv2d layers have Kronecker-factored blocks; every other parameter has a diagonal
-    one, estimated from the same sampled labels. `print(optimizer)` shows which. Layers used several
-    times, or sharing their weight, have their statistics added (weight sharing, "expand").
+    Linear layers, convolutions and their transposes, embeddings, attention and recurrent layers
+    have Kronecker-factored blocks, normalisations a block for scale and shift of each unit, and
+    every other parameter a diagonal one, all from the same labels. `print(optimizer)` shows which.
+    Layers used several times, or sharing their weight, have the product nearest to the sum over
+    pairs of uses; see `kobai.curvature.factor_sums`.
 
     Args:
         model: The model. Call the model itself, so that its hooks run.
@@ -70,6 +73,9 @@ class KFAC(torch.optim.Optimizer):
             categorical outputs on differences of logits only.
         labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
             backward pass an output) or "observed" (the data's labels: the empirical Fisher).
+        sharing: How places where a layer uses its weights (tokens, positions, time steps) are
+            taken: "expand", independent of each other, or "reduce", summed over first; see
+            `kobai.curvature.factor_sums`.
         generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
 
     Raises:
@@ -116,6 +122,7 @@ class KFAC(torch.optim.Optimizer):
         kl_bound: float | None = 0.03,
         output_damping: float = 1.0,
         labels: Labels = "sampled",
+        sharing: Sharing = "expand",
         generator: torch.Generator | None = None,
     ) -> None:
         defaults = {
@@ -134,6 +141,7 @@ class KFAC(torch.optim.Optimizer):
         self.kl_bound = kl_bound
         self.output_damping = output_damping
         self.labels: Labels = labels
+        self.sharing: Sharing = check_sharing(sharing)
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._steps = 0
         self._statistics_step: int | None = None
@@ -156,6 +164,7 @@ class KFAC(torch.optim.Optimizer):
             labels=self.labels,
             output_damping=self.output_damping,
             generator=self.generator,
+            sharing=self.sharing,
         )
 
     def __repr__(self) -> str:
@@ -218,14 +227,13 @@ class KFAC(torch.optim.Optimizer):
         self._watch = self._watcher()
         self._blocks = None
         blocks = self._made()
-        kept = {id(layer.weight) for layer in self._plan.layers}
         for parameter, entry in saved:
-            if (id(parameter) in kept) == ("input_factor" in entry):
+            if blocks.takes(parameter, entry):
                 blocks.restore(parameter, entry)
 
     def _moved(self) -> bool:
         """Whether the model has changed device or precision since the blocks were made."""
-        return self._blocks is not None and any(not stack.fits() for stack in self._blocks.stacks)
+        return self._blocks is not None and not self._blocks.fits()
 
     def _made(self) -> Blocks:
         """The blocks, allocated when first needed."""
@@ -298,18 +306,15 @@ class KFAC(torch.optim.Optimizer):
         if sums.passes and due(
             self._steps, self._inverse_step, self.inverse_every, INVERSE_DENSITY
         ):
-            for stack in blocks.stacks:
-                wide, damped, failed = stack.invert(self.param_groups[stack.group]["damping"])
-                self._counts["inversions_float64"] += wide
-                self._counts["inversions_damped"] += damped
-                self._counts["inversions_failed"] += failed
+            found = blocks.invert(lambda group: self.param_groups[group]["damping"])
+            for name, count in zip(("float64", "damped", "failed"), found, strict=True):
+                self._counts[f"inversions_{name}"] += count
             self._counts["inversions"] += 1
             self._inverse_step = self._steps
 
     def _demote(self, sums: Sums) -> None:
         """Give layers whose weights are used behind their back diagonal blocks from now on."""
-        layers = (self._plan.layers[position] for position in sums.bypassed)
-        self._demoted |= {layer.parameters[0] for layer in layers}
+        self._demoted |= sums.bypassed
         self._replan()
 
     def _move(self) -> None:
@@ -319,7 +324,7 @@ class KFAC(torch.optim.Optimizer):
             blocks.flush()
         updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
         size, waiting = 0.0, 0
-        for block in (*blocks.stacks, *blocks.diagonals):
+        for block in blocks.every:
             group = self.param_groups[block.group]
             part, parameters, directions, late = block.precondition(
                 group["momentum"], group["damping"]
@@ -385,6 +390,7 @@ class KFAC(torch.optim.Optimizer):
             "inverse_every": self.inverse_every,
             "kl_bound": self.kl_bound,
             "labels": self.labels,
+            "sharing": self.sharing,
             "output_damping": self.output_damping,
         }
         groups = [group["params"] for group in self.param_groups]

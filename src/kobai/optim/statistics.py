@@ -9,31 +9,23 @@ any parameter's gradient. What the user's loss is scaled by never matters.
 
 import dataclasses
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kobai.curvature.kronecker import input_moment, output_moment
+from kobai.curvature.factor_sums import FactorSums, Sharing, turned_squares
+from kobai.curvature.layer_inputs import scale_rows
+from kobai.curvature.layer_uses import LayerUse, Watch
+from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
-from kobai.problem import Call, Capture, Likelihood, attach, output_tensor
+from kobai.problem import Call, Likelihood, output_tensor
 
-
-@dataclasses.dataclass(slots=True, eq=False)
-class LayerSums:
-    """Sums of one Kronecker layer over passes.
-
-    Attributes:
-        inputs: Σ a aᵀ, (G, K, K), or None before the first.
-        rows: Number of rows in it.
-        outputs: Σ g gᵀ, (G, M, M), or None before the first.
-    """
-
-    inputs: Tensor | None = None
-    rows: int = 0
-    outputs: Tensor | None = None
+Bases = dict[int, tuple[Tensor, Tensor | None]]
+"""Eigenbases by position in the plan; see `kobai.optim.blocks.Blocks.bases`."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -41,18 +33,22 @@ class Sums:
     """What backward passes have gathered since it was last taken.
 
     Attributes:
-        layers: By position in the plan; layers that took no part are absent.
+        layers: Factors by position in the plan's layers; layers that took no part are absent.
+        squares: Second moments in eigenbases, by the same position, where those were asked for.
+        units: Σ of the outer products of each unit's rows, (U, k, k), by position in its units.
         diagonals: Σ over passes of squared scores, by position in the plan.
         weight: Normaliser: examples or terms seen.
         passes: Number of backward passes.
-        bypassed: Layers whose parameters were used although the module was not called.
+        bypassed: Names of parameters that were used although their module was not called.
     """
 
-    layers: dict[int, LayerSums] = dataclasses.field(default_factory=dict)
+    layers: dict[int, FactorSums] = dataclasses.field(default_factory=dict)
+    squares: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    units: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     diagonals: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     weight: float = 0.0
     passes: int = 0
-    bypassed: set[int] = dataclasses.field(default_factory=set)
+    bypassed: set[str] = dataclasses.field(default_factory=set)
 
 
 class _InertHook:
@@ -92,11 +88,6 @@ class _Pass:
     version: int
 
 
-def factor_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Precision of second moments: the parameters' own, but at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 @final
 class BackwardStatistics:
     """Watches a model and gathers K-FAC statistics in backward passes while `due`.
@@ -113,6 +104,8 @@ class BackwardStatistics:
         labels: See `kobai.optim.cotangents.cotangents`.
         output_damping: Its `damping`.
         generator: Draws labels.
+        sharing: How places under weight sharing are taken, "expand" or "reduce".
+        bases: Gives the eigenbases in which second moments are wanted (EKFAC).
 
     Attributes:
         due: Whether the next forward and backward pass gathers statistics.
@@ -128,6 +121,8 @@ class BackwardStatistics:
         labels: Labels,
         output_damping: float,
         generator: torch.Generator,
+        sharing: Sharing = "expand",
+        bases: Callable[[], Bases] | None = None,
     ) -> None:
         self.model = model
         self.likelihood = likelihood
@@ -135,20 +130,24 @@ class BackwardStatistics:
         self.labels: Labels = labels
         self.output_damping = output_damping
         self.generator = generator
+        self.sharing: Sharing = sharing
+        self._bases = bases
         self.due = True
         self.seen = 0
         self._sums = Sums()
-        self._record = Capture()
+        self._noted = Watch()
         self._layer_handles: list[torch.utils.hooks.RemovableHandle] = []
         self._number = 0
         self._pass: _Pass | None = None
         self._recording = False
-        self._layers = {
-            path: (position, module)
-            for position, layer in enumerate(plan.layers)
-            for path, module in layer.modules
-        }
-        self._modules = {module for _, module in self._layers.values()}
+        # Weight and bias of one matrix may have blocks of their own.
+        self._layers: dict[tuple[str, str], list[int]] = {}
+        for position, layer in enumerate(plan.layers):
+            for (path, _), slot in zip(layer.modules, layer.slots, strict=True):
+                self._layers.setdefault((path, slot), []).append(position)
+        self._units = {unit.name: position for position, unit in enumerate(plan.units)}
+        self._modules = {module for layer in plan.layers for _, module in layer.modules}
+        self._modules |= {unit.module for unit in plan.units}
         handles = [
             model.register_forward_pre_hook(_Hook(self, "_before")),
             model.register_forward_hook(_Hook(self, "_after"), with_kwargs=True, always_call=True),
@@ -169,7 +168,7 @@ class BackwardStatistics:
 
     def _forget(self) -> None:
         self._stop_recording()
-        self._record.clear()
+        self._noted.clear()
         self._pass = None
 
     def _stop_recording(self) -> None:
@@ -184,12 +183,12 @@ class BackwardStatistics:
         self._stop_recording()
         if not (self.due and torch.is_grad_enabled()):
             return
-        self._record.clear()
+        self._noted.clear()
         self._pass = None
         self._recording = True
         # A model that is itself a layer is noted by `_after`, which runs before hooks added now.
         layers = self._modules - {self.model}
-        self._layer_handles += attach(self.model, layers.__contains__, self._record)
+        self._layer_handles += self._noted.attach(self.model, layers)
 
     def _after(self, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
         """After a forward pass: wait for the gradient of its output."""
@@ -198,16 +197,18 @@ class BackwardStatistics:
         if not recording:
             return
         if result is None:  # the forward pass raised
-            self._record.clear()
+            self._noted.clear()
             return
         outputs = output_tensor(result)
         if not outputs.requires_grad:
-            self._record.clear()
+            self._noted.clear()
             return
         if self.model in self._modules:
             first = arguments[0] if arguments else next(iter(named.values()))
             edge = get_gradient_edge(outputs)
-            self._record.calls.append(Call("", self.model, first.detach(), edge, outputs.shape))
+            self._noted.simple.calls.append(
+                Call("", self.model, first.detach(), edge, outputs.shape)
+            )
         self._number += 1
         number = self._number
         detached = outputs.detach()
@@ -234,73 +235,112 @@ class BackwardStatistics:
                 "matrix there cannot be known; use an out-of-place operation on the output"
             )
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
                 self._gather(awaited, gradient)
         finally:
             self._forget()
 
     def _gather(self, awaited: _Pass, gradient: Tensor) -> None:
-        plan, sums, calls = self.plan, self._sums, self._record.calls
+        plan, sums = self.plan, self._sums
         outputs = awaited.outputs
+        dtype = factor_dtype(outputs.dtype)
         weight, columns = cotangents(
             self.likelihood,
             self.labels,
-            outputs.to(factor_dtype(outputs.dtype)),
-            gradient.to(factor_dtype(outputs.dtype)),
+            outputs.to(dtype),
+            gradient.to(dtype),
             damping=self.output_damping,
             generator=self.generator,
             signs=bool(plan.diagonals),
         )
         if weight <= 0:
             return
-        called = [call for call in calls if call.edge is not None]
-        edges = [call.edge for call in called if call.edge is not None]
+        edges = self._noted.edges
         others = [i for i, e in enumerate(plan.diagonals) if e.parameter.requires_grad]
-        present = {self._layers[call.layer][0] for call in calls}
-        absent = [
-            i for i, e in enumerate(plan.layers) if i not in present and e.weight.requires_grad
-        ]
-        wanted = [
-            *edges,
-            *(plan.diagonals[i].parameter for i in others),
-            *(plan.layers[i].weight for i in absent),
-        ]
+        absent = self._absent()
+        wanted = [*edges, *(plan.diagonals[i].parameter for i in others), *(p for _, p in absent)]
         if not wanted:
             return
-        used: set[int] = set()
-        for column in columns:
-            found = torch.autograd.grad(
-                [awaited.edge],
-                wanted,
-                [column.to(outputs.dtype)],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for index, (call, g) in enumerate(zip(called, found, strict=False)):
-                if g is None:
+        bases = {} if self._bases is None else self._bases()
+        for number, column in enumerate(columns):
+            found = _pulled_back(awaited.edge, wanted, column.to(outputs.dtype))
+            by_position: dict[int, list[LayerUse]] = {}
+            for use in self._noted.uses(found[: len(edges)]):
+                unit = self._units.get(use.layer)
+                if unit is not None:
+                    self._add_unit(unit, use, len(outputs))
                     continue
-                position, module = self._layers[call.layer]
-                layer = plan.layers[position]
-                entry = sums.layers.setdefault(position, LayerSums())
-                dtype = factor_dtype(layer.weight.dtype)
-                moment = output_moment(module, layer.form, g.to(dtype))
-                entry.outputs = _plus(entry.outputs, moment)
-                if index not in used:
-                    moment, rows = input_moment(module, layer.form, call.inputs.to(dtype))
-                    entry.inputs = _plus(entry.inputs, moment)
-                    entry.rows += rows
-                    used.add(index)
-            found = found[len(edges) :]
-            for position, g in zip(others, found, strict=False):
+                for position in self._layers.get((use.layer, use.slot), ()):
+                    by_position.setdefault(position, []).append(use)
+            for position, uses in by_position.items():
+                self._add_layer(position, uses, len(outputs), number == 0, bases.get(position))
+            rest = found[len(edges) :]
+            for position, g in zip(others, rest, strict=False):
                 if g is not None:
                     square = g.to(factor_dtype(g.dtype)).square()
                     sums.diagonals[position] = _plus(sums.diagonals.get(position), square)
-            for position, g in zip(absent, found[len(others) :], strict=True):
+            for (names, _), g in zip(absent, rest[len(others) :], strict=True):
                 if g is not None:
-                    sums.bypassed.add(position)
+                    sums.bypassed.update(names)
         sums.weight += weight
         sums.passes += 1
         self.seen += 1
+
+    def _add_layer(
+        self, position: int, uses: list[LayerUse], examples: int, first: bool,
+        basis: tuple[Tensor, Tensor | None] | None,
+    ) -> None:  # fmt: skip
+        layer = self.plan.layers[position]
+        dtype = factor_dtype(layer.weight.dtype)
+        self._sums.layers.setdefault(position, FactorSums()).add(
+            layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
+        )
+        if basis is not None:
+            squares = turned_squares(layer.form, uses, examples, dtype, *basis)
+            self._sums.squares[position] = _plus(self._sums.squares.get(position), squares)
+
+    def _add_unit(self, position: int, use: LayerUse, examples: int) -> None:
+        unit = self.plan.units[position]
+        gradients = use.gradients.to(factor_dtype(unit.tensors[0].dtype))
+        rows = scale_rows(unit.module, unit.attributes, use.inputs, gradients, examples)
+        if rows is None:
+            raise ValueError(
+                f"{unit.name} ({type(unit.module).__name__}): its inputs do not divide into the "
+                f"{examples} examples of the model's output"
+            )
+        columns = rows.flatten(0, 1).transpose(0, 1)
+        moments = columns.mT @ columns
+        self._sums.units[position] = _plus(self._sums.units.get(position), moments)
+
+    def _absent(self) -> list[tuple[tuple[str, ...], nn.Parameter]]:
+        """Parameters whose modules were not called, so that any use of them was missed."""
+        called = self._noted.layers
+        seen = {p for (path, _), own in self._layers.items() if path in called for p in own}
+        layers = [
+            (layer.parameters, layer.weight)
+            for position, layer in enumerate(self.plan.layers)
+            if position not in seen
+        ]
+        units = [
+            (unit.parameters, unit.tensors[0])
+            for unit in self.plan.units
+            if unit.name not in called
+        ]
+        return [(names, p) for names, p in (*layers, *units) if p.requires_grad]
+
+
+def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Sequence[Tensor | None]:
+    """Gradients of ⟨outputs, column⟩; the user's own pass, which is under way, keeps its graph."""
+    try:
+        return torch.autograd.grad([root], wanted, [column], retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "heckpoint" in str(error):
+            raise RuntimeError(
+                "activation checkpointing in its reentrant form allows no second backward pass, "
+                "which curvature statistics take; call torch.utils.checkpoint.checkpoint with "
+                "use_reentrant=False"
+            ) from error
+        raise
 
 
 def _plus(known: Tensor | None, new: Tensor) -> Tensor:

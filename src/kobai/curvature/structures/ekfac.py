@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage
-from kobai.curvature.factor_sums import Sharing
+from kobai.curvature.factor_sums import Sharing, check_sharing
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.interface import Structure
@@ -42,9 +42,7 @@ class EKFACStructure(Structure):
     """
 
     def __init__(self, sharing: Sharing = "expand") -> None:
-        if sharing not in ("expand", "reduce"):
-            raise ValueError(f"sharing must be 'expand' or 'reduce', got {sharing!r}")
-        self.sharing: Sharing = sharing
+        self.sharing: Sharing = check_sharing(sharing)
 
     def coverage(self, source: ScoreRows) -> Coverage:
         """One line a part."""

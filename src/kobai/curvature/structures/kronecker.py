@@ -6,11 +6,10 @@ What the factors are, under weight sharing and repeated use too: see `kobai.curv
 import dataclasses
 from typing import final
 
-import torch
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.factor_sums import FactorSums, Sharing
+from kobai.curvature.factor_sums import FactorSums, Sharing, check_sharing
 from kobai.curvature.parts import Part
 from kobai.curvature.rows import Rows
 from kobai.curvature.score_rows import ScoreRows
@@ -92,9 +91,7 @@ class KroneckerStructure(Structure):
     """
 
     def __init__(self, sharing: Sharing = "expand") -> None:
-        if sharing not in ("expand", "reduce"):
-            raise ValueError(f"sharing must be 'expand' or 'reduce', got {sharing!r}")
-        self.sharing: Sharing = sharing
+        self.sharing: Sharing = check_sharing(sharing)
 
     def coverage(self, source: ScoreRows) -> Coverage:
         """One line a part."""

@@ -1,0 +1,146 @@
+"""Kronecker-factored eigenbases as EKFAC holds them: averages, bases, second moments, momentum."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kobai.curvature.factor_sums import FactorSums
+from kobai.curvature.kronecker import KroneckerFactors
+from kobai.linalg import eigh
+from kobai.optim.averages import factor_dtype, inner, past_weight
+from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.kronecker_stack import (
+    Span,
+    begin,
+    finite_factors,
+    fits,
+    ready_entries,
+    settle,
+    spans_of,
+    take_gradients,
+)
+
+
+@final
+class EigenStack:
+    """Blocks of equal shape in the eigenbases of their Kronecker factors.
+
+    The block is (Q_B ⊗ Q_A) diag(s) (Q_B ⊗ Q_A)ᵀ with s the mean square of the gradients turned
+    into the basis. When the basis is renewed, s starts at the products of the factors' eigenvalues,
+    which count as one observation.
+
+    Args:
+        layers: See `KroneckerStack`.
+        group: Index of the parameter group they all belong to.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
+        self.group = group
+        self.form = layers[0][1].form
+        self.size = sum(layer.form.groups for _, layer in layers)
+        weight = layers[0][1].weight
+        dtype = factor_dtype(weight.dtype)
+        m, k = self.form.outputs, self.form.inputs
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
+
+        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
+        self.input_basis, self.output_basis = zeros(k, k), zeros(m, m)
+        self.squares, self.momentum, self.direction = zeros(m, k), zeros(m, k), zeros(m, k)
+        self.corrections = zeros()
+        self.spans = spans_of(layers, self.momentum, self.direction)
+
+    @property
+    def cost(self) -> float:
+        """Multiplications to find the bases of one of the blocks, roughly."""
+        return 10.0 * (self.form.outputs**3 + self.form.inputs**3)
+
+    def update(self, span: Span, sums: FactorSums, weight: float) -> bool:
+        """Take new second moments into the moving averages; False if they are not finite."""
+        found = finite_factors(sums, weight)
+        if found is None:
+            return False
+        span.count += 1
+        past = past_weight(span.count)
+        self.factors.inputs[span.slice].mul_(past).add_(found[0], alpha=1 - past)
+        self.factors.outputs[span.slice].mul_(past).add_(found[1], alpha=1 - past)
+        return True
+
+    def correct(self, span: Span, squares: Tensor, weight: float) -> bool:
+        """Take new second moments in the present bases into their averages; see `update`."""
+        if not bool(torch.isfinite(squares.sum())):
+            return False
+        self.corrections[span.slice] += 1
+        past = past_weight(int(self.corrections[span.slice.start]) + 1)
+        self.squares[span.slice].mul_(past).add_(squares, alpha=(1 - past) / weight)
+        return True
+
+    def bases(self, span: Span) -> tuple[Tensor, Tensor] | None:
+        """Q_B and Q_A of a layer, once known."""
+        if not span.inverted:
+            return None
+        return self.output_basis[span.slice], self.input_basis[span.slice]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stack's tensors by the names they are saved under."""
+        return {
+            "input_factor": self.factors.inputs,
+            "output_factor": self.factors.outputs,
+            "input_basis": self.input_basis,
+            "output_basis": self.output_basis,
+            "squares": self.squares,
+            "corrections": self.corrections,
+            "momentum_buffer": self.momentum,
+        }
+
+    def averages(self) -> list[Tensor]:
+        """What decays: moving averages and momentum."""
+        return [self.factors.inputs, self.factors.outputs, self.squares, self.momentum]
+
+    def fits(self) -> bool:
+        """See `KroneckerStack.fits`."""
+        return fits(self.momentum, self.spans[0].layer.weight)
+
+    def precondition(
+        self, momentum: float, damping: float
+    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        """See `KroneckerStack.precondition`; the damping is exact."""
+        pieces, active, late = begin(self.spans, self.momentum, momentum)
+        parameters, directions = take_gradients(active)
+        size = 0.0
+        for piece in pieces:
+            outer, within = self.output_basis[piece], self.input_basis[piece]
+            m, v = self.momentum[piece], self.direction[piece]
+            turned = outer.mT @ (m @ within)
+            turned /= self.squares[piece] + damping
+            torch.bmm(outer, turned @ within.mT, out=v)
+            size += inner(m, v)
+        return size, parameters, directions, late
+
+    def invert(self, damping: float, chosen: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """Renew the bases of all blocks that have statistics; see `KroneckerStack.invert`."""
+        del damping
+        entries = ready_entries(self.spans, chosen)
+        if not entries:
+            return 0, 0, 0
+        dtype = self.momentum.dtype
+        left = eigh(self.factors.outputs[entries], precision=dtype)
+        right = eigh(self.factors.inputs[entries], precision=dtype)
+        statuses = []
+        for i, entry in enumerate(entries):
+            good = left.statuses[i] == right.statuses[i] == "ok"
+            statuses.append(0 if good else 3)
+            if good:
+                self.output_basis[entry] = left.vectors[i].to(dtype)
+                self.input_basis[entry] = right.vectors[i].to(dtype)
+                b, a = left.values[i].clamp(min=0), right.values[i].clamp(min=0)
+                self.squares[entry] = torch.outer(b, a).to(dtype)
+                self.corrections[entry] = 0
+        return settle(self.spans, entries, statuses)
+
+    def shared(self) -> list[Tensor]:
+        """What one process computes for all, entry by entry."""
+        return [self.output_basis, self.input_basis, self.squares]

@@ -1,0 +1,272 @@
+"""Kronecker-factored blocks as an optimizer holds them: averages, inverses and momentum.
+
+Blocks of equal shape lie in one stack, so that one batched factorisation and two batched products
+serve all of them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kobai.curvature.factor_sums import FactorSums
+from kobai.curvature.kronecker import KroneckerFactors
+from kobai.optim.averages import factor_dtype, inner, past_weight
+from kobai.optim.coverage import KroneckerLayer
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Span:
+    """Where a layer's groups lie in a stack.
+
+    Attributes:
+        position: The layer's position in the plan.
+        layer: The layer.
+        slice: Its entries of the stack.
+        momenta: The parts of the momentum that belong to weight and bias; views.
+        directions: Likewise of the preconditioned momentum.
+        count: How many updates its moving averages have had.
+        inverted: Whether its inverses have been computed.
+    """
+
+    position: int
+    layer: KroneckerLayer
+    slice: slice
+    momenta: list[Tensor]
+    directions: list[Tensor]
+    count: int = 0
+    inverted: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether the layer has a gradient."""
+        return any(p.grad is not None for p in self.layer.tensors)
+
+
+def spans_of(
+    layers: Sequence[tuple[int, KroneckerLayer]], momentum: Tensor, direction: Tensor
+) -> list[Span]:
+    """Where each layer lies in a stack."""
+    spans, start = [], 0
+    for position, layer in layers:
+        entries = slice(start, start + layer.form.groups)
+        start += layer.form.groups
+        spans.append(
+            Span(position, layer, entries, _parts(layer, momentum[entries]),
+                 _parts(layer, direction[entries]))
+        )  # fmt: skip
+    return spans
+
+
+def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
+    """A layer's matrices cut into its parameters, shaped like them where views can be."""
+    if layer.bias is None and layer.form.bias:
+        return [matrices.view(layer.weight.shape)]  # a bias alone
+    part = layer.form.weight_part(matrices)
+    parts = [part if layer.form.turned else part.view(layer.weight.shape)]
+    if layer.bias is not None:
+        parts.append(layer.form.bias_part(matrices).view(layer.bias.shape))
+    return parts
+
+
+def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """Add gradients to the momenta; the parameters that have one, and where their steps will be."""
+    parameters, directions = [], []
+    for span in spans:
+        for p, part, direction in zip(
+            span.layer.tensors, span.momenta, span.directions, strict=True
+        ):
+            if p.grad is not None:
+                part.add_(p.grad.reshape(part.shape) if span.layer.form.turned else p.grad)
+                parameters.append(p)
+                directions.append(direction)
+    return parameters, directions
+
+
+@final
+class KroneckerStack:
+    """Kronecker-factored blocks of equal shape.
+
+    Args:
+        layers: Positions in the plan with their layers; equal forms up to the number of groups,
+            equal dtype and device.
+        group: Index of the parameter group they all belong to.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
+        self.group = group
+        self.form = layers[0][1].form
+        self.size = sum(layer.form.groups for _, layer in layers)
+        weight = layers[0][1].weight
+        dtype = factor_dtype(weight.dtype)
+        m, k = self.form.outputs, self.form.inputs
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
+
+        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
+        self.input_inverses, self.output_inverses = zeros(k, k), zeros(m, m)
+        self.momentum, self.direction = zeros(m, k), zeros(m, k)
+        self.spans = spans_of(layers, self.momentum, self.direction)
+
+    @property
+    def cost(self) -> float:
+        """Multiplications to invert one of the blocks."""
+        return float(self.form.outputs**3 + self.form.inputs**3)
+
+    def update(self, span: Span, sums: FactorSums, weight: float) -> bool:
+        """Take new second moments into the moving averages; False if they are not finite."""
+        found = finite_factors(sums, weight)
+        if found is None:
+            return False
+        span.count += 1
+        past = past_weight(span.count)
+        self.factors.inputs[span.slice].mul_(past).add_(found[0], alpha=1 - past)
+        self.factors.outputs[span.slice].mul_(past).add_(found[1], alpha=1 - past)
+        return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stack's tensors by the names they are saved under."""
+        return {
+            "input_factor": self.factors.inputs,
+            "output_factor": self.factors.outputs,
+            "input_inverse": self.input_inverses,
+            "output_inverse": self.output_inverses,
+            "momentum_buffer": self.momentum,
+        }
+
+    def averages(self) -> list[Tensor]:
+        """What decays: moving averages and momentum."""
+        return [self.factors.inputs, self.factors.outputs, self.momentum]
+
+    def fits(self) -> bool:
+        """Whether the parameters are still where, and of the kind, the stack was made for."""
+        return fits(self.momentum, self.spans[0].layer.weight)
+
+    def precondition(
+        self, momentum: float, damping: float
+    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        """Take gradients into the momentum m and precondition it; resting layers are left alone.
+
+        Args:
+            momentum: Share of m that is kept.
+            damping: λ; Kronecker-factored blocks have it in their inverses already.
+
+        Returns:
+            mᵀ(F + λ)⁻¹m; the parameters that have gradients, with their parts of (F + λ)⁻¹m, valid
+            until the next call; and the number of layers that have a gradient but no inverse yet.
+        """
+        del damping
+        pieces, active, late = begin(self.spans, self.momentum, momentum)
+        parameters, directions = take_gradients(active)
+        size = 0.0
+        for piece in pieces:
+            m, v = self.momentum[piece], self.direction[piece]
+            torch.bmm(self.output_inverses[piece], m @ self.input_inverses[piece], out=v)
+            size += inner(m, v)
+        return size, parameters, directions, late
+
+    def invert(self, damping: float, chosen: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """Recompute the inverses of all blocks that have statistics.
+
+        Args:
+            damping: λ.
+            chosen: Only these entries of the stack.
+
+        Returns:
+            Numbers of layers that needed float64, that needed more damping, and that could not be
+            inverted and keep their old inverse.
+        """
+        entries = ready_entries(self.spans, chosen)
+        if not entries:
+            return 0, 0, 0
+        if len(entries) == self.size:
+            inverse = self.factors.inverse(damping)
+        else:
+            own = KroneckerFactors(
+                inputs=self.factors.inputs[entries], outputs=self.factors.outputs[entries]
+            )
+            inverse = own.inverse(damping)
+        statuses = inverse.status.tolist()
+        good = [i for i, status in enumerate(statuses) if status < 3]
+        if len(good) == self.size:
+            self.input_inverses.copy_(inverse.inputs)
+            self.output_inverses.copy_(inverse.outputs)
+        else:
+            places = [entries[i] for i in good]
+            self.input_inverses[places] = inverse.inputs[good]
+            self.output_inverses[places] = inverse.outputs[good]
+        return settle(self.spans, entries, statuses)
+
+    def shared(self) -> list[Tensor]:
+        """What one process computes for all, entry by entry."""
+        return [self.input_inverses, self.output_inverses]
+
+
+def finite_factors(sums: FactorSums, weight: float) -> tuple[Tensor, Tensor] | None:
+    """A and B, or None if they are missing or not finite."""
+    if sums.inputs is None or sums.outputs is None:
+        return None
+    a, b = sums.factors(weight)
+    # A second moment that is finite on its diagonal is finite.
+    traces = (a.sum() if a.ndim == 1 else a.diagonal(dim1=1, dim2=2).sum(),
+              b.diagonal(dim1=1, dim2=2).sum())  # fmt: skip
+    return (a, b) if all(math.isfinite(float(trace)) for trace in traces) else None
+
+
+def fits(tensor: Tensor, weight: Tensor) -> bool:
+    """Whether a block's memory is where, and of the kind, its parameter wants it."""
+    return tensor.device == weight.device and tensor.dtype == factor_dtype(weight.dtype)
+
+
+def begin(
+    spans: Sequence[Span], momenta: Tensor, momentum: float
+) -> tuple[list[slice], list[Span], int]:
+    """Decay the momenta of the layers that take part in a step.
+
+    Returns:
+        The pieces of the stack that take part, the layers in them, and how many are late.
+    """
+    present = [span for span in spans if span.active]
+    active = [span for span in present if span.inverted]
+    # One product for the whole stack, or one for each layer that takes part.
+    pieces = [slice(None)] if len(active) == len(spans) else [span.slice for span in active]
+    for piece in pieces:
+        momenta[piece].mul_(momentum)
+    return pieces, active, len(present) - len(active)
+
+
+def ready_entries(spans: Sequence[Span], chosen: Sequence[int] | None) -> list[int]:
+    """Entries of a stack that have statistics, out of the chosen ones."""
+    ready = [i for span in spans if span.count for i in range(span.slice.start, span.slice.stop)]
+    return ready if chosen is None else sorted(set(ready) & set(chosen))
+
+
+def settle(
+    spans: Sequence[Span], entries: Sequence[int], statuses: Sequence[int]
+) -> tuple[int, int, int]:
+    """Note which layers have inverses now, and count how they were come by."""
+    found = dict(zip(entries, statuses, strict=True))
+    counts = [0, 0, 0]
+    for span in spans:
+        own = [found[i] for i in range(span.slice.start, span.slice.stop) if i in found]
+        if not own:
+            continue
+        worst = max(own)
+        if worst:
+            counts[worst - 1] += 1
+        if worst < 3:
+            span.inverted = True
+    return counts[0], counts[1], counts[2]
+
+
+def saved_span(span: Span, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What is to be saved of a layer; tensors are views."""
+    return {
+        "updates": span.count,
+        "inverted": span.inverted,
+        **{name: tensor[span.slice] for name, tensor in tensors.items()},
+    }
