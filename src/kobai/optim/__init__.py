@@ -36,10 +36,13 @@ from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
 from kobai.optim.muon import MuonAdamW
 from kobai.optim.natural_gradient import NaturalGradient
+from kobai.optim.newton import Newton
 from kobai.optim.quasi_newton import BFGS
+from kobai.optim.saddle_free import SaddleFreeNewton
 from kobai.optim.search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
 from kobai.optim.spaces import default_space
 from kobai.optim.steepest_descent import SteepestDescent
+from kobai.optim.trust_region import TrustRegion
 
 __all__ = [
     "BFGS",
@@ -73,12 +76,15 @@ __all__ = [
     "NaturalGradient",
     "NaturalGradientConfig",
     "NesterovConfig",
+    "Newton",
     "NonlinearCG",
     "OptimizerConfig",
     "RMSpropConfig",
     "SGDConfig",
+    "SaddleFreeNewton",
     "SteepestDescent",
     "StrongWolfe",
+    "TrustRegion",
     "When",
     "build",
     "default_space",

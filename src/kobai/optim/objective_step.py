@@ -61,6 +61,12 @@ def as_objective(closure: Any, optimizer: torch.optim.Optimizer, model: nn.Modul
     return closure
 
 
+def leave_gradient_of(objective: Objective, gradient: Float[Tensor, " P"]) -> None:
+    """Put an objective's gradient where a backward pass would have left it."""
+    for name, piece in objective.space.unflatten(gradient).items():
+        objective.space.module.get_parameter(name).grad = piece.clone()
+
+
 @final
 class Asked:
     """A function of θ: an objective, or a closure that is run with the parameters moved.
