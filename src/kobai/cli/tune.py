@@ -46,7 +46,9 @@ def main(arguments: list[str], command: str) -> int:
     study = Study(task, space, options.study, folder, seed=options.seed)
     if worker:
         with Stop().installed() as stop:
-            return 0 if study.work(worker=worker, stop=stop) else 130
+            complete = study.work(worker=worker, stop=stop)
+        study.close()
+        return 0 if complete else 130
     console.print(f"[dim]{setting.splits.name}: {setting.splits.describe()}[/dim]")
     console.print(f"[dim]{study.done()} of {options.study.trials} trials are done[/dim]")
     with Stop().installed() as stop:
@@ -76,7 +78,9 @@ def main(arguments: list[str], command: str) -> int:
         )
         console.print(f"  {resume_line(command).removesuffix(' --resume')}", soft_wrap=True)
         return 130
-    scores = summarise(trials, k=options.top, importance=study.importance(), rerun=again or ())
+    importance = study.importance()
+    study.close()
+    scores = summarise(trials, k=options.top, importance=importance, rerun=again or ())
     save(scores, folder, "scores")
     write_figures(folder)
     page = report.build(folder)

@@ -214,7 +214,7 @@ def _shown(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
 
 def _limits(value: np.ndarray) -> tuple[float, float]:
     """From the lower quarter's foot to the best, so that lost trials do not flatten the rest."""
-    low, high = np.quantile(value, 0.05), np.max(value)
+    low, high = np.quantile(value, 0.25), np.max(value)
     low = min(low, np.quantile(value, 0.5) - 1e-12)
     pad = 0.08 * (high - low) or 1e-3
     return float(low - pad), float(high + pad)

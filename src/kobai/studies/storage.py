@@ -7,11 +7,13 @@ releases when its holder is killed, and leases (below); databases have Optuna's 
 
 import fcntl
 import os
+import warnings
 from pathlib import Path
-from typing import final
+from typing import Any, final
 from urllib.parse import urlsplit
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
@@ -89,13 +91,12 @@ def open_storage(where: str | None, folder: Path) -> BaseStorage:
     if urlsplit(where).scheme in ("postgresql", "postgres"):
         # SQLAlchemy looks for psycopg2 unless told; the maintained driver is psycopg.
         url = "postgresql+psycopg://" + where.partition("://")[2]
+    # Several processes write to one SQLite file; each waits for the others.
+    patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
     try:
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=6 * HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return _database(url, patience)
     except ImportError as error:
         raise ValueError(
             f"{where}: the database driver is missing ({error}); for PostgreSQL install "
@@ -104,6 +105,24 @@ def open_storage(where: str | None, folder: Path) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's errors have no common public base here.
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where}: the database cannot be opened ({reason})") from error
+
+
+def _database(url: str, engine: dict[str, Any] | None) -> RDBStorage:
+    return RDBStorage(
+        url,
+        engine_kwargs=engine,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=6 * HEARTBEAT_SECONDS,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close a database's connections; a journal has none."""
+    storage.remove_session()
+    backend = getattr(storage, "_backend", storage)  # databases are wrapped in a cache
+    if isinstance(backend, RDBStorage):
+        backend.engine.dispose()
 
 
 @final

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from kobai.studies.search import (
     make_sampler,
     suggest,
 )
-from kobai.studies.storage import open_storage
+from kobai.studies.storage import close_storage, open_storage
 from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 POLL_SECONDS = 0.5
@@ -168,6 +169,10 @@ class Study:
         finally:
             here.close()
 
+    def close(self) -> None:
+        """Close the connections to the storage; the study cannot be used afterwards."""
+        close_storage(self._storage)
+
     def done(self) -> int:
         """Trials that count."""
         return len(self._study.get_trials(deepcopy=False, states=_COUNTED))
@@ -187,7 +192,10 @@ class Study:
                 asked=len(claimed) - waiting,
                 worker=worker,
             )
-            trial = self._study.ask()
+            with warnings.catch_warnings():
+                # Optuna expects its own loop to send the heartbeats; here `Presence` does.
+                warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+                trial = self._study.ask()
             trial.set_user_attr(WORKER, name)
         # Without a common lock two workers may have asked for the last one.
         earlier = [
