@@ -10,6 +10,7 @@ from kobai.landscape import (
     evaluate_line,
     evaluate_plane,
     evaluate_volume,
+    gradient_directions,
     raise_if_failed,
     random_directions,
     vector_directions,
@@ -356,9 +357,37 @@ def test_wrong_settings_are_refused_at_once():
     ):
         with pytest.raises(ValueError, match=words):
             evaluate_plane(objective, directions, a=3, b=3, **options)
+    regression = cases.objective("regression")
+    directions = random_directions(regression, generator=seeded())
     with pytest.raises(ValueError, match="categorical"):
-        regression = cases.objective("regression")
-        evaluate_plane(
-            regression, random_directions(regression, generator=seeded()), a=3, b=3,
-            fields=["class_loss"],
-        )  # fmt: skip
+        evaluate_plane(regression, directions, a=3, b=3, fields=["class_loss"])
+
+
+def test_steepest_descent_has_the_slope_of_the_gradient():
+    objective = cases.objective("mlp")
+    theta, gradient = objective.theta(), objective.grad(objective.theta())
+    update = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    directions = gradient_directions(objective, update=update, count=3, generator=seeded())
+    volume = evaluate_volume(
+        objective, directions, a=[0.0, 0.1], b=[0.0, 0.1], c=[0.0, 0.1],
+        fields=["slope_a", "slope_b", "slope_c", "gradient_norm"],
+    )  # fmt: skip
+    at = {name: values[0, 0, 0] for name, values in volume.fields.items()}
+    assert at["slope_a"] == pytest.approx(-float(gradient.norm()))
+    assert at["slope_b"] == pytest.approx(float(gradient @ update / update.norm()))
+    assert at["slope_c"] == pytest.approx(0.0, abs=1e-12)  # orthogonal to those before
+    assert directions.norms == pytest.approx((1.0, 1.0, 1.0))
+    cosine = float(-gradient @ update / gradient.norm() / update.norm())
+    assert directions.report().cosines[0][1] == pytest.approx(cosine)
+
+
+def test_only_the_layers_named_move():
+    objective = cases.objective("mlp")
+    directions = random_directions(objective, generator=seeded(), only=("4.*",), exclude=())
+    moved = objective.space.unflatten(directions.vectors[:, 0])
+    assert {name for name, part in moved.items() if part.any()} == {"4.weight", "4.bias"}
+    plane = evaluate_plane(objective, directions, a=[0.0, 1.0], b=[0.0, 1.0], backend="prefix")
+    wanted = float(objective.value(directions.at((1.0, 1.0))))
+    assert plane.fields["loss"][1, 1] == pytest.approx(wanted, rel=1e-12)
+    with pytest.raises(ValueError, match="no parameter"):
+        random_directions(objective, generator=seeded(), only=("conv*",))

@@ -53,7 +53,7 @@ def landscape_lines(
                 f"{', '.join(line.fields)}"
             )
     values = np.concatenate([line.fields[name] for line in lines for name in names])
-    shown = field_range(values, log=log, clip=clip)
+    shown = field_range(values[None], log=log, clip=clip)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for k, line in enumerate(lines):
