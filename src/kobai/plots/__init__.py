@@ -15,7 +15,7 @@ from kobai.plots.isotropy import isotropy_cost
 from kobai.plots.lines import landscape_lines
 from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
 from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_epochs
-from kobai.plots.panels import landscape_panels
+from kobai.plots.panels import panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.reproductions import PICTURES, picture
 from kobai.plots.sample_sizes import sample_sizes
@@ -36,6 +36,7 @@ from kobai.plots.shape import (
     moving_frames,
     shape_table,
 )
+from kobai.plots.side_by_side import landscape_panels
 from kobai.plots.spectrum import eigenvalues
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
@@ -51,6 +52,7 @@ from kobai.plots.volume import landscape_slices
 from kobai.plots.width_scan import width_scan
 
 __all__ = [
+    "panels",
     "PICTURES",
     "AccuracyAxis",
     "Band",

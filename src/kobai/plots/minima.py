@@ -1,5 +1,6 @@
 """Pictures of minima: the proof of one, epochs to them, and runs that head for one."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from kobai.plots.scales import spell
+from kobai.plots.side_by_side import landscape_panels
 from kobai.plots.style import ACCENT, HUES, INK, MUTED, PAPER, RULE, dress, plain
-from kobai.results import Check, Descents, MinimumProof, SolutionTable
+from kobai.results import Check, Descents, MinimumProof, PlanePanels, SolutionTable
 
 _TINY = 1e-300
 
@@ -37,7 +39,7 @@ def proof_panel(*proofs: MinimumProof) -> Figure:
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
     reach = max(_decades(check) for proof in proofs for check in proof.checks)
     for axes, proof in zip(figure.subplots(1, len(proofs), squeeze=False)[0], proofs, strict=True):
-        _bars(axes, proof, max(2.0, reach + 0.5))
+        _bars(axes, proof, max(3.2, reach + 2.6))
     return figure
 
 
@@ -57,8 +59,8 @@ def _bars(axes: Axes, proof: MinimumProof, right: float) -> None:
         name = f"{check.name}: {spell(check.value)}"
         axes.text(-7.9, place + 0.34, plain(name), size=8.5, color=INK, va="bottom")
         axes.text(
-            right - 0.1, place, f"allowed {spell(check.tolerance, 2)}", size=7.5, color=MUTED,
-            va="center", ha="right", zorder=3,
+            max(0.0, decades) + 0.12, place, f"allowed {spell(check.tolerance, 2)}", size=7.5,
+            color=MUTED, va="center", ha="left", zorder=3,
         )  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.0, zorder=3)
     axes.set_xlim(-8, right)
@@ -81,6 +83,37 @@ def _bars(axes: Axes, proof: MinimumProof, right: float) -> None:
         0, 1.03, plain("\n".join(lines), limit=400) if len(lines) == 1 else "\n".join(lines),
         transform=axes.transAxes, size=8, color=MUTED, va="bottom", linespacing=1.3,
     )  # fmt: skip
+
+
+def minimum_panels(panels: PlanePanels) -> Figure:
+    """Contours and surfaces of several planes at one scale; a floor of zero is shown as `low`.
+
+    A true minimum has loss zero, which no logarithm reaches: values below `low` are drawn as `low`,
+    values above `high` as `high`, and the figure says so.
+
+    Args:
+        panels: The planes.
+
+    Returns:
+        The figure.
+    """
+    planes = panels.planes
+    if panels.low > 0:
+        planes = [
+            dataclasses.replace(
+                plane, fields={"loss": np.maximum(plane.fields["loss"], panels.low)}
+            )
+            for plane in planes
+        ]
+    figure = landscape_panels(
+        planes, titles=panels.titles, log=True if panels.low > 0 else None,
+        clip=panels.high if math.isfinite(panels.high) else None,
+    )  # fmt: skip
+    text = panels.label
+    if panels.low > 0:
+        text += f"; losses below {spell(panels.low)} drawn as {spell(panels.low)}"
+    figure.text(0.012, 0.012, plain(text, limit=160), size=8.5, color=MUTED)
+    return figure
 
 
 def solution_epochs(table: SolutionTable) -> Figure:
