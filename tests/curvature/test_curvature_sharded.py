@@ -26,6 +26,8 @@ def _worker(rank, port, queue):
                 ("hessian", Hessian(objective)),
                 ("ggn", GGN(objective)),
                 ("layer", Fisher(objective, "layer")),
+                ("full", Fisher(objective, "full")),
+                ("observed", Fisher(objective, "diagonal", labels="observed")),
             ):
                 found[name, label] = Sharded(matrix, objective.weight).dense()
             with pytest.raises(ValueError, match="not the mean"):
@@ -56,6 +58,10 @@ def test_two_ranks_equal_one_process():
         assert_close(torch.from_numpy(found[name, "ggn"]), GGN(objective).dense(), 1e-12)
         layer = Fisher(objective, "layer").dense()
         assert_close(torch.from_numpy(found[name, "layer"]), layer, 1e-12)
+        full = Fisher(objective, "full").dense()
+        assert_close(torch.from_numpy(found[name, "full"]), full, 1e-12)
+        observed = Fisher(objective, "diagonal", labels="observed").dense()
+        assert_close(torch.from_numpy(found[name, "observed"]), observed, 1e-12)
 
 
 def test_needs_torch_distributed():
