@@ -1,6 +1,7 @@
 """Training losses with dashed predictions, test errors beside regressions, and invariance."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -9,7 +10,7 @@ from kobai.plots.scales import percent
 from kobai.plots.style import HUES, INK, MUTED, OTHER_MAP, dress, plain
 from kobai.results import FunctionSpaceRuns, Invariance
 
-_EXTRA = "#4a4f5a"
+_EXTRA = ("#4a4f5a", "#8c6d4f")
 _FLOOR = 1e-12
 
 
@@ -25,7 +26,7 @@ def function_space(result: FunctionSpaceRuns) -> Figure:
     panels = len(result.factors)
     figure = Figure(figsize=(4.0 * panels + 3.6, 4.1), layout="constrained")
     grid = figure.subplots(1, panels + 1, squeeze=False, width_ratios=[4.0] * panels + [3.4])[0]
-    colors = [*HUES, _EXTRA]
+    colors = [*HUES, *_EXTRA]
     floor = max(float(np.nanmin(result.loss[result.loss > 0])) / 2, _FLOOR)
     first = result.loss[:, :, 0].max()
     for c, axes in enumerate(grid[:-1]):
@@ -33,15 +34,15 @@ def function_space(result: FunctionSpaceRuns) -> Figure:
         for i in range(len(result.methods)):
             color = colors[i % len(colors)]
             axes.plot(
-                steps, np.maximum(result.loss[c, i, :, 0], _FLOOR), color=color, linewidth=1.8,
-                marker="o", ms=3.2, mec="white", mew=0.5,
+                steps, np.maximum(result.loss[c, i, :, 0], _FLOOR), color=color, linewidth=3.0,
+                alpha=0.55, marker="o", ms=4.5, mec="white", mew=0.6,
             )  # fmt: skip
             axes.plot(
                 steps, np.maximum(result.predicted[c, i, :, 0], _FLOOR), color=color,
-                linewidth=1.3, linestyle=(0, (4, 2)),
+                linewidth=1.4, linestyle=(0, (4, 2)), zorder=4,
             )  # fmt: skip
         axes.set_yscale("log")
-        axes.set_ylim(max(floor, first * 1e-9), first * 30)
+        axes.set_ylim(max(floor, first * 1e-9), first * 3)
         axes.set_xlabel("step")
         words = "1" if result.factors[c] == 1 else f"{result.factors[c]:g}"
         axes.set_title(f"η = {words}/α", loc="left", size=10, color=INK, weight="bold")
@@ -55,14 +56,14 @@ def function_space(result: FunctionSpaceRuns) -> Figure:
     label = "predicted in function space"
     handles.append(Line2D([], [], color=MUTED, linewidth=1.3, linestyle=(0, (4, 2)), label=label))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False,
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 9), frameon=False,
         fontsize=8.5, labelcolor=INK, columnspacing=1.2,
     )  # fmt: skip
     figure.suptitle(plain(result.title), x=0.01, ha="left", size=10.5, color=INK)
     return figure
 
 
-def _bars(axes, result: FunctionSpaceRuns, colors: list[str]) -> None:
+def _bars(axes: Axes, result: FunctionSpaceRuns, colors: list[str]) -> None:
     count = result.test_error.shape[1]
     place = np.arange(len(result.methods))[::-1]
     for values, offset, alpha in (
@@ -92,7 +93,7 @@ def invariance_table(result: Invariance) -> Figure:
     Returns:
         The figure.
     """
-    rows, columns = result.change.shape
+    (rows, columns), maps = result.change.shape, result.maps
     figure = Figure(figsize=(1.55 * columns + 1.9, 0.42 * rows + 1.5), layout="constrained")
     axes = figure.subplots()
     logs = np.log10(np.maximum(result.change, 1e-16))
@@ -106,9 +107,7 @@ def invariance_table(result: Invariance) -> Figure:
             dark = np.isfinite(value) and value < 1e-6
             axes.text(j, i, text, ha="center", va="center", size=9, color="white" if dark else INK)
     axes.set_yticks(range(rows), [plain(name) for name in result.methods])
-    wrapped = [
-        plain(name).replace(" of ", "\nof ").replace(" each", "\neach") for name in result.maps
-    ]
+    wrapped = [plain(name).replace(" of ", "\nof ").replace(" each", "\neach") for name in maps]
     axes.set_xticks(range(columns), [text.replace("all ", "all\n") for text in wrapped])
     axes.tick_params(colors=INK, labelsize=8.5, length=0)
     for spine in axes.spines.values():

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kobai.plots.scales import tick
+from kobai.plots.scales import contour_levels, tick
 from kobai.plots.style import INK, LOSS_MAP, MUTED, RULE, dress, halo, plain
 from kobai.results import RateMap
 
@@ -42,7 +42,7 @@ def rate_map(result: RateMap) -> Figure:
     low = max(float(np.nanmin(shown)), 1e-3)
     scale = LogNorm(vmin=min(low, 0.5), vmax=max(1.0, min(float(np.nanmax(shown)), 3.0)))
     count = len(result.panels)
-    figure = Figure(figsize=(2.9 * count + 1.3, 3.7), layout="constrained")
+    figure = Figure(figsize=(2.9 * count + 1.3 if count > 1 else 5.6, 3.9), layout="constrained")
     grid = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
     for i, axes in enumerate(grid):
         mesh = axes.pcolormesh(
@@ -68,7 +68,11 @@ def rate_map(result: RateMap) -> Figure:
     )  # fmt: skip
     bar = figure.colorbar(mesh, ax=list(grid), shrink=0.86, pad=0.015, extend="both")
     bar.set_label(plain(result.loss_name), color=INK, size=9)
-    bar.ax.tick_params(colors=MUTED, labelsize=8)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, which="both")
+    low, high = float(scale.vmin or 0.0), float(scale.vmax or 1.0)
+    bar.set_ticks([float(v) for v in contour_levels(low, high, log=True, count=6)])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.outline.set_edgecolor(RULE)  # pyright: ignore[reportCallIssue]
     _legend(figure, result)
     figure.suptitle(plain(result.title), x=0.01, ha="left", size=10.5, color=INK)

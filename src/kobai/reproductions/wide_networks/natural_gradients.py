@@ -27,7 +27,22 @@ from kobai.results import Finding, FunctionSpaceRuns, Invariance, Verdict
 from kobai.studies import Interrupted
 from kobai.theory import WideNetwork, natural_gradient_alpha
 
-APPROXIMATIONS = ("layer-wise", "tri-diagonal", "unit-wise", "K-FAC")
+DAMPED = "K-FAC, damping 0.1"
+RUNS: dict[str, tuple[str, float]] = {
+    "gradient descent": ("", 0.0),
+    "exact": ("full", 1e-10),
+    "layer-wise": ("layer", 1e-10),
+    "tri-diagonal": ("tridiagonal", 1e-10),
+    "unit-wise": ("unit", 1e-5),
+    "K-FAC": ("kronecker", 1e-4),
+    DAMPED: ("kronecker", 0.1),
+    "entry-wise": ("diagonal", 1e-10),
+}
+"""Method → Fisher structure and damping ρ. Pictures have nearly equal features: unit-wise and
+K-FAC, which invert what only one unit or one factor sees, need more of it, or their steps would
+leave the lazy regime."""
+
+APPROXIMATIONS = ("layer-wise", "tri-diagonal", "unit-wise", "K-FAC", DAMPED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +75,6 @@ SETTINGS = {
     "quick": Setting(width=256, examples=40, test=300, side=14, seeds=2),
     "full": Setting(width=512, examples=60, test=1000, side=14, seeds=3, steps=10),
 }
-DAMPING = {"unit": 1e-4, "kronecker": 1e-4}
-"""ρ by structure, else 1e-10: pictures have nearly equal features, and unit-wise and K-FAC, which
-invert what only one unit or one factor sees, would move parameters out of the lazy regime."""
 
 
 def figure_3(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
@@ -77,10 +89,10 @@ def figure_3(config: Any, report: Callable[[str], None], stop: Callable[[], bool
         findings=findings,
         verdicts=verdicts,
         note=f"tanh, L = 3, M = {setting.width}, C = 1, {setting.examples} MNIST pictures of "
-        f"{setting.side} × {setting.side} pixels, odd against even digits; damping "
-        "1e-4 for unit-wise and K-FAC, 1e-10 else, and α measured with it; plain gradient "
-        "descent and the entry-wise gradient, which are not isotropic, at η = c/λ_max of their own kernels. Coordinates: a small network with a "
-        "regular Fisher matrix.",
+        f"{setting.side} × {setting.side} pixels, odd against even digits; damping 1e-5 for "
+        "unit-wise, 1e-4 and 0.1 for K-FAC, 1e-10 else, and α measured with it; plain gradient "
+        "descent and the entry-wise gradient, which are not isotropic, at η = c/λ_max of their own "
+        "kernels. Coordinates: a small network with a regular Fisher matrix.",
     )
 
 
@@ -128,7 +140,7 @@ def train_all(
     Raises:
         kobai.studies.Interrupted: If `stop` said so.
     """
-    k, count, factors = len(METHODS), setting.seeds, len(setting.factors)
+    k, count, factors = len(RUNS), setting.seeds, len(setting.factors)
     loss = np.full((factors, k, setting.steps + 1, count), np.nan)
     predicted = np.full_like(loss, np.nan)
     rates = np.full((factors, k, count), np.nan)
@@ -141,10 +153,9 @@ def train_all(
         objective = objective_of(start, *train)
         with torch.no_grad():
             f0, f0_test = start(train[0]), start(held[0])
-        for i, (name, structure) in enumerate(METHODS.items()):
+        for i, (name, (structure, damping)) in enumerate(RUNS.items()):
             if stop():
                 raise Interrupted
-            damping = DAMPING.get(structure, 1e-10)
             kernel, cross = kernels(objective, structure, held[0], damping)
             matrix = kernel.flatten(2).flatten(0, 1)
             middle = float(matrix.diagonal().mean())
@@ -152,7 +163,7 @@ def train_all(
             spread[i, s] = float((matrix / middle - eye).norm() / len(matrix) ** 0.5)
             even = structure not in ("", "diagonal")
             alpha[i, s] = middle if even else float(torch.linalg.eigvalsh(matrix)[-1])
-            if structure:
+            if structure and name != DAMPED:
                 theory[i] = natural_gradient_alpha(
                     structure,
                     setting.network,
@@ -183,7 +194,7 @@ def train_all(
     return FunctionSpaceRuns(
         title=f"Figure 3: training a network of width {setting.width} on {setting.examples} "
         "examples",
-        methods=tuple(METHODS), factors=np.array(setting.factors), loss=loss, predicted=predicted,
+        methods=tuple(RUNS), factors=np.array(setting.factors), loss=loss, predicted=predicted,
         learning_rates=rates, alpha=alpha, alpha_theory=theory, spread=spread, test_error=test,
         regression_error=regression, test_distance=distance,
     )  # fmt: skip
@@ -335,13 +346,14 @@ def judge(
     whole = {name: float(changes.change[changes.methods.index(name), -1]) for name in METHODS}
     lost = [whole[name] for name in ("layer-wise", "tri-diagonal", "unit-wise")]
     mixed = changes.maps.index("inputs and outputs of layers")
-    good = [errors[name] for name in ("exact", *APPROXIMATIONS)]
+    good = [errors[name] for name in ("exact", *APPROXIMATIONS) if name != "K-FAC"]
+    apart = max(*good, errors["K-FAC"]) - min(good)
     worst = max(spreads.values())
     verdicts = [
         _verdict(
             "same-speed", max(left.values()) < 0.2,
             f"one step at η = 1/α leaves {100 * min(left.values()):.1f}–"
-            f"{100 * max(left.values()):.1f} % of the residual in all five "
+            f"{100 * max(left.values()):.1f} % of the residual in all of them "
             f"(M = {setting.width}; exact {100 * left['exact']:.1f} %)",
         ),
         _verdict(
@@ -371,9 +383,9 @@ def judge(
             part=float(np.median([near[n] for n in ("exact", *APPROXIMATIONS)])) < 0.25,
         ),
         _verdict(
-            "generalization", max(good) - min(good) < 0.05,
+            "generalization", apart < 0.05,
             "test error " + ", ".join(f"{n} {100 * errors[n]:.1f} %" for n in errors),
-            part=max(good) - min(good) < 0.15,
+            part=max(good) - min(good) < 0.1,
         ),
         _verdict(
             "invariance", whole["exact"] < 1e-6 and min(lost) > 0.05,

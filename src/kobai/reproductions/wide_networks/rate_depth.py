@@ -50,7 +50,7 @@ class Setting:
 SETTINGS = {
     "quick": Setting(
         depths=(4, 6, 10, 16, 25, 40, 64, 100),
-        rates=tuple(np.geomspace(10**-2.6, 10**0.5, 16).tolist()),
+        rates=tuple(np.geomspace(10**-3.2, 10**-0.5, 16).tolist()),
         seeds=3,
         steps=250,
         source="digits",
@@ -58,7 +58,7 @@ SETTINGS = {
     ),
     "full": Setting(
         depths=(4, 6, 9, 13, 20, 30, 45, 64, 90, 128),
-        rates=tuple(np.geomspace(10**-3.1, 10**0, 22).tolist()),
+        rates=tuple(np.geomspace(10**-3.9, 10**-0.9, 22).tolist()),
         seeds=2,
         steps=1000,
         source="mnist",
