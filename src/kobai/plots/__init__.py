@@ -52,7 +52,6 @@ from kobai.plots.volume import landscape_slices
 from kobai.plots.width_scan import width_scan
 
 __all__ = [
-    "panels",
     "PICTURES",
     "AccuracyAxis",
     "Band",
@@ -85,6 +84,7 @@ __all__ = [
     "optimizer_of",
     "optimizer_styles",
     "optimizers_on",
+    "panels",
     "parallel_coordinates",
     "percent",
     "picture",

@@ -1,125 +1,136 @@
-"""Several planes side by side at equal scales: contours above, surfaces below."""
-
-from collections.abc import Sequence
+"""Panels of curves: one style a label throughout, direct keys, theory as a dashed dark line."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d.axes3d import Axes3D
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
-from kobai.plots.contour import draw_contour, field_values, true_to_scale
-from kobai.plots.scales import Range, field_range
-from kobai.plots.style import INK, MUTED, plain
-from kobai.plots.surface import draw_surface, viewpoint
-from kobai.results import Plane
+from kobai.plots.style import (
+    ACCENT,
+    HUES,
+    INK,
+    MUTED,
+    RULE,
+    Style,
+    dress,
+    optimizer_styles,
+    plain,
+)
+from kobai.results import Panel, Panels, Series
+
+_KNOWN = ("sgd", "adam", "kfac", "momentum", "rmsprop", "adagrad", "nesterov")
 
 
-DECADES = 1e3
-"""A common scale that spans more than this ratio is not logarithmic unless asked for."""
-
-
-def landscape_panels(
-    planes: Sequence[Plane],
-    field: str = "loss",
-    *,
-    equal: bool = True,
-    log: bool | None = None,
-    clip: float | None = None,
-    titles: Sequence[str] = (),
-) -> Figure:
-    """Contours and surfaces of several planes, one column each, with one scale of height.
-
-    Side by side, surfaces can only be compared when a height means the same in all of them: unless
-    ``equal`` is False, colours, contour levels and z-axes are shared, and the clip is that of all
-    values together. All surfaces are seen from the same place.
+def panels(result: Panels) -> Figure:
+    """Draw panels of curves.
 
     Args:
-        planes: One to four planes that have the field.
-        field: Which field.
-        equal: Share the scale.
-        log: Logarithmic or not; by ``field_range``'s rule when None.
-        clip: Largest value shown; by ``field_range``'s rule when None.
-        titles: One a plane; default: their labels.
+        result: The panels.
 
     Returns:
-        The figure.
-
-    Raises:
-        ValueError: Not one to four planes, a field is missing or nowhere finite, or the number of
-            titles is another.
+        The figure, with one key for all panels.
     """
-    if not 1 <= len(planes) <= 4:
-        raise ValueError(f"one to four planes fit side by side, got {len(planes)}")
-    if titles and len(titles) != len(planes):
-        raise ValueError(f"{len(planes)} planes need as many titles, got {len(titles)}")
-    shown = _ranges(planes, field, equal, log, clip)
-    width, height = 4.5, 7.2
-    figure = Figure(figsize=(width * len(planes) + 0.2, height))
-    size = figure.get_size_inches()
-    elevation, azimuth = viewpoint(planes[0], field)
-    for k, plane in enumerate(planes):
-        left = width * k
-        ratio = _side_ratio(plane)
-        w = min(2.45, 2.45 / ratio)
-        h = w * ratio
-
-        def place(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
-            return (x / size[0], y / size[1], w / size[0], h / size[1])
-
-        axes = figure.add_axes(place(left + 0.95, height - 0.85 - h, w, h))
-        bar = figure.add_axes(place(left + 1.05 + w, height - 0.85 - h, 0.1, h))
-        draw_contour(figure, axes, bar, plane, field, shown[k])
-        below = figure.add_axes(
-            place(left + 0.1, 0.3, width - 0.45, 3.5), projection="3d", computed_zorder=False
+    columns = min(result.columns, len(result.panels))
+    rows = -(-len(result.panels) // columns)
+    labels = list(
+        dict.fromkeys(
+            s.label for p in result.panels for s in p.series if s.label and s.kind != "theory"
         )
-        assert isinstance(below, Axes3D)
-        # Labels reach beyond the box, into that of the next panel.
-        below.patch.set_alpha(0.0)
-        draw_surface(
-            below, plane, field, shown[k], elevation=elevation, azimuth=azimuth, legend=False
-        )
-        title = titles[k] if titles else plane.label or plane.kind
-        figure.text(
-            (left + 0.95) / size[0], 1 - 0.25 / height, plain(title, limit=40), size=11,
-            weight="bold", color=INK, va="top",
-        )  # fmt: skip
-        note = shown[k].sentence(field.replace("_", " "), "hatched, holes")
-        figure.text(
-            (left + 0.95) / size[0], 1 - 0.5 / height, plain(note, limit=60), size=7.5, color=MUTED,
-            va="top",
+    )
+    styles = _styles(labels)
+    shown = bool(labels) or any(s.kind == "theory" for p in result.panels for s in p.series)
+    figure = Figure(
+        figsize=(3.7 * columns + 0.7, 3.0 * rows + 0.35 + 0.35 * shown), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place < len(result.panels):
+            _draw(axes, result.panels[place], styles)
+        else:
+            axes.set_visible(False)
+    figure.suptitle(plain(result.title), size=11.5, color=INK, x=0.01, ha="left", weight="bold")
+    handles = [
+        Line2D([], [], color=styles[name].color, linestyle=styles[name].dash,
+               marker=styles[name].marker, ms=4, label=plain(name, limit=44))
+        for name in labels
+    ]  # fmt: skip
+    theory = dict.fromkeys(
+        s.label for p in result.panels for s in p.series if s.kind == "theory" and s.label
+    )
+    handles += [
+        Line2D([], [], color=INK, linestyle=(0, (4, 2)), label=plain(name, limit=44))
+        for name in theory
+    ]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns),
+            frameon=False, fontsize=8.5, labelcolor=INK,
         )  # fmt: skip
     return figure
 
 
-def _side_ratio(plane: Plane) -> float:
-    aspect = true_to_scale(plane)
-    if aspect is None:
-        return 1.0
-    return float(np.ptp(plane.b) / np.ptp(plane.a)) * aspect
-
-
-def _ranges(
-    planes: Sequence[Plane], field: str, equal: bool, log: bool | None, clip: float | None
-) -> list[Range]:
-    """How each panel is shown; the counts in it are the panel's own."""
-    everything = [field_values(plane, field) for plane in planes]
-    if not equal:
-        return [field_range(values, log=log, clip=clip) for values in everything]
-    stacked = np.concatenate([v.reshape(-1, 1) for v in everything])
-    joint = field_range(stacked, log=log, clip=clip)
-    if log is None and joint.log and joint.high > DECADES * joint.low:
-        # A minimum of nearly zero would be a well without bottom beside the others.
-        joint = field_range(stacked, log=False, clip=clip)
-    ranges = []
-    for values in everything:
-        finite = values[np.isfinite(values)]
-        ranges.append(
-            Range(
-                low=joint.low,
-                high=joint.high,
-                log=joint.log,
-                clipped=int((finite > joint.high).sum()),
-                missing=int(values.size - finite.size),
-                largest=float(finite.max()) if finite.size else joint.high,
-            )
+def _styles(labels: list[str]) -> dict[str, Style]:
+    """Optimizers have their own colours; other labels take the hues in order."""
+    if labels and all(label in _KNOWN for label in labels):
+        return optimizer_styles(labels)
+    seats = optimizer_styles([f"{i}" for i in range(len(labels))])
+    in_order = dict(zip(labels, seats.values(), strict=True))
+    markers = ("o", "s", "D", "^", "v", "P")
+    return {
+        label: Style(
+            color=HUES[i % len(HUES)],
+            pattern=style.pattern,
+            dash="-" if i < len(HUES) else (0, (5, 1.6)),
+            marker=markers[i % len(markers)],
         )
-    return ranges
+        for i, (label, style) in enumerate(in_order.items())
+    }
+
+
+def _draw(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    for series in panel.series:
+        _curve(axes, series, styles)
+    for name, height in panel.levels.items():
+        axes.axhline(height, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.annotate(plain(name), (0.985, height), xycoords=("axes fraction", "data"),
+                      ha="right", va="bottom", size=8, color=MUTED)  # fmt: skip
+    for name, place in panel.marks.items():
+        axes.axvline(place, color=ACCENT, linewidth=1.1)
+        axes.annotate(plain(name), (place, 0.97), xycoords=("data", "axes fraction"), ha="left",
+                      va="top", size=8, color=ACCENT, xytext=(3, 0),
+                      textcoords="offset points")  # fmt: skip
+    if panel.x_names:
+        axes.set_xticks(range(len(panel.x_names)), [plain(n, limit=18) for n in panel.x_names])
+        axes.set_xlim(-0.35, len(panel.x_names) - 0.65)
+    if panel.percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
+    axes.set_title(plain(panel.title), loc="left", size=9.5, color=INK)
+    axes.set_xlabel(plain(panel.x_label))
+    axes.set_ylabel(plain(panel.y_label))
+    dress(axes)
+
+
+def _curve(axes: Axes, series: Series, styles: dict[str, Style]) -> None:
+    if series.kind == "theory":
+        axes.plot(series.x, series.y, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
+        return
+    style = styles.get(series.label)
+    color = RULE if style is None else style.color
+    line = "none" if series.kind == "points" else ("-" if style is None else style.dash)
+    faint = series.kind == "faint"
+    marker = "" if series.kind in ("line", "faint") or style is None else style.marker
+    axes.plot(
+        series.x, series.y, color=color, linestyle=line, marker=marker, ms=4, mew=0,
+        linewidth=0.8 if faint else 1.5, alpha=0.4 if faint else 1.0,
+    )  # fmt: skip
+    if len(series.error):
+        good = np.isfinite(series.error) & np.isfinite(series.y)
+        axes.errorbar(
+            series.x[good], series.y[good], 2 * series.error[good], fmt="none", ecolor=color,
+            elinewidth=1.0, capsize=2, alpha=0.8,
+        )  # fmt: skip

@@ -17,6 +17,7 @@ from kobai.results.ladder import Ladder, LadderRung
 from kobai.results.line import Line
 from kobai.results.minimum import CriticalPoint, CriticalPoints, MinimumProof, Solution
 from kobai.results.origin import Provenance, provenance
+from kobai.results.panels import Panel, Panels, Series
 from kobai.results.plane import Check, Plane, Trajectory
 from kobai.results.rate_map import RateMap
 from kobai.results.registry import register
@@ -57,6 +58,8 @@ __all__ = [
     "Line",
     "MinimumProof",
     "MovingFrame",
+    "Panel",
+    "Panels",
     "Plane",
     "PlanePanels",
     "Provenance",
@@ -64,6 +67,7 @@ __all__ = [
     "Reproduction",
     "ResultError",
     "SampleSizes",
+    "Series",
     "ShapeTable",
     "Smoothness",
     "Solution",
