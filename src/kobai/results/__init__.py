@@ -67,6 +67,7 @@ __all__ = [
     "Reproduction",
     "ResultError",
     "SampleSizes",
+    "Scores",
     "Series",
     "ShapeTable",
     "Smoothness",
