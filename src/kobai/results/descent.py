@@ -77,15 +77,20 @@ class PlanePanels:
         label: What they have in common.
         planes: One to four.
         titles: One a plane.
+        low: Least loss told apart from smaller ones; 0 for no such bound.
+        high: Largest loss told apart from larger ones; infinite for no such bound.
         note: Anything worth saying.
     """
 
     label: str
     planes: tuple[Plane, ...]
     titles: tuple[str, ...]
+    low: float = 0.0
+    high: float = float("inf")
     note: str = ""
 
     def __post_init__(self) -> None:
+        settle(self, floats=("low", "high"))
         object.__setattr__(self, "planes", tuple(self.planes))
         object.__setattr__(self, "titles", tuple(self.titles))
         if len(self.planes) != len(self.titles):

@@ -39,6 +39,12 @@ Stop = Callable[[], bool]
 EPSILON = 0.1
 """Height of the sublevel set that counts as low loss (nats)."""
 
+RAYS = 4
+"""Random rays on which the range of a network's planes is found."""
+
+SHOWN = (1e-3, 10.0)
+"""Losses that the panels tell apart (nats); below and above them, colour stands still."""
+
 
 def minimum_of(
     place: Bench,
@@ -91,8 +97,9 @@ def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> O
 
     def panels(kind: str, label: str) -> PlanePanels:
         return PlanePanels(
-            label=label, planes=tuple(planes[n][kind] for n in NETWORKS), titles=titles
-        )
+            label=label, planes=tuple(planes[n][kind] for n in NETWORKS), titles=titles,
+            low=SHOWN[0], high=SHOWN[1],
+        )  # fmt: skip
 
     def table(norm: str, label: str) -> ShapeTable:
         return ShapeTable(label=label, rows=tuple(shapes[n][norm] for n in NETWORKS))
@@ -111,9 +118,9 @@ def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> O
         verdicts=verdicts,
         note=f"{place.describe()}; landscapes on {place.measured_examples:,} training images; "
         f"loss in nats above the mean entropy of the targets; {count} planes of "
-        f"{nodes} × {nodes} nodes a network and norm; ε = {EPSILON:g}. "
-        f"Algorithm 2 as printed steps from a corner at θ* in unit steps of δ/‖δ‖, "
-        f"K = {place.setting.nodes} here. {OPEN}",
+        f"{nodes} × {nodes} nodes a network and norm, as far out as the loss stays "
+        f"below {place.chance:.3g}; ε = {EPSILON:g}. Algorithm 2 as printed steps from a corner "
+        f"at θ* in unit steps of δ/‖δ‖, K = {place.setting.nodes} here. {OPEN}",
     )
 
 
@@ -176,12 +183,10 @@ def _complete(plane: Plane) -> Plane:
 def _ensemble(
     place: Bench, folder: Path, network: str, norm: str, report: Report, stop: Stop
 ) -> Ensemble:
-    """Random planes of one law; the global norm takes θ*'s length as its unit of distance."""
+    """Random planes of one law, as far out as the loss stays below that of a constant."""
     found = minimum_of(place, folder, network, report, stop, curvature=False)
     count, nodes = place.setting.ensemble
-    # Unit directions say nothing by themselves: all networks are looked at as far as the largest
-    # step of the source's grid goes.
-    half = 1.0 if norm == "filter" else float(place.setting.nodes - 1)
+    half = _reach(place, found, norm, network)
     axis = np.linspace(-half, half, nodes)
     axis[nodes // 2] = 0.0
     ensemble = evaluate_ensemble(
@@ -194,6 +199,36 @@ def _ensemble(
     if len(ensemble.values) < count:
         raise Interrupted
     return ensemble
+
+
+def _reach(place: Bench, found: TrueMinimum, norm: str, network: str) -> float:
+    """Where the loss, averaged over random rays, first reaches that of a constant prediction.
+
+    So far out a basin is compared with another one; beyond, where losses of some networks explode,
+    every measure would be that of the corners.
+    """
+    objective = found.problem.objective()
+    draw = seeds.generator(place.config.seed, f"reach {norm} {network}")
+    rays = [
+        random_directions(
+            objective, found.theta, count=1, norm="filter" if norm == "filter" else "global",
+            exclude=("bias", "norm") if norm == "filter" else (), generator=draw,
+        ).vectors[:, 0]
+        for _ in range(RAYS)
+    ]  # fmt: skip
+    length = float(found.theta.double().norm()) / float(rays[0].double().norm())
+
+    def high(half: float) -> bool:
+        losses = [float(objective.value(found.theta + half * ray)) for ray in rays]
+        return not math.isfinite(sum(losses)) or float(np.mean(losses)) >= place.chance
+
+    low, top = 0.0, length / 64
+    while not high(top) and top < 16 * length:
+        low, top = top, 1.5 * top
+    for _ in range(6):
+        middle = (low + top) / 2
+        low, top = (low, middle) if high(middle) else (middle, top)
+    return top
 
 
 def judge(
