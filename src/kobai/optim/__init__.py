@@ -19,6 +19,7 @@ from kobai.optim.domains import (
     When,
     parse_domain,
 )
+from kobai.optim.ekfac import EKFAC
 from kobai.optim.first_order import (
     FIRST_ORDER,
     AdadeltaConfig,
@@ -47,6 +48,7 @@ from kobai.optim.trust_region import TrustRegion
 __all__ = [
     "BFGS",
     "CONFIGS",
+    "EKFAC",
     "FIRST_ORDER",
     "KFAC",
     "AdadeltaConfig",

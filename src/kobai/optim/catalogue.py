@@ -9,6 +9,7 @@ from torch import nn
 
 from kobai.optim.cotangents import Labels
 from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
+from kobai.optim.ekfac import EKFAC
 from kobai.optim.first_order import (
     AdadeltaConfig,
     AdagradConfig,
@@ -31,7 +32,7 @@ from kobai.problem import Likelihood
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KFACConfig:
-    """Natural gradient with Kronecker-factored curvature."""
+    """Natural gradient with Kronecker-factored curvature, plain or corrected in its eigenbasis."""
 
     lr: float = 0.03
     """Learning rate."""
@@ -76,6 +77,7 @@ CONFIGS: dict[str, type[Any]] = {
     "adamw": AdamWConfig,
     "muon": MuonConfig,
     "kfac": KFACConfig,
+    "ekfac": KFACConfig,
     **CURVATURE,
 }
 """The settings that belong to each name: frozen dataclasses, all fields with defaults."""
@@ -116,7 +118,8 @@ def build(
         )
     if isinstance(chosen, KFACConfig):
         settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
-        return KFAC(model, likelihood, **settings, generator=generator)
+        kind = EKFAC if name == "ekfac" else KFAC
+        return kind(model, likelihood, **settings, generator=generator)
     if isinstance(chosen, CurvatureConfig):
         return with_curvature(name, model, likelihood, chosen, generator=generator)
     return first_order(name, model, chosen)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -28,85 +28,14 @@ from kobai.problem import Likelihood, as_likelihood
 _FLUSH_EVERY = 20
 
 
-@final
-class KFAC(torch.optim.Optimizer):
-    r"""Natural gradient with the Kronecker-factored Fisher matrix of a model's own predictions.
+class FactoredOptimizer(torch.optim.Optimizer):
+    """What `KFAC` and `EKFAC` share, which is all but the kind of their blocks (interface).
 
-    The training loop is the usual one: ``zero_grad``, forward, ``loss.backward()``, ``step()``.
-    When statistics are due, a second, partial backward pass at labels drawn from the model runs
-    inside ``loss.backward()``; parameters' gradients are not touched and the scale of the loss
-    plays no part.
-
-    The step is ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
-    F + λ the damped Fisher blocks, and ν ≤ 1 such that the whole step d, momentum included, keeps
-    dᵀ(F + λ)d ≤ kl_bound: up to the damping, twice the Kullback-Leibler divergence between the
-    predictions before and after.
-
-    Two dampings: λ acts on parameters. `output_damping` c acts on outputs, F = Jᵀ(H + c)J/W with H
-    the output Hessian of the likelihood, the Fisher information of the predictions. Where
-    predictions become certain H vanishes, and with it the curvature that held large steps back; a
-    change of outputs keeps the price c/2 times its square. Zero gives the Fisher matrix alone, and
-    then wants a smaller learning rate or more λ.
-
-    Linear layers, convolutions and their transposes, embeddings, attention and recurrent layers
-    have Kronecker-factored blocks, normalisations a block for scale and shift of each unit, and
-    every other parameter a diagonal one, all from the same labels. `print(optimizer)` shows which.
-    Layers used several times, or sharing their weight, have the product nearest to the sum over
-    pairs of uses; see `kobai.curvature.factor_sums`.
-
-    Args:
-        model: The model. Call the model itself, so that its hooks run.
-        likelihood: What its outputs mean: "categorical" (logits), "bernoulli" (logits), "gaussian"
-            (means), a kobai likelihood or a torch loss module. Its normalisation should be the
-            loss's: for a mean over tokens, take ``Categorical(reduction="terms")``.
-        lr: Learning rate, per step; schedulers work on it as usual.
-        damping: λ, added to F; shared out between the factors by their scales (π).
-        momentum: Heavy-ball coefficient in [0, 1).
-        weight_decay: Decoupled weight decay, as in AdamW.
-        statistics_every: Steps between two updates of the factors. The first steps update more
-            often: the interval is a tenth of the number of steps made.
-        inverse_every: Steps between two inversions. Denser at the start likewise: half the number
-            of steps made.
-        kl_bound: Trust region on dᵀ(F + λ)d; None for none. It is in nats: a Gaussian likelihood
-            has unit variance, so standardise targets, or raise the bound by their variance.
-        output_damping: c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for
-            categorical outputs on differences of logits only.
-        labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
-            backward pass an output) or "observed" (the data's labels: the empirical Fisher).
-        sharing: How places where a layer uses its weights (tokens, positions, time steps) are
-            taken: "expand", independent of each other, or "reduce", summed over first; see
-            `kobai.curvature.factor_sums`.
-        generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
-
-    Raises:
-        ValueError: If a number is out of range or the model has nothing to train.
-
-    Non-finite gradients or statistics are not applied but counted in `diagnostics`. A parameter
-    whose block has no statistics yet stays where it is until the next pass has brought them.
-
-    Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
-    inputs; with statistics due, a backward pass without weight gradients and R(M² + K²) for R rows;
-    with an inversion due, M³ + K³. See `kobai.curvature.kronecker` for the factors.
-
-    Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
-    curvature (§5, §6.3); the bound on the step: Ba, Grosse and Martens 2017, Distributed
-    second-order optimization using Kronecker-factored approximations (§5).
-
-    Example:
-        >>> import torch
-        >>> from kobai.optim import KFAC
-        >>> model = torch.nn.utils.skip_init(torch.nn.Linear, 2, 1)
-        >>> _ = torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
-        >>> optimizer = KFAC(model, "gaussian", lr=0.1)
-        >>> x, y = torch.eye(2), torch.ones(2, 1)
-        >>> for _ in range(100):
-        ...     optimizer.zero_grad()
-        ...     loss = 0.5 * (model(x) - y).square().sum() / 2
-        ...     loss.backward()
-        ...     _ = optimizer.step()
-        >>> bool(loss < 1e-3)
-        True
+    Attributes:
+        corrected: Whether blocks keep second moments in their eigenbases instead of inverses.
     """
+
+    corrected: ClassVar[bool]
 
     def __init__(
         self,
@@ -154,7 +83,7 @@ class KFAC(torch.optim.Optimizer):
         self._waiting = False
         super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
         self._watch = self._watcher()
-        keep_state(self, "kfac")
+        keep_state(self, type(self).__name__.lower())
 
     def _watcher(self) -> BackwardStatistics:
         return BackwardStatistics(
@@ -165,13 +94,16 @@ class KFAC(torch.optim.Optimizer):
             output_damping=self.output_damping,
             generator=self.generator,
             sharing=self.sharing,
+            bases=(lambda: self._blocks.bases() if self._blocks else {})
+            if self.corrected
+            else None,
         )
 
     def __repr__(self) -> str:
         group = self.param_groups[0]
         settings = ", ".join(f"{name}={group[name]:g}" for name in GROUP)
         lines = [
-            f"KFAC({settings}, kl_bound={self.kl_bound}, "
+            f"{type(self).__name__}({settings}, kl_bound={self.kl_bound}, "
             f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
             f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
         ]
@@ -180,11 +112,12 @@ class KFAC(torch.optim.Optimizer):
             f"({row.reason})"
             for row in self.coverage()
         ]
+        lines.append(f"  in all: {self._plan.summary(self.corrected)}")
         return "\n".join(lines)
 
     def coverage(self) -> tuple[Coverage, ...]:
         """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
-        return self._plan.table()
+        return self._plan.table(self.corrected)
 
     def diagnostics(self) -> dict[str, int | float]:
         """What happened so far.
@@ -243,7 +176,7 @@ class KFAC(torch.optim.Optimizer):
                 for index, group in enumerate(self.param_groups)
                 for p in group["params"]
             }
-            self._blocks = Blocks(self._plan, group_of)
+            self._blocks = Blocks(self._plan, group_of, self.corrected)
         return self._blocks
 
     @torch.no_grad()
@@ -394,19 +327,103 @@ class KFAC(torch.optim.Optimizer):
             "output_damping": self.output_damping,
         }
         groups = [group["params"] for group in self.param_groups]
-        return _rebuild, (self.model, arguments, groups, self.state_dict())
+        return _rebuild, (type(self), self.model, arguments, groups, self.state_dict())
 
 
 def _rebuild(
+    kind: "type[FactoredOptimizer]",
     model: nn.Module,
     arguments: dict[str, Any],
     groups: list[list[nn.Parameter]],
     state_dict: dict[str, Any],
-) -> KFAC:
+) -> FactoredOptimizer:
     """Make a copied or unpickled optimizer, which watches the copied model."""
-    optimizer = KFAC(model, **arguments)
+    optimizer = kind(model, **arguments)
     optimizer.param_groups[0]["params"] = groups[0]
     for parameters in groups[1:]:
         optimizer.add_param_group({"params": parameters})
     optimizer.load_state_dict(state_dict)
     return optimizer
+
+
+@final
+class KFAC(FactoredOptimizer):
+    r"""Natural gradient with the Kronecker-factored Fisher matrix of a model's own predictions.
+
+    The training loop is the usual one: ``zero_grad``, forward, ``loss.backward()``, ``step()``.
+    When statistics are due, a second, partial backward pass at labels drawn from the model runs
+    inside ``loss.backward()``; parameters' gradients are not touched and the scale of the loss
+    plays no part.
+
+    The step is ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
+    F + λ the damped Fisher blocks, and ν ≤ 1 such that the whole step d, momentum included, keeps
+    dᵀ(F + λ)d ≤ kl_bound: up to the damping, twice the Kullback-Leibler divergence between the
+    predictions before and after.
+
+    Two dampings: λ acts on parameters. `output_damping` c acts on outputs, F = Jᵀ(H + c)J/W with H
+    the output Hessian of the likelihood, the Fisher information of the predictions. Where
+    predictions become certain H vanishes, and with it the curvature that held large steps back; a
+    change of outputs keeps the price c/2 times its square. Zero gives the Fisher matrix alone, and
+    then wants a smaller learning rate or more λ.
+
+    Linear layers, convolutions and their transposes, embeddings, attention and recurrent layers
+    have Kronecker-factored blocks, normalisations a block for scale and shift of each unit, and
+    every other parameter a diagonal one, all from the same labels. `print(optimizer)` shows which.
+    Layers used several times, or sharing their weight, have the product nearest to the sum over
+    pairs of uses; see `kobai.curvature.factor_sums`.
+
+    Args:
+        model: The model. Call the model itself, so that its hooks run.
+        likelihood: What its outputs mean: "categorical" (logits), "bernoulli" (logits), "gaussian"
+            (means), a kobai likelihood or a torch loss module. Its normalisation should be the
+            loss's: for a mean over tokens, take ``Categorical(reduction="terms")``.
+        lr: Learning rate, per step; schedulers work on it as usual.
+        damping: λ, added to F; shared out between the factors by their scales (π).
+        momentum: Heavy-ball coefficient in [0, 1).
+        weight_decay: Decoupled weight decay, as in AdamW.
+        statistics_every: Steps between two updates of the factors. The first steps update more
+            often: the interval is a tenth of the number of steps made.
+        inverse_every: Steps between two inversions. Denser at the start likewise: half the number
+            of steps made.
+        kl_bound: Trust region on dᵀ(F + λ)d; None for none. It is in nats: a Gaussian likelihood
+            has unit variance, so standardise targets, or raise the bound by their variance.
+        output_damping: c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for
+            categorical outputs on differences of logits only.
+        labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
+            backward pass an output) or "observed" (the data's labels: the empirical Fisher).
+        sharing: How places where a layer uses its weights (tokens, positions, time steps) are
+            taken: "expand", independent of each other, or "reduce", summed over first; see
+            `kobai.curvature.factor_sums`.
+        generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
+
+    Raises:
+        ValueError: If a number is out of range or the model has nothing to train.
+
+    Non-finite gradients or statistics are not applied but counted in `diagnostics`. A parameter
+    whose block has no statistics yet stays where it is until the next pass has brought them.
+
+    Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
+    inputs; with statistics due, a backward pass without weight gradients and R(M² + K²) for R rows;
+    with an inversion due, M³ + K³. See `kobai.curvature.kronecker` for the factors.
+
+    Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
+    curvature (§5, §6.3); the bound on the step: Ba, Grosse and Martens 2017, Distributed
+    second-order optimization using Kronecker-factored approximations (§5).
+
+    Example:
+        >>> import torch
+        >>> from kobai.optim import KFAC
+        >>> model = torch.nn.utils.skip_init(torch.nn.Linear, 2, 1)
+        >>> _ = torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+        >>> optimizer = KFAC(model, "gaussian", lr=0.1)
+        >>> x, y = torch.eye(2), torch.ones(2, 1)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     loss = 0.5 * (model(x) - y).square().sum() / 2
+        ...     loss.backward()
+        ...     _ = optimizer.step()
+        >>> bool(loss < 1e-3)
+        True
+    """
+
+    corrected: ClassVar[bool] = False
