@@ -284,7 +284,7 @@ class SelfPacedAugmentation:
 
     Args:
         augmentation: What is done to the selected ones. Partners of `Mixup` come from the whole
-            minibatch.
+            minibatch, as it was.
         model: The network in training.
         likelihood: Its loss, by name or object; the loss of an example is its negative
             log-likelihood.
@@ -362,8 +362,10 @@ class SelfPacedAugmentation:
         plain = self.augmentation.targets(y)
         if not count:
             return x, plain
+        # All of them: as if augmentation were always on, where parts mix what others have moved.
+        partners = None if count == len(x) else (x, y)
         pictures, targets = self.augmentation(
-            x[chosen], y[chosen], generator=generator, partners=(x, y)
+            x[chosen], y[chosen], generator=generator, partners=partners
         )
         x, plain = x.clone(), plain.clone()
         x[chosen], plain[chosen] = pictures.to(x.dtype), targets.to(plain.dtype)
