@@ -2,6 +2,7 @@
 
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
 from kobai.optim.conjugate_gradient import NonlinearCG
+from kobai.optim.coordinate import CoordinateDescent
 from kobai.optim.coverage import Coverage
 from kobai.optim.curvature_configs import (
     GaussNewtonConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "Backtracking",
     "Choice",
     "Constant",
+    "CoordinateDescent",
     "Coverage",
     "Domain",
     "Exact",
