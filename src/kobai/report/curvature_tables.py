@@ -36,7 +36,7 @@ def rates_table(results: Sequence[CriticalRates]) -> Table:
         rows=[
             [
                 Cell(text=rate.method),
-                Cell(text=rate.rule),
+                Cell(text=rate.rule.replace("λ_max", "λₘₐₓ")),
                 Cell(text=spell(rate.value), spread=spell(rate.error, 2)),
                 Cell(text=spell(rate.eigenvalue), spread=spell(rate.eigenvalue_error, 2)),
             ]
