@@ -36,6 +36,7 @@ from kobai.studies import Interrupted
 TINY = dataclasses.replace(
     SETTINGS["quick"], images=30, test_images=20, epochs=3, examples=20, nodes=5, ensemble=(2, 5),
     products=8, descent_epochs=3, others=1, radii=(0.1,), curve_steps=3, width=0.05,
+    batch_size=16,
 )  # fmt: skip
 
 
@@ -186,7 +187,7 @@ def proof(loss=0.0, gradient=0.0) -> MinimumProof:
 def test_landscapes_are_judged_by_their_measures():
     sharp = shape(roughness=9, steepness=9, asymmetry=0.9, radius=0.1)
     smooth = shape(roughness=0.1, steepness=0.1, asymmetry=0.1, radius=9)
-    middle = shape()
+    middle = shape(asymmetry=0.5)
     order = {"dnn": sharp, "cnn": middle, "resnet50": smooth}
     shapes = {n: {"filter": s, "global": s} for n, s in order.items()}
     proofs = {n: {"soft": proof(), "hard": proof(0.5, 1.0)} for n in NETWORKS}
