@@ -151,7 +151,7 @@ def test_infinite_width_kernels_fit(generator):
         assert_close(found, torch.as_tensor(expected), 1e-8)
     posterior = KernelRegression(inside.nngp, y, ridge=0.1)
     variance = posterior.variance(between.nngp, between.variance1)
-    assert bool((variance > 0).all() & (variance < torch.as_tensor(between.variance1)).all())
+    assert bool((variance > 0).all() & (variance < torch.tensor(between.variance1)).all())
 
 
 @pytest.mark.parametrize(

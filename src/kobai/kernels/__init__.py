@@ -4,6 +4,7 @@ from kobai.kernels.comparison import kernel_alignment, kernel_distance, kernel_d
 from kobai.kernels.forster import RadialIsotropic, radial_isotropic
 from kobai.kernels.isotropy import isotropy
 from kobai.kernels.linearized import LinearizedModel, linearize
+from kobai.kernels.measure import measure_isotropy, measure_kernel
 from kobai.kernels.natural import natural_kernel
 from kobai.kernels.operator import TangentKernel
 from kobai.kernels.plan import KernelPlan
@@ -21,6 +22,8 @@ __all__ = [
     "kernel_distance",
     "kernel_drift",
     "linearize",
+    "measure_isotropy",
+    "measure_kernel",
     "natural_kernel",
     "ntk",
     "ntk_plan",

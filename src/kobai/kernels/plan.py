@@ -17,7 +17,7 @@ Blocks = Literal["sum", "layer"]
 MEMORY = 2**32
 """Bytes that a kernel and the work on it may take unless said otherwise."""
 
-LEAST_WORKSPACE = 2**27
+LEAST_WORKSPACE = 2**29
 """Bytes below which the work on a small kernel is not cut."""
 
 _PASS = 3e7

@@ -79,7 +79,7 @@ def ntk(
     Returns:
         (N1, C, N2, C) for "full", (N1, N2) for "trace", (N1, N2, C) for "diagonal", C being all
         outputs of one example, flattened. A dict from layer to such arrays with ``blocks="layer"``.
-        Memory: twice the result at most, once it exceeds 128 MiB.
+        Memory: twice the result at most, once it exceeds 512 MiB.
 
     Raises:
         ValueError: If a setting is unknown, the kernel does not fit into `memory`, or the module

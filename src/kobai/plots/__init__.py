@@ -41,6 +41,7 @@ from kobai.plots.spectrum import eigenvalues
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
 from kobai.plots.surface import landscape_surface, viewpoint
+from kobai.plots.tangent import tangent_spectrum
 from kobai.plots.training_curves import curves
 from kobai.plots.trials import (
     parallel_coordinates,
@@ -100,6 +101,7 @@ __all__ = [
     "spectral_density",
     "spectrum_panels",
     "spell",
+    "tangent_spectrum",
     "tick",
     "to_csv",
     "to_pdf",

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from kobai import plots
 from kobai.plots import spell
+from kobai.report.kernel_sections import kernel_sections
 from kobai.report.landscape_sections import landscape_sections
 from kobai.report.reproduction_sections import reproduction_sections
 from kobai.results import Scores, Trials
@@ -135,8 +136,13 @@ def _reproductions(results: Mapping[str, Any]) -> list[Exhibit]:
     return [Exhibit(**section) for section in reproduction_sections(results)]
 
 
+def _kernels(results: Mapping[str, Any]) -> list[Exhibit]:
+    return [Exhibit(**section) for section in kernel_sections(results)]
+
+
 _MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (
     _reproductions,
     _studies,
     _landscapes,
+    _kernels,
 )
