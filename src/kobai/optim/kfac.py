@@ -1,8 +1,9 @@
 """K-FAC: natural-gradient descent with Kronecker-factored curvature, in the ordinary loop."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,24 @@ from kobai.curvature.factor_sums import Sharing, check_sharing
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
 from kobai.optim.kfac_settings import (
     COUNTS,
+    FIXED_BOUND,
     GROUP,
     INVERSE_DENSITY,
+    KFAC_RULE,
     STATISTICS_DENSITY,
     all_finite,
     check_group,
     check_settings,
     due,
+    first_lr,
 )
+from kobai.optim.distribution import invert, joined
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
+from kobai.optim.step_control import StepControl
 from kobai.problem import Likelihood, as_likelihood
 
 _FLUSH_EVERY = 20
@@ -42,41 +49,50 @@ class FactoredOptimizer(torch.optim.Optimizer):
         model: nn.Module,
         likelihood: str | Likelihood | nn.Module = "categorical",
         *,
-        lr: float = 0.03,
-        damping: float = 0.03,
+        lr: float | Literal["auto"] = "auto",
+        damping: Damping = "auto",
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         statistics_every: int = 10,
         inverse_every: int = 100,
-        kl_bound: float | None = 0.03,
+        kl_bound: float | Literal["auto"] | None = "auto",
         output_damping: float = 1.0,
+        control_every: int = 10,
         labels: Labels = "sampled",
         sharing: Sharing = "expand",
+        distributed: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
+        self.damping: Damping = as_rule(damping, KFAC_RULE)
         defaults = {
-            "lr": lr,
-            "damping": damping,
+            "lr": first_lr(lr),
+            "damping": first_damping(self.damping, positive=True),
             "momentum": momentum,
             "weight_decay": weight_decay,
         }
         check_group(defaults)
-        check_settings(statistics_every, inverse_every, kl_bound, output_damping, labels)
+        check_settings(
+            statistics_every, inverse_every, control_every, kl_bound, output_damping, labels
+        )
         plan = plan_blocks(model)
         self.model = model
         self.likelihood = as_likelihood(likelihood)
+        self.lr = lr
+        self.control_every = control_every
         self.statistics_every = statistics_every
         self.inverse_every = inverse_every
         self.kl_bound = kl_bound
         self.output_damping = output_damping
         self.labels: Labels = labels
         self.sharing: Sharing = check_sharing(sharing)
+        self.distributed = distributed
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._steps = 0
         self._statistics_step: int | None = None
         self._inverse_step: int | None = None
         self._counts = dict.fromkeys(COUNTS, 0)
         self._last = {"step_scale": 1.0, "kl": 0.0}
+        self._control = self._controller()
         self._plan = plan
         self._blocks: Blocks | None = None
         self._demoted: frozenset[str] = frozenset()
@@ -84,6 +100,22 @@ class FactoredOptimizer(torch.optim.Optimizer):
         super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
         self._watch = self._watcher()
         keep_state(self, type(self).__name__.lower())
+
+    def _controller(self) -> StepControl | None:
+        """What measures steps, if anything is automatic."""
+        rule = self.damping if isinstance(self.damping, LevenbergMarquardt) else None
+        if self.lr != "auto" and rule is None:
+            return None
+        control = StepControl(
+            self.model,
+            self.likelihood,
+            rule=rule,
+            every=self.control_every,
+            sized=self.lr == "auto",
+        )
+        if isinstance(self.kl_bound, float | int):
+            control.largest = control.state.radius = float(self.kl_bound)
+        return control
 
     def _watcher(self) -> BackwardStatistics:
         return BackwardStatistics(
@@ -103,7 +135,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         settings = ", ".join(f"{name}={group[name]:g}" for name in GROUP)
         lines = [
-            f"{type(self).__name__}({settings}, kl_bound={self.kl_bound}, "
+            f"{type(self).__name__}({settings}{self._automatic()}, kl_bound={self.kl_bound}, "
             f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
             f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
         ]
@@ -115,11 +147,17 @@ class FactoredOptimizer(torch.optim.Optimizer):
         lines.append(f"  in all: {self._plan.summary(self.corrected)}")
         return "\n".join(lines)
 
+    def _automatic(self) -> str:
+        """What is decided by measurement, for `print`."""
+        words = ["lr"] if self.lr == "auto" else []
+        words += ["damping"] if isinstance(self.damping, LevenbergMarquardt) else []
+        return f" (automatic: {' and '.join(words)})" if words else ""
+
     def coverage(self) -> tuple[Coverage, ...]:
         """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
         return self._plan.table(self.corrected)
 
-    def diagnostics(self) -> dict[str, int | float]:
+    def diagnostics(self) -> dict[str, Any]:
         """What happened so far.
 
         Returns:
@@ -130,11 +168,17 @@ class FactoredOptimizer(torch.optim.Optimizer):
             and "inversions_failed" (the old inverse was kept). Of the last step: "step_scale" ν and
             "kl", dᵀ(F + λ)d.
         """
-        return {"steps": self._steps, **self._counts, **self._last}
+        found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
+        if self._control is not None:
+            found |= {**self._control.counts, **self._control.last()}
+            found["decisions"] = copy.deepcopy(self._control.decisions)
+        return found | {"damping": self.param_groups[0]["damping"]}
 
     def close(self) -> None:
         """Take the hooks off the model; the optimizer gathers no more statistics."""
         self._watch.close()
+        if self._control is not None:
+            self._control.close()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters of the model, such as newly unfrozen ones; see `torch.optim.Optimizer`.
@@ -197,6 +241,9 @@ class FactoredOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
+            for group in self.param_groups:
+                group["damping"] = check_damping(self.damping(self._steps), positive=True)
         self._refresh()
         gradients = [
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
@@ -208,7 +255,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
                     "model.forward) and let the loss depend on its output"
                 )
             if all_finite(gradients):
-                self._move()
+                self._move(closure)
             else:
                 self._counts["skipped_steps"] += 1
         self._steps += 1
@@ -220,10 +267,15 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._watch.due = self._waiting or due(
             self._steps, self._statistics_step, self.statistics_every, STATISTICS_DENSITY
         )
+        if self._control is not None:
+            self._control.schedule(self._steps)
 
     def _refresh(self) -> None:
         """Take in new statistics, and recompute the inverses if it is time."""
+        due_now = self._watch.due
         sums = self._watch.take()
+        if self.distributed and due_now:
+            sums = joined(sums, self._plan)
         if sums.bypassed:
             # What was gathered is indexed by the old plan; the next pass gathers anew.
             self._demote(sums)
@@ -239,7 +291,9 @@ class FactoredOptimizer(torch.optim.Optimizer):
         if sums.passes and due(
             self._steps, self._inverse_step, self.inverse_every, INVERSE_DENSITY
         ):
-            found = blocks.invert(lambda group: self.param_groups[group]["damping"])
+            found = invert(
+                blocks, lambda group: self.param_groups[group]["damping"], self.distributed
+            )
             for name, count in zip(("float64", "damped", "failed"), found, strict=True):
                 self._counts[f"inversions_{name}"] += count
             self._counts["inversions"] += 1
@@ -250,9 +304,10 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._demoted |= sums.bypassed
         self._replan()
 
-    def _move(self) -> None:
-        """Precondition the momentum, bound the step and apply it."""
+    def _move(self, closure: Callable[[], Any] | None) -> None:
+        """Precondition the gradient or its momentum, size the step and make it."""
         blocks = self._made()
+        automatic = self.lr == "auto"
         if self._steps % _FLUSH_EVERY == 0:
             blocks.flush()
         updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
@@ -260,7 +315,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         for block in blocks.every:
             group = self.param_groups[block.group]
             part, parameters, directions, late = block.precondition(
-                group["momentum"], group["damping"]
+                0.0 if automatic else group["momentum"], group["damping"]
             )
             size += part * float(group["lr"]) ** 2
             waiting += late
@@ -272,21 +327,74 @@ class FactoredOptimizer(torch.optim.Optimizer):
             blocks.forget_momentum()
             self._counts["skipped_steps"] += 1
             return
-        scale = 1.0
-        if self.kl_bound is not None and size > self.kl_bound:
-            scale = math.sqrt(self.kl_bound / size)
+        scale, bound = 1.0, FIXED_BOUND if self.kl_bound == "auto" else self.kl_bound
+        if not automatic and bound is not None and size > bound:
+            scale = math.sqrt(bound / size)
             self._counts["bounded_steps"] += 1
-        self._last = {"step_scale": scale, "kl": scale * scale * size}
-        for group, parameters, directions in updates:
-            lr = float(group["lr"])
-            for parameter, direction in zip(parameters, directions, strict=True):
-                if group["weight_decay"]:
-                    parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.add_(direction, alpha=-scale * lr)
+        if self._control is None:
+            self._last = {"step_scale": scale, "kl": scale * scale * size}
+            for group, parameters, directions in updates:
+                lr = float(group["lr"])
+                self._decay(group, parameters, lr)
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.add_(direction, alpha=-scale * lr)
+            return
+        self._controlled(self._control, updates, scale, closure)
+        self._last = {
+            "step_scale": scale,
+            "kl": self._control.state.bend if automatic else scale * scale * size,
+        }
+
+    def _controlled(
+        self,
+        control: StepControl,
+        updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]],
+        scale: float,
+        closure: Callable[[], Any] | None,
+    ) -> None:
+        """Make the step under control, which may change the damping."""
+        moving = [p for _, parameters, _ in updates for p in parameters]
+        if not moving:
+            return
+        steps = [
+            (direction * (-scale * float(group["lr"]))).to(p.dtype)
+            for group, parameters, directions in updates
+            for p, direction in zip(parameters, directions, strict=True)
+        ]
+        self._watch.due = False  # repetitions of the minibatch are not to be gathered from
+        factor = control.make_step(
+            self._steps,
+            moving,
+            steps,
+            float(self.param_groups[0]["damping"]),
+            self._counts["inversions"],
+            closure,
+        )
+        for group, parameters, _ in updates:
+            self._decay(group, parameters, float(group["lr"]) * (control.rate or 1.0))
+        if factor != 1.0:
+            for group in self.param_groups:
+                group["damping"] *= factor
+
+    @staticmethod
+    def _decay(group: dict[str, Any], parameters: list[nn.Parameter], lr: float) -> None:
+        if group["weight_decay"]:
+            for parameter in parameters:
+                parameter.mul_(1 - lr * group["weight_decay"])
 
     def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
         """See `kobai.optim.state.Remembering`."""
-        return self._made().entries(), {
+        entries = {id(p): (p, dict(entry)) for p, entry in self._made().entries()}
+        control = self._control
+        if control is not None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if id(p) in control.updates:
+                        entries.setdefault(id(p), (p, {}))[1]["last_update"] = control.updates[
+                            id(p)
+                        ]
+        return list(entries.values()), {
+            "control": None if control is None else control.export(),
             "steps": self._steps,
             "statistics_step": self._statistics_step,
             "inverse_step": self._inverse_step,
@@ -305,8 +413,18 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._demoted = frozenset(shared["demoted"])
         self._blocks = None
         self._replan()
+        if (shared["control"] is None) != (self._control is None):
+            raise ValueError(
+                "this state was saved with another choice of numbers and 'auto' for lr and damping;"
+                " make the optimizer as it was made then"
+            )
+        if self._control is not None:
+            self._control.restore(shared["control"])
         for parameter, entry in entries:
-            self._made().restore(parameter, entry)
+            if self._control is not None and "last_update" in entry:
+                self._control.updates[id(parameter)] = entry["last_update"].clone().to(parameter)
+            if "updates" in entry:
+                self._made().restore(parameter, entry)
         self._steps = shared["steps"]
         self._statistics_step = shared["statistics_step"]
         self._inverse_step = shared["inverse_step"]
@@ -319,11 +437,15 @@ class FactoredOptimizer(torch.optim.Optimizer):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         arguments = {
             "likelihood": self.likelihood,
+            "lr": self.lr,
+            "damping": self.damping,
+            "control_every": self.control_every,
             "statistics_every": self.statistics_every,
             "inverse_every": self.inverse_every,
             "kl_bound": self.kl_bound,
             "labels": self.labels,
             "sharing": self.sharing,
+            "distributed": self.distributed,
             "output_damping": self.output_damping,
         }
         groups = [group["params"] for group in self.param_groups]
@@ -394,6 +516,8 @@ class KFAC(FactoredOptimizer):
         sharing: How places where a layer uses its weights (tokens, positions, time steps) are
             taken: "expand", independent of each other, or "reduce", summed over first; see
             `kobai.curvature.factor_sums`.
+        distributed: Whether processes of `torch.distributed`, where it is initialised, train one
+            model together: statistics are then those of all of them, and inversions are shared out.
         generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
 
     Raises:

@@ -6,6 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kobai.optim.damping import LevenbergMarquardt
+
+KFAC_RULE = LevenbergMarquardt(
+    initial=0.01, raise_by=2.0, lower_by=0.5, minimum=1e-8, maximum=1e3, noise=1.0
+)
+"""What damping="auto" stands for: at most one change an inversion, hence the larger factors."""
+
+FIXED_BOUND = 0.03
+"""What kl_bound="auto" stands for beside a learning rate in numbers."""
+
 GROUP = ("lr", "damping", "momentum", "weight_decay")
 """Settings of a parameter group."""
 
@@ -44,10 +54,24 @@ def check_group(group: dict[str, Any]) -> None:
         )
 
 
+def first_lr(lr: Any) -> float:
+    """The number a parameter group has for a learning rate; "auto" is a factor of one.
+
+    Raises:
+        ValueError: If it is another word.
+    """
+    if isinstance(lr, str):
+        if lr != "auto":
+            raise ValueError(f"lr is a number or 'auto', got {lr!r}")
+        return 1.0
+    return lr
+
+
 def check_settings(
     statistics_every: int,
     inverse_every: int,
-    kl_bound: float | None,
+    control_every: int,
+    kl_bound: float | str | None,
     output_damping: float,
     labels: str,
 ) -> None:
@@ -59,11 +83,15 @@ def check_settings(
     for name, interval in (
         ("statistics_every", statistics_every),
         ("inverse_every", inverse_every),
+        ("control_every", control_every),
     ):
         if interval < 1:
             raise ValueError(f"{name} must be at least 1 step, got {interval}")
-    if kl_bound is not None and not kl_bound > 0:
-        raise ValueError(f"kl_bound must be positive or None, got {kl_bound}")
+    if isinstance(kl_bound, str):
+        if kl_bound != "auto":
+            raise ValueError(f"kl_bound is a positive number, None or 'auto', got {kl_bound!r}")
+    elif kl_bound is not None and not kl_bound > 0:
+        raise ValueError(f"kl_bound must be positive, None or 'auto', got {kl_bound}")
     if not (math.isfinite(output_damping) and output_damping >= 0):
         raise ValueError(f"output_damping must be non-negative and finite, got {output_damping}")
     if labels not in ("sampled", "exact", "observed"):

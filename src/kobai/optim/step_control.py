@@ -1,0 +1,466 @@
+"""How far to go along a preconditioned gradient, and how much to damp, by measurement.
+
+Every so many steps the optimizer looks at what it does: the quadratic model of the minibatch along
+the new direction and the last update says how long the step should be and how much momentum to
+keep (2×2 solve), repeating the minibatch at the new parameters says whether the model was right
+(trust radius), and the next minibatch, repeated at the old ones, says whether that holds for
+examples that had no part in the step. The steps in between keep the two coefficients.
+
+The noise of minibatches enters at three places, each by measurement:
+
+- The slope along the last update counts only as far as it exceeds its standard error.
+- At every step the fresh gradient is multiplied with the last update, which costs a dot product. A
+  step that was right for the function, not only for its own examples, ends where this is zero;
+  where it overshoots on the average, the share of the model's step that is made shrinks.
+- The damping falls only where fresh examples confirm the predicted decrease, to the same threshold
+  as the examples of the step. That is its floor: on one and the same batch, again and again, it
+  falls as far as the model is exact; on minibatches it stays where noise begins to dominate.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kobai.optim.damping import LOG_LENGTH, LevenbergMarquardt, ReductionRatio
+from kobai.optim.kfac_settings import due
+from kobai.optim.passes import PassWatch
+from kobai.optim.quadratic_model import QuadraticModel, minimiser, shrunk
+from kobai.optim.trials import Trial
+from kobai.problem import Likelihood
+
+CONTROL_COUNTS = (
+    "models",
+    "shortened_trials",
+    "rejected_steps",
+    "damping_raised",
+    "damping_lowered",
+    "damping_noise",
+)
+"""What is counted; see `KFAC.diagnostics`."""
+
+_DENSITY = 5
+_MOMENTUM_MEMORY = 0.8
+_FEEDBACK = 0.05
+_LEAST_SHARE = 0.05
+_HALVINGS = 12
+_RADIUS_GROWTH = 2.0
+
+
+@dataclasses.dataclass(slots=True)
+class ControlState:
+    """What control remembers from step to step; plain numbers.
+
+    Attributes:
+        rate: Coefficient α of the direction.
+        momentum: Coefficient μ of the last update.
+        share: Part of the model's step that is made.
+        radius: Largest δᵀGδ of a step.
+        bend: δᵀGδ of the last step.
+        bend_per_square: The same over ‖δ‖², at the last model.
+        gradient_scale: Objective's derivative over that of the gradients as they are found.
+        model_step: Step of the last model, or None.
+        damping_step: Number of inversions at the last change of the damping.
+        predicted: Change that the last step's model predicted; 0 where nothing waits for judgement.
+        ratio: Its reduction ratio on the step's own examples.
+        error: The ratio's standard error.
+        repeated: Whether the last two models saw equal examples: full batches have no noise.
+        examples: Fingerprint of the examples of the last model.
+        urgent: Whether the next step needs a model.
+    """
+
+    rate: float = 0.0
+    momentum: float = 0.0
+    share: float = 1.0
+    radius: float = math.inf
+    bend: float = 0.0
+    bend_per_square: float = 0.0
+    gradient_scale: float = 1.0
+    model_step: int | None = None
+    damping_step: int = -1
+    predicted: float = 0.0
+    ratio: float = 1.0
+    error: float = 0.0
+    repeated: bool = False
+    examples: list[float] = dataclasses.field(default_factory=list)
+    urgent: bool = False
+
+
+@final
+class StepControl:
+    """Measures, decides and remembers; the optimizer asks it for every step.
+
+    Args:
+        model: The model.
+        likelihood: What its outputs mean.
+        rule: Of the damping; None leaves the damping alone.
+        every: Most steps from one model to the next.
+        sized: Whether lengths of steps are control's business, or the learning rate's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        *,
+        rule: LevenbergMarquardt | None,
+        every: int,
+        sized: bool,
+    ) -> None:
+        self.model = model
+        self.likelihood = likelihood
+        self.rule = rule
+        self.every = every
+        self.sized = sized
+        self.watch = PassWatch(model)
+        self.state = ControlState()
+        self.counts = dict.fromkeys(CONTROL_COUNTS, 0)
+        self.decisions: list[dict[str, Any]] = []
+        self.updates: dict[int, Tensor] = {}
+        self.largest = math.inf
+        """What the radius may not exceed."""
+        self.gather: Callable[[Tensor], Tensor] = _unchanged
+        """Joins rows of examples across processes; replaced where there are several."""
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.watch.close()
+
+    def due(self, step: int) -> bool:
+        """Whether the step gets a model of its own."""
+        return self.state.urgent or due(step, self.state.model_step, self.every, _DENSITY)
+
+    def schedule(self, step: int) -> None:
+        """Have the passes of the coming step kept if they will be needed."""
+        self.watch.due = self.due(step) or self.state.predicted != 0
+
+    @property
+    def rate(self) -> float:
+        """What an update is multiplied with before momentum, 0 where that is not decided here."""
+        return self.state.rate * self.state.share
+
+    def last(self) -> dict[str, float]:
+        """Numbers of the last step, for diagnostics."""
+        state = self.state
+        return {
+            "rate": state.rate,
+            "momentum_rate": state.momentum,
+            "share": state.share,
+            "radius": state.radius,
+            "ratio": state.ratio,
+        }
+
+    @torch.no_grad()
+    def make_step(
+        self,
+        step: int,
+        parameters: Sequence[nn.Parameter],
+        directions: Sequence[Tensor],
+        damping: float,
+        inversions: int,
+        closure: Callable[[], Any] | None = None,
+    ) -> float:
+        """Move the parameters and say by what the damping is to be multiplied.
+
+        Args:
+            step: Number of steps made before.
+            parameters: Those that move; their gradients are as the user's loop left them.
+            directions: Where sized, −(F + λ)⁻¹g times each learning rate; else the whole step.
+            damping: λ, in the model's 2×2 system.
+            inversions: Inversions made so far: a changed damping acts from the next one on.
+            closure: The user's, for losses that cannot be read off the gradient.
+
+        Raises:
+            RuntimeError: If the loss cannot be known, saying what to do.
+        """
+        state = self.state
+        update = [self._update(p) for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        passes = self.watch.take()
+        self.watch.due = False
+        self._feedback(inner(gradients, update))
+        trial = None
+        if state.predicted or self.due(step):
+            trial = Trial(self.model, self.likelihood, passes, parameters, closure, self.gather)
+        factor = 1.0
+        if state.predicted and trial is not None and trial.passes:
+            factor = self._judge(trial, parameters, update, damping, step, inversions)
+        model = None
+        if self.due(step) and trial is not None:
+            if not trial.passes and state.model_step is None:
+                raise RuntimeError(
+                    "there is no forward pass to measure the step on: call the model itself in "
+                    "the loop, do not change its inputs in place before the step, or give lr and "
+                    "damping as numbers"
+                )
+            if trial.passes:
+                if not self.counts["models"]:
+                    trial.check_repeatable()
+                seen = trial.fingerprint()
+                state.repeated = _same(state.examples, seen)
+                state.examples = seen
+                model = self._model(trial, parameters, directions, update, gradients)
+        if model is not None:
+            self.counts["models"] += 1
+            state.model_step, state.urgent = step, False
+            if self.sized:
+                self._solve(model, directions, update, damping)
+        for d, v in zip(update, directions, strict=True):
+            if self.sized:
+                d.mul_(state.momentum * state.share).add_(v, alpha=state.rate * state.share)
+            else:
+                d.copy_(v)
+        if model is not None and trial is not None:
+            factor *= self._try(model, trial, parameters, update, step, damping * factor)
+        else:
+            self._bounded(update)
+        for p, d in zip(parameters, update, strict=True):
+            p.add_(d)
+        return factor
+
+    def _update(self, parameter: nn.Parameter) -> Tensor:
+        known = self.updates.get(id(parameter))
+        if known is None or known.shape != parameter.shape or known.device != parameter.device:
+            known = self.updates[id(parameter)] = torch.zeros_like(
+                parameter, requires_grad=False, memory_format=torch.preserve_format
+            )
+        return known
+
+    def _feedback(self, slope: float) -> None:
+        """Learn from the slope along the last update where it has led."""
+        state = self.state
+        if not (self.sized and state.bend > 0 and math.isfinite(slope)):
+            return
+        overshoot = max(-1.0, min(1.0, slope * state.gradient_scale / state.bend))
+        state.share = min(1.0, max(_LEAST_SHARE, state.share * math.exp(-_FEEDBACK * overshoot)))
+
+    def _model(
+        self,
+        trial: Trial,
+        parameters: Sequence[nn.Parameter],
+        directions: Sequence[Tensor],
+        update: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> QuadraticModel | None:
+        """The model along the direction and, where it is sized here, the last update."""
+        wanted = [directions, update] if self.sized else [directions]
+        own = inner(gradients, directions)
+        model = trial.model_along(wanted, own)
+        if model is None or not bool(
+            torch.isfinite(model.slope).all() & model.bend.isfinite().all()
+        ):
+            return None
+        if own:
+            self.state.gradient_scale = float(model.slope[0]) / own
+        return model
+
+    def _solve(
+        self,
+        model: QuadraticModel,
+        directions: Sequence[Tensor],
+        update: Sequence[Tensor],
+        damping: float,
+    ) -> None:
+        """α and μ of the damped model's minimum."""
+        state = self.state
+        slope = model.slope.clone()
+        if not state.repeated:
+            # The direction's own slope is certain, though not unbiased: its examples made it.
+            slope[1] = shrunk(slope, model.error)[1]
+        mixed = inner(directions, update)
+        penalty = damping * torch.tensor(
+            [[inner(directions, directions), mixed], [mixed, inner(update, update)]],
+            dtype=torch.float64,
+        )
+        rate, momentum = minimiser(slope.cpu(), model.bend.cpu(), penalty).tolist()
+        if rate <= 0 or momentum < 0:
+            alone = minimiser(slope[:1].cpu(), model.bend[:1, :1].cpu(), penalty[:1, :1])
+            rate, momentum = max(0.0, float(alone[0])), 0.0
+        momentum = min(momentum, 1.0)
+        if not state.repeated:
+            past = min(1 - 1 / max(1, self.counts["models"]), _MOMENTUM_MEMORY)
+            momentum = past * state.momentum + (1 - past) * momentum
+        state.rate, state.momentum = rate, momentum
+
+    def _bounded(self, update: Sequence[Tensor]) -> None:
+        """Between models: keep the step inside the radius by its length."""
+        state = self.state
+        state.bend = state.bend_per_square * inner(update, update)
+        if self.sized and state.bend > state.radius:
+            _scale(update, math.sqrt(state.radius / state.bend))
+            state.bend = state.radius
+
+    def _try(
+        self,
+        model: QuadraticModel,
+        trial: Trial,
+        parameters: Sequence[nn.Parameter],
+        update: Sequence[Tensor],
+        step: int,
+        damping: float,
+    ) -> float:
+        """Hold the step against the minibatch, and shorten it until the model is right about it."""
+        state = self.state
+        share = state.share
+        pair = [state.rate * share, state.momentum * share] if self.sized else [1.0]
+        coefficients = torch.tensor(pair, dtype=torch.float64, device=model.linear.device)
+        whole = float(coefficients @ model.bend @ coefficients)
+        scale, bounded, halvings = 1.0, False, 0
+        if self.sized and whole > state.radius:
+            scale, bounded = math.sqrt(state.radius / whole), True
+        limit = _HALVINGS if self.sized else 0
+        accepted = 0.25 if self.rule is None else self.rule.raise_below
+        while True:
+            ratio = trial.ratio(model, update, scale, coefficients)
+            good = math.isfinite(ratio.actual) and (
+                ratio.value >= accepted or abs(ratio.predicted) <= ratio.resolution
+            )
+            if good or halvings >= limit:
+                break
+            halvings += 1
+            scale *= 0.5
+        self.counts["shortened_trials"] += halvings
+        if not math.isfinite(ratio.actual) or (self.sized and not good):
+            self.counts["rejected_steps"] += 1
+            _scale(update, 0.0)
+            state.predicted, state.bend, state.ratio = 0.0, 0.0, -math.inf
+            state.urgent = True
+            return self._change(step, damping, ratio, None, raised=True)
+        if scale != 1.0:
+            _scale(update, scale)
+        state.bend = scale * scale * whole
+        length = inner(update, update)
+        state.bend_per_square = state.bend / length if length else 0.0
+        state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
+        if halvings:
+            state.radius = state.bend
+            return self._change(step, damping, ratio, None, raised=True)
+        if bounded and ratio.value > 0.75:
+            state.radius = min(self.largest, state.radius * _RADIUS_GROWTH)
+        if abs(ratio.predicted) <= ratio.resolution or self.rule is None:
+            state.predicted = 0.0  # nothing left to judge
+        return 1.0
+
+    def _judge(
+        self,
+        trial: Trial,
+        parameters: Sequence[nn.Parameter],
+        update: Sequence[Tensor],
+        damping: float,
+        step: int,
+        inversions: int,
+    ) -> float:
+        """What the last step did to examples it had not seen, and the damping that follows."""
+        state, rule = self.state, self.rule
+        predicted, state.predicted = state.predicted, 0.0
+        own = ReductionRatio(
+            actual=state.ratio * predicted,
+            predicted=predicted,
+            value=state.ratio,
+            error=0.0 if state.repeated else state.error,
+        )
+        if rule is None or inversions == state.damping_step:
+            return 1.0
+        fresh = None
+        if not state.repeated:
+            fresh = trial.fresh_ratio(update, predicted)
+        wanted, action = rule.decide(damping, own)
+        if fresh is not None:
+            margin = rule.noise * fresh.error if rule.noise else 0.0
+            if not math.isfinite(fresh.actual) or fresh.value + margin < 0:
+                wanted, action = rule.raised(damping)
+            elif fresh.value + margin < rule.raise_below and damping < rule.initial:
+                wanted, action = min(rule.initial, rule.raised(damping)[0]), "noise"
+            elif action == "lowered" and not fresh.value - margin > rule.lower_above:
+                wanted, action = damping, "noise"
+        if wanted != damping:
+            state.damping_step = inversions
+        return self._log(step, damping, own, fresh, action, wanted)
+
+    def _change(
+        self,
+        step: int,
+        damping: float,
+        ratio: ReductionRatio,
+        fresh: ReductionRatio | None,
+        *,
+        raised: bool,
+    ) -> float:
+        """After a step that had to be shortened: more damping, where it adapts."""
+        if self.rule is None or not raised:
+            return 1.0
+        wanted, action = self.rule.raised(damping)
+        return self._log(step, damping, ratio, fresh, action, wanted)
+
+    def _log(
+        self,
+        step: int,
+        damping: float,
+        own: ReductionRatio,
+        fresh: ReductionRatio | None,
+        action: str,
+        wanted: float,
+    ) -> float:
+        if f"damping_{action}" in self.counts:
+            self.counts[f"damping_{action}"] += 1
+        self.decisions.append(
+            {
+                "step": step,
+                "damping": damping,
+                "predicted": own.predicted,
+                "ratio": own.value,
+                "error": own.error,
+                "fresh_ratio": None if fresh is None else fresh.value,
+                "fresh_error": None if fresh is None else fresh.error,
+                "action": action,
+                "next": wanted,
+            }
+        )
+        del self.decisions[:-LOG_LENGTH]
+        return wanted / damping
+
+    def export(self) -> dict[str, Any]:
+        """What is to be saved, apart from the updates."""
+        return {
+            "state": dataclasses.asdict(self.state),
+            "counts": dict(self.counts),
+            "decisions": copy.deepcopy(self.decisions),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put back what `export` gave."""
+        self.state = ControlState(**saved["state"])
+        self.counts.update(saved["counts"])
+        self.decisions = copy.deepcopy(saved["decisions"])
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Inner product of two lists of tensors."""
+    if len(a) != len(b) or not a:
+        return 0.0
+    return math.fsum(
+        float(torch.dot(x.reshape(-1).to(y.dtype), y.reshape(-1)))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _scale(update: Sequence[Tensor], factor: float) -> None:
+    for d in update:
+        if factor:
+            d.mul_(factor)
+        else:
+            d.zero_()
+
+
+def _same(before: Sequence[float], now: Sequence[float]) -> bool:
+    return len(before) == len(now) and all(
+        math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
+    )
+
+
+def _unchanged(rows: Tensor) -> Tensor:
+    return rows
