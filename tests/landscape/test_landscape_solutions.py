@@ -53,6 +53,13 @@ def test_a_dead_network_is_a_trivial_local_minimum():
     assert found.local_epoch == 3.0
 
 
+def test_a_meaningless_first_loss_does_not_set_the_scale():
+    """A first loss of 97 would let changes of one nat pass for standing still."""
+    train = [97.0, 2.0, 1.5, 1.0, 0.5, 0.3, 0.29, 0.28, 0.27]
+    assert classify(run(train)).local_epoch == 4.0
+    assert classify(run(train), chance=math.log(10)).local_epoch == 8.0
+
+
 def test_the_end_of_a_run_that_broke_off_is_told():
     found = classify(run([2.0, 1.9, math.inf], status="diverged", note="the loss is inf"))
     assert found.kind == "none"

@@ -102,7 +102,7 @@ def test_pixels_are_averaged_in_blocks_and_only_where_it_says(monkeypatch):
 
 
 def test_the_watch_ends_a_run_by_the_rule_that_classifies_it():
-    watch = _Watch(patience=3, zero=0.01, plateau=0.01, first=math.nan)
+    watch = _Watch(patience=3, zero=0.01, change=0.02)
     for step, loss in enumerate([2.0, 0.5, 0.02, 0.009, 0.008]):
         watch.record(step, {"train_loss": loss})
         assert not watch.done

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from kobai.results import History, Solution
 
 PLATEAU = 0.01
-"""Changes of the training loss up to this share of the first one are standing still."""
+"""Changes of the training loss up to this share of its scale are standing still."""
 
 ZERO = 0.01
 """Losses up to this are nearly zero (nats)."""
@@ -29,17 +29,19 @@ def classify(
 
     With T_i the training loss and V_i the validation loss of record i (one an epoch, if the run was
     evaluated so): a local minimum where T_{i+1} ≈ T_i, a global one where both are ≈ 0, a true one
-    where V_i ≈ 0 as well. T_{i+1} ≈ T_i means |T_{i+1} − T_i| ≤ plateau · T_0 for `patience`
-    records in a row, and the epoch counted is the last of them; ≈ 0 means at most `zero`. (The text
+    where V_i ≈ 0 as well. T_{i+1} ≈ T_i means |T_{i+1} − T_i| ≤ plateau · scale for
+    `patience` records in a row, and the epoch counted is the last of them; ≈ 0 means at most `zero`. (The text
     of the source once speaks of the validation loss for a global minimum; the table decides here.)
+    The scale is `chance` where it is given, else T_0: a first loss can be anything, such as that
+    of a network with batch normalisation whose averages are not set yet.
 
     Args:
         history: The run; V is the validation loss, or the test loss where there is none.
-        plateau: What standing still is, as a share of T_0.
+        plateau: What standing still is, as a share of the scale.
         zero: What nearly zero is, in the loss's units.
         patience: How many records in a row.
-        chance: Loss of the best constant prediction; a local minimum within 5 % of it, or above,
-            is called trivial, such as that of a network whose units have died.
+        chance: Loss of the best constant prediction, the scale of the loss; a local minimum within
+            5 % of it, or above, is called trivial, such as that of a network whose units have died.
 
     Returns:
         The best class reached, and the epoch at which each was first reached.
@@ -58,7 +60,8 @@ def classify(
     validation = next((v for v in measured if np.isfinite(v).any()), np.full(len(train), np.nan))
     small = np.zeros(len(train), dtype=bool)
     with np.errstate(invalid="ignore"):
-        small[1:] = np.abs(np.diff(train)) <= plateau * abs(train[0])
+        scale = abs(float(train[0])) if chance is None else chance
+        small[1:] = np.abs(np.diff(train)) <= plateau * scale
         still = _in_a_row(small, patience)
         nearly_zero = still & (train <= zero)
         true = nearly_zero & (validation <= zero)

@@ -16,7 +16,7 @@ from kobai.linalg import rademacher
 from kobai.problem import Bernoulli, Categorical, EmpiricalRisk, Gaussian, Problem, pure
 from kobai.results import Check, MinimumProof
 
-ROUNDINGS = 16
+ROUNDINGS = 2
 """Roundings of an output (relative to the largest) that the gradient's tolerance allows for."""
 
 

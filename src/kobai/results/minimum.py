@@ -105,7 +105,7 @@ class Solution:
         final_loss: Last T.
         final_validation_loss: Last V; NaN without validation data.
         epochs: Length of the run.
-        plateau: |T_{i+1} − T_i| up to this share of T_0 is standing still.
+        plateau: |T_{i+1} − T_i| up to this share of the loss's scale is standing still.
         zero: Losses up to this are nearly zero, in nats.
         patience: For so many records in a row.
         trivial: Whether the local minimum is no better than a constant prediction.

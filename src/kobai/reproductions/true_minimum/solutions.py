@@ -40,12 +40,12 @@ Stop = Callable[[], bool]
 class _Watch:
     """Sees every record of a run, and says when the training loss stands still at zero."""
 
-    def __init__(self, patience: int, zero: float, plateau: float, first: float) -> None:
-        self.patience, self.zero, self.plateau, self.first = patience, zero, plateau, first
+    def __init__(self, patience: int, zero: float, change: float) -> None:
+        self.patience, self.zero, self.change = patience, zero, change
         self.losses: list[float] = []
 
     def begin(self, label: str, *, step: int, total: int) -> None:
-        """Nothing to do; of a run taken up again T_0 is not known, and `first` stands for it."""
+        """Nothing to do."""
 
     def step(self, step: int, *, loss: float) -> None:
         """Nothing to do."""
@@ -53,8 +53,6 @@ class _Watch:
     def record(self, step: int, row: dict[str, float]) -> None:
         """Keep the training loss."""
         self.losses.append(row["train_loss"])
-        if step == 0:
-            self.first = row["train_loss"]
 
     def end(self, status: str, note: str) -> None:
         """Nothing to do."""
@@ -65,7 +63,7 @@ class _Watch:
         tail = self.losses[-self.patience - 1 :]
         if len(tail) <= self.patience or tail[-1] > self.zero:
             return False
-        return bool(np.all(np.abs(np.diff(tail)) <= self.plateau * abs(self.first)))
+        return bool(np.all(np.abs(np.diff(tail)) <= self.change))
 
 
 def solve(
@@ -97,7 +95,7 @@ def solve(
         history = None
     if history is None:
         setting = place.setting
-        watch = _Watch(patience=PATIENCE, zero=ZERO, plateau=PLATEAU, first=place.chance)
+        watch = _Watch(patience=PATIENCE, zero=ZERO, change=PLATEAU * place.chance)
         optimizer = torch.optim.Adam(problem.model.parameters(), lr=setting.rate)
         history = train(
             problem,
@@ -163,7 +161,7 @@ def figure_solutions(config: Any, folder: Path, report: Report, stop: Stop) -> O
         findings=findings,
         verdicts=verdicts,
         note=f"{place.describe()}; {counts}; Adam {place.setting.rate:g}, at most "
-        f"{place.setting.epochs} epochs. T_{{i+1}} ≈ T_i: within {100 * PLATEAU:g} % of T_0 for "
+        f"{place.setting.epochs} epochs. T_{{i+1}} ≈ T_i: within {100 * PLATEAU:g} % of a constant's loss for "
         f"{PATIENCE} epochs in a row; ≈ 0: at most {ZERO:g} nats. The source's text once speaks of "
         f"the validation loss for a global minimum; its Table 1 decides here. {OPEN}",
     )
