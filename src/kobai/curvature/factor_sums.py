@@ -183,13 +183,13 @@ class FactorSums:
     def _take(self, inputs: Tensor | None, rows: float, outputs: Tensor) -> None:
         if self.outputs is not None and self.outputs.ndim != outputs.ndim:
             # Used once in one batch and several times in another: all count as places.
-            self._forget_pairs()
+            self.forget_pairs()
             if outputs.ndim == 5:
                 other = FactorSums(inputs, rows, outputs)
-                other._forget_pairs()
+                other.forget_pairs()
                 inputs, rows, outputs = other.inputs, other.rows, other.outputs  # pyright: ignore
         elif outputs.ndim == 5 and self.outputs is not None and self.outputs.shape != outputs.shape:
-            self._forget_pairs()
+            self.forget_pairs()
             self._take(inputs, rows, outputs)
             return
         self.outputs = _plus(self.outputs, outputs)
@@ -197,7 +197,8 @@ class FactorSums:
             self.inputs = _plus(self.inputs, inputs)
             self.rows += rows
 
-    def _forget_pairs(self) -> None:
+    def forget_pairs(self) -> None:
+        """Let all uses count as places from now on."""
         if self.outputs is not None and self.outputs.ndim == 5:
             self.rows *= self.outputs.shape[0]
             self.outputs = self.outputs.diagonal(dim1=0, dim2=1).sum(-1)

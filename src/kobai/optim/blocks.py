@@ -103,8 +103,14 @@ class Blocks:
             inverted and keep their old inverse.
         """
         counts = [0, 0, 0]
-        for block in (*self.stacks, *self.tables):
-            for i, count in enumerate(block.invert(damping(block.group))):
+        for stack in self.stacks:
+            entries = stack.ready()
+            if entries:
+                found = stack.renew(damping(stack.group), entries)
+                for i, count in enumerate(stack.settle(found)):
+                    counts[i] += count
+        for table in self.tables:
+            for i, count in enumerate(table.invert(damping(table.group))):
                 counts[i] += count
         return counts[0], counts[1], counts[2]
 

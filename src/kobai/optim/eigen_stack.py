@@ -17,7 +17,7 @@ from kobai.optim.kronecker_stack import (
     finite_factors,
     fits,
     ready_entries,
-    settle,
+    settled,
     spans_of,
     take_gradients,
 )
@@ -120,26 +120,33 @@ class EigenStack:
             size += inner(m, v)
         return size, parameters, directions, late
 
-    def invert(self, damping: float, chosen: Sequence[int] | None = None) -> tuple[int, int, int]:
-        """Renew the bases of all blocks that have statistics; see `KroneckerStack.invert`."""
+    def ready(self) -> list[int]:
+        """Entries of the stack that have statistics."""
+        return ready_entries(self.spans)
+
+    def renew(self, damping: float, entries: Sequence[int]) -> dict[int, int]:
+        """Renew the bases of some entries of the stack; see `KroneckerStack.renew`."""
         del damping
-        entries = ready_entries(self.spans, chosen)
-        if not entries:
-            return 0, 0, 0
-        dtype = self.momentum.dtype
-        left = eigh(self.factors.outputs[entries], precision=dtype)
-        right = eigh(self.factors.inputs[entries], precision=dtype)
-        statuses = []
-        for i, entry in enumerate(entries):
+        own, dtype = list(entries), self.momentum.dtype
+        left = eigh(self.factors.outputs[own], precision=dtype)
+        right = eigh(self.factors.inputs[own], precision=dtype)
+        statuses = {}
+        for i, entry in enumerate(own):
             good = left.statuses[i] == right.statuses[i] == "ok"
-            statuses.append(0 if good else 3)
+            statuses[entry] = 0 if good else 3
             if good:
                 self.output_basis[entry] = left.vectors[i].to(dtype)
                 self.input_basis[entry] = right.vectors[i].to(dtype)
                 b, a = left.values[i].clamp(min=0), right.values[i].clamp(min=0)
                 self.squares[entry] = torch.outer(b, a).to(dtype)
+        return statuses
+
+    def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
+        """Note which layers have bases now; second moments in them start afresh."""
+        for entry, status in statuses.items():
+            if status < 3:
                 self.corrections[entry] = 0
-        return settle(self.spans, entries, statuses)
+        return settled(self.spans, statuses)
 
     def shared(self) -> list[Tensor]:
         """What one process computes for all, entry by entry."""

@@ -13,6 +13,7 @@ from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
+from kobai.optim.distribution import invert, joined
 from kobai.optim.kfac_settings import (
     COUNTS,
     FIXED_BOUND,
@@ -126,6 +127,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             output_damping=self.output_damping,
             generator=self.generator,
             sharing=self.sharing,
+            distributed=self.distributed,
             bases=(lambda: self._blocks.bases() if self._blocks else {})
             if self.corrected
             else None,

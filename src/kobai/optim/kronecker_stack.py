@@ -169,37 +169,38 @@ class KroneckerStack:
             size += inner(m, v)
         return size, parameters, directions, late
 
-    def invert(self, damping: float, chosen: Sequence[int] | None = None) -> tuple[int, int, int]:
-        """Recompute the inverses of all blocks that have statistics.
+    def ready(self) -> list[int]:
+        """Entries of the stack that have statistics."""
+        return ready_entries(self.spans)
 
-        Args:
-            damping: λ.
-            chosen: Only these entries of the stack.
+    def renew(self, damping: float, entries: Sequence[int]) -> dict[int, int]:
+        """Recompute the inverses of some entries of the stack.
 
         Returns:
-            Numbers of layers that needed float64, that needed more damping, and that could not be
-            inverted and keep their old inverse.
+            How each was come by; see `KroneckerInverse.status`. What failed keeps its old inverse.
         """
-        entries = ready_entries(self.spans, chosen)
-        if not entries:
-            return 0, 0, 0
         if len(entries) == self.size:
             inverse = self.factors.inverse(damping)
         else:
-            own = KroneckerFactors(
-                inputs=self.factors.inputs[entries], outputs=self.factors.outputs[entries]
+            own = list(entries)
+            factors = KroneckerFactors(
+                inputs=self.factors.inputs[own], outputs=self.factors.outputs[own]
             )
-            inverse = own.inverse(damping)
+            inverse = factors.inverse(damping)
         statuses = inverse.status.tolist()
         good = [i for i, status in enumerate(statuses) if status < 3]
         if len(good) == self.size:
             self.input_inverses.copy_(inverse.inputs)
             self.output_inverses.copy_(inverse.outputs)
-        else:
+        elif good:
             places = [entries[i] for i in good]
             self.input_inverses[places] = inverse.inputs[good]
             self.output_inverses[places] = inverse.outputs[good]
-        return settle(self.spans, entries, statuses)
+        return dict(zip(entries, statuses, strict=True))
+
+    def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
+        """Note which layers have inverses now; see `settled`."""
+        return settled(self.spans, statuses)
 
     def shared(self) -> list[Tensor]:
         """What one process computes for all, entry by entry."""
@@ -239,20 +240,22 @@ def begin(
     return pieces, active, len(present) - len(active)
 
 
-def ready_entries(spans: Sequence[Span], chosen: Sequence[int] | None) -> list[int]:
-    """Entries of a stack that have statistics, out of the chosen ones."""
-    ready = [i for span in spans if span.count for i in range(span.slice.start, span.slice.stop)]
-    return ready if chosen is None else sorted(set(ready) & set(chosen))
+def ready_entries(spans: Sequence[Span]) -> list[int]:
+    """Entries of a stack that have statistics."""
+    return [i for span in spans if span.count for i in range(span.slice.start, span.slice.stop)]
 
 
-def settle(
-    spans: Sequence[Span], entries: Sequence[int], statuses: Sequence[int]
-) -> tuple[int, int, int]:
-    """Note which layers have inverses now, and count how they were come by."""
-    found = dict(zip(entries, statuses, strict=True))
+def settled(spans: Sequence[Span], statuses: dict[int, int]) -> tuple[int, int, int]:
+    """Note which layers have inverses now, and count how they were come by.
+
+    Returns:
+        Numbers of layers that needed float64, that needed more damping, and that could not be
+        inverted and keep their old inverse.
+    """
     counts = [0, 0, 0]
     for span in spans:
-        own = [found[i] for i in range(span.slice.start, span.slice.stop) if i in found]
+        entries = range(span.slice.start, span.slice.stop)
+        own = [statuses[i] for i in entries if i in statuses]
         if not own:
             continue
         worst = max(own)

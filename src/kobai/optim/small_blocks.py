@@ -229,7 +229,7 @@ class TableBlock:
         return True
 
     def invert(self, damping: float) -> tuple[int, int, int]:
-        """See `KroneckerStack.invert`."""
+        """Recompute the inverse or basis; see `Blocks.invert`."""
         if not self.count:
             return 0, 0, 0
         if self.squares is not None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -105,6 +106,7 @@ class BackwardStatistics:
         output_damping: Its `damping`.
         generator: Draws labels.
         sharing: How places under weight sharing are taken, "expand" or "reduce".
+        distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
 
     Attributes:
@@ -122,6 +124,7 @@ class BackwardStatistics:
         output_damping: float,
         generator: torch.Generator,
         sharing: Sharing = "expand",
+        distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
     ) -> None:
         self.model = model
@@ -131,6 +134,7 @@ class BackwardStatistics:
         self.output_damping = output_damping
         self.generator = generator
         self.sharing: Sharing = sharing
+        self.distributed = distributed
         self._bases = bases
         self.due = True
         self.seen = 0
@@ -250,7 +254,7 @@ class BackwardStatistics:
             outputs.to(dtype),
             gradient.to(dtype),
             damping=self.output_damping,
-            generator=self.generator,
+            generator=self._draws(),
             signs=bool(plan.diagonals),
         )
         if weight <= 0:
@@ -285,6 +289,14 @@ class BackwardStatistics:
         sums.weight += weight
         sums.passes += 1
         self.seen += 1
+
+    def _draws(self) -> torch.Generator:
+        """The generator; of several processes each has draws of its own, the state in common."""
+        if not (self.distributed and dist.is_available() and dist.is_initialized()):
+            return self.generator
+        device = self.generator.device
+        seed = torch.randint(2**62, (), generator=self.generator, device=device, dtype=torch.int64)
+        return torch.Generator(device).manual_seed(int(seed) + dist.get_rank())
 
     def _add_layer(
         self, position: int, uses: list[LayerUse], examples: int, first: bool,
