@@ -44,6 +44,8 @@ class MLPConfig:
     """σ_w² of standard and ntk (default 2), orthogonal (default 1), sparse (default unit normal)"""
     bias_variance: float = 0.0
     """σ_b² of standard, ntk and orthogonal; an ntk layer with 0 has no bias"""
+    skips: bool = False
+    """add its input to the output of every hidden layer that keeps the width"""
     hidden_bias: float = 0.0
     """initial shift of every hidden pre-activation, such as 0.1 to keep rectified units active"""
 
@@ -76,6 +78,8 @@ class MLPConfig:
 class MLP(nn.Module):
     """h^l = φ(norm(W_l h^{l−1} + b_l)) for every width, then a dense output layer.
 
+    With `skips`, h^{l−1} is added to h^l wherever both have the same width.
+
     Args:
         config: Widths, activation, normalisation and initialisation.
         input_shape: Shape of one input; inputs of several axes are flattened.
@@ -100,6 +104,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         require_outputs(input_shape, num_outputs)
+        self.skips = config.skips
         law, last = config.law, math.prod(input_shape)
         pieces = config.pieces if config.activation == "maxout" else 1
         biased = config.bias and config.normalization != "batch"
@@ -134,5 +139,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "N *features"]) -> Float[Tensor, "N C"]:
         """Map a batch of inputs to outputs."""
-        f = self.output(self.hidden(x.flatten(1)))
+        h = x.flatten(1)
+        for layer in self.hidden:
+            u = layer(h)
+            h = u + h if self.skips and u.shape == h.shape else u
+        f = self.output(h)
         return f if self.output_norm is None else self.output_norm(f)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from kobai.plots.function_space import function_space, invariance_table
 from kobai.plots.input_response import input_response
 from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_epochs
+from kobai.plots.panels import panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.sample_sizes import sample_sizes
 from kobai.plots.shape import connection, ensemble_bands, moving_frames, shape_table
@@ -22,6 +23,7 @@ from kobai.results import (
     Invariance,
     MinimumProof,
     MovingFrame,
+    Panels,
     PlanePanels,
     RateMap,
     SampleSizes,
@@ -40,6 +42,7 @@ PICTURES: dict[type, Callable[[Any], Figure]] = {
     Invariance: invariance_table,
     MinimumProof: proof_panel,
     MovingFrame: moving_frames,
+    Panels: panels,
     PlanePanels: minimum_panels,
     RateMap: rate_map,
     ShapeTable: shape_table,

@@ -57,6 +57,8 @@ def _studies(results: Mapping[str, Any]) -> list[Exhibit]:
     summaries = {scores.label: scores for scores in _of(results, Scores).values()}
     made = []
     for name, trials in _of(results, Trials).items():
+        if name.startswith("figure_"):  # part of a reproduction's tables
+            continue
         scores = summaries.get(trials.label)
         shown: dict[tuple[str, str], Callable[[], Figure]] = {}
         if len(trials.value) and any(map(math.isfinite, trials.value)):

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 SOURCES: dict[str, str] = {
+    "skip-connections": "kobai.reproductions.skip_connections",
     "true-minimum": "kobai.reproductions.true_minimum",
     "wide-networks": "kobai.reproductions.wide_networks",
 }
