@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,20 +34,20 @@ from kobai.problem import Likelihood
 class KFACConfig:
     """Natural gradient with Kronecker-factored curvature, plain or corrected in its eigenbasis."""
 
-    lr: float = 0.03
-    """Learning rate."""
-    damping: float = 0.03
-    """Multiple of the identity added to the Fisher matrix."""
+    lr: float | Literal["auto"] = "auto"
+    """Learning rate; auto: step and momentum by the quadratic model of the minibatch."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Fisher matrix; auto: by the reduction ratio."""
     momentum: float = 0.9
-    """Share of the last update kept."""
+    """Share of the last update kept, beside a learning rate in numbers."""
     weight_decay: float = 0.0
     """Share of the parameters, times the learning rate, taken off each step."""
     statistics_every: int = 10
     """Steps between updates of the curvature statistics; denser at the start."""
     inverse_every: int = 100
     """Steps between inversions; denser at the start."""
-    kl_bound: float = 0.03
-    """Largest squared length of a step in the damped Fisher metric."""
+    kl_bound: float | Literal["auto"] = "auto"
+    """Largest squared length of a step in the Fisher metric; auto: by the reduction ratio."""
     output_damping: float = 1.0
     """Multiple of the identity added to the Fisher matrix of the outputs."""
     labels: Labels = "sampled"
@@ -55,7 +55,11 @@ class KFACConfig:
 
     def __post_init__(self) -> None:
         for flag in ("lr", "damping", "kl_bound", "statistics_every", "inverse_every"):
-            check_positive("kfac", flag, getattr(self, flag))
+            value = getattr(self, flag)
+            if not isinstance(value, str):
+                check_positive("kfac", flag, value)
+            elif value != "auto":
+                raise ValueError(f"--kfac.{flag} must be a number or auto, got {value!r}")
         if not (math.isfinite(self.output_damping) and self.output_damping >= 0):
             raise ValueError(
                 f"--kfac.output_damping must be non-negative and finite, got {self.output_damping}"
