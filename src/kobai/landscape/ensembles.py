@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 
 from kobai.landscape.axes import Axis, spread
+from kobai.landscape.collect import Stop
 from kobai.landscape.planes import evaluate_plane
 from kobai.landscape.sampled import Norm, random_directions
 from kobai.landscape.smoothness import smoothness
-from kobai.landscape.collect import Stop
 from kobai.landscape.tune import BackendName
 from kobai.problem import Objective
 from kobai.results import Ensemble, Smoothness

@@ -29,11 +29,11 @@ def classify(
 
     With T_i the training loss and V_i the validation loss of record i (one an epoch, if the run was
     evaluated so): a local minimum where T_{i+1} ≈ T_i, a global one where both are ≈ 0, a true one
-    where V_i ≈ 0 as well. T_{i+1} ≈ T_i means |T_{i+1} − T_i| ≤ plateau · scale for
-    `patience` records in a row, and the epoch counted is the last of them; ≈ 0 means at most `zero`. (The text
+    where V_i ≈ 0 as well. T_{i+1} ≈ T_i means |T_{i+1} − T_i| ≤ plateau · scale for `patience`
+    records in a row, and the epoch counted is the last of them; ≈ 0 means at most `zero`. (The text
     of the source once speaks of the validation loss for a global minimum; the table decides here.)
-    The scale is `chance` where it is given, else T_0: a first loss can be anything, such as that
-    of a network with batch normalisation whose averages are not set yet.
+    The scale is `chance` where it is given, else T_0: a first loss can be anything, such as that of
+    a network with batch normalisation whose averages are not set yet.
 
     Args:
         history: The run; V is the validation loss, or the test loss where there is none.
