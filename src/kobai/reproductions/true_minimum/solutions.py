@@ -162,8 +162,8 @@ def figure_solutions(config: Any, folder: Path, report: Report, stop: Stop) -> O
         verdicts=verdicts,
         note=f"{place.describe()}; {counts}; Adam {place.setting.rate:g}, at most "
         f"{place.setting.epochs} epochs. T_{{i+1}} ≈ T_i: within {100 * PLATEAU:g} % of a "
-        f"constant's loss for {PATIENCE} epochs in a row; ≈ 0: at most {ZERO:g} nats. The source's text once "
-        "speaks of the validation loss for a global minimum; its Table 1 decides here. "
+        f"constant's loss for {PATIENCE} epochs in a row; ≈ 0: at most {ZERO:g} nats. The source's "
+        "text once speaks of the validation loss for a global minimum; its Table 1 decides here. "
         f"{OPEN}",
     )
 
