@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from kobai.plots.scales import spell
 from kobai.plots.style import (
     ACCENT,
     HUES,
@@ -107,12 +108,26 @@ def _draw(axes: Axes, panel: Panel, styles: dict[str, Style]) -> None:
     if panel.x_names:
         axes.set_xticks(range(len(panel.x_names)), [plain(n, limit=18) for n in panel.x_names])
         axes.set_xlim(-0.35, len(panel.x_names) - 0.65)
+    else:
+        _places(axes, panel)
     if panel.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
     axes.set_title(plain(panel.title), loc="left", size=9.5, color=INK)
     axes.set_xlabel(plain(panel.x_label))
     axes.set_ylabel(plain(panel.y_label))
     dress(axes)
+
+
+def _places(axes: Axes, panel: Panel) -> None:
+    """Ticks at the places themselves where they are few, and whole numbers where all are whole."""
+    found = [s.x[np.isfinite(s.x)] for s in panel.series if s.kind != "theory"]
+    places = np.unique(np.concatenate(found)) if found else np.empty(0)
+    if panel.log_x and 1 < len(places) <= 8 and np.all(places[1:] / places[:-1] > 1.4):
+        axes.xaxis.set_major_locator(FixedLocator(places.tolist()))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: spell(float(v), 2)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif not panel.log_x and len(places) and np.all(places == np.round(places)):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curve(axes: Axes, series: Series, styles: dict[str, Style]) -> None:
