@@ -43,8 +43,8 @@ def critical_points(
     """Locate the stationary points of a slice and verify each of them in full space.
 
     Minima, saddles and maxima of a slice need not be stationary in the space around it. Points are
-    found on a bicubic spline through the loss (through its logarithm where it is positive and spans
-    more than a factor of 5), refined by Newton's method on the true loss within the plane, and then
+    found on a bicubic spline through the loss (through a logarithm of it where a few large values
+    would drown the rest), refined by Newton's method on the true loss within the plane, and then
     judged by ‖∇L‖ and the extreme eigenvalues of the Hessian in all of parameter space.
 
     Args:
@@ -120,14 +120,14 @@ def locate(plane: Plane, field: str = "loss") -> tuple[list[Float[np.ndarray, " 
     if not good.any():
         return [], int(values.size)
     filled = np.where(good, values, values[good].max())
-    logarithmic = filled.min() > 0 and filled.max() > 5 * filled.min()
-    surface = RectBivariateSpline(plane.a, plane.b, np.log(filled) if logarithmic else filled, s=0)
+    height = _levelled(filled)
+    surface = RectBivariateSpline(plane.a, plane.b, height, s=0)
     fine = [_refined(axis) for axis in (plane.a, plane.b)]
     unit = np.array([np.diff(plane.a).max(), np.diff(plane.b).max()])
     # Slopes per cell, so that neither axis weighs more for its unit.
     x, y = fine
     slope = np.hypot(surface(x, y, dx=1) * unit[0], surface(x, y, dy=1) * unit[1])
-    span = float(np.ptp(filled if not logarithmic else np.log(filled)))
+    span = float(np.ptp(height))
     found: list[np.ndarray] = []
     for start in _local_minima(slope):
         c = np.array([fine[0][start[0]], fine[1][start[1]]])
@@ -144,6 +144,19 @@ def locate(plane: Plane, field: str = "loss") -> tuple[list[Float[np.ndarray, " 
             found.append(point)
     found.sort(key=lambda point: float(surface.ev(*point)))
     return found, int((~good).sum())
+
+
+def _levelled(values: np.ndarray) -> np.ndarray:
+    """The values, or a logarithm of them where a few large ones would drown the rest.
+
+    A growing function has the same stationary points. The logarithm is of the height above the
+    lowest node, softened below a hundredth of the median height: at a true minimum it would be −∞.
+    """
+    height = values - values.min()
+    middle = float(np.median(height))
+    if middle <= 0 or height.max() <= 5 * middle:
+        return values
+    return np.log(height + 0.01 * middle)
 
 
 def _refined(axis: np.ndarray) -> np.ndarray:
