@@ -178,7 +178,7 @@ def test_orthogonal_and_the_conditional_spectrum():
         "hard-tanh", depth=6, width=40, weight_variance=line.weight_variance,
         bias_variance=line.bias_variance, features=levels[:, 0].numpy(),
     )  # fmt: skip
-    # Theory.md's row: exact given the network's own features while the atom survives.
+    # Exact given the network's own features while the atom survives.
     assert float(values[0, -1]) == pytest.approx(said.largest, rel=1e-6)
 
 

@@ -310,5 +310,5 @@ def judge_spectra(
     return findings, verdicts
 
 
-def _holds(condition: bool) -> str:
+def _holds(condition: bool | np.bool_) -> str:
     return "holds" if condition else "does not hold"

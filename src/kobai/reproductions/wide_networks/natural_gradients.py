@@ -400,6 +400,8 @@ def judge(
     return findings, verdicts
 
 
-def _verdict(claim: str, whole: bool, because: str, *, part: bool = False) -> Verdict:
+def _verdict(
+    claim: str, whole: bool | np.bool_, because: str, *, part: bool | np.bool_ = False
+) -> Verdict:
     verdict = "holds" if whole else "holds in part" if part else "does not hold"
     return Verdict(claim=claim, verdict=verdict, because=because)

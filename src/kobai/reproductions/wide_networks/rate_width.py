@@ -75,7 +75,7 @@ SETTINGS = {
         widths=_spaced(32, 512, 12),
         rates=tuple(np.geomspace(10**-2.8, 10**0.8, 16).tolist()),
         seeds=3,
-        steps=40,
+        steps=30,
     ),
     "full": Setting(
         widths=_spaced(32, 724, 16),
@@ -352,7 +352,7 @@ def judge(
     return findings, verdicts
 
 
-def _holds(condition: bool) -> str:
+def _holds(condition: bool | np.bool_) -> str:
     return "holds" if condition else "does not hold"
 
 

@@ -51,7 +51,7 @@ class Setting:
 
 
 SETTINGS = {
-    "quick": Setting(sizes=(100, 300, 1000), seeds=3, steps=500, test=2000),
+    "quick": Setting(sizes=(100, 300, 1000), seeds=3, steps=400, test=2000),
     "full": Setting(
         sizes=(100, 300, 1000, 3000, 10_000), seeds=5, steps=2000, test=None, channels=(16, 32)
     ),
