@@ -4,7 +4,7 @@ All rows of a case are timed in process CPU seconds on one thread, in turns, and
 and as ratios to the layer Grams written by hand for that very network, and to one gradient (forward
 and backward with plain torch on the same data). Data are standard normal: kernels do not care.
 
-    OMP_NUM_THREADS=1 python benchmarks/kernels.py [--cases mlp mlp-1000 cnn infinite step] [--rounds 7]
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py [--cases mlp cnn …] [--rounds 7]
 """
 
 import argparse
