@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 
 from kobai import seeds
+from kobai.reproductions.wide_networks.averages import exponent, standard_error
 from kobai.reproductions.wide_networks.spectra import dual, module_of
 from kobai.reproductions.wide_networks.stacked import draw
 from kobai.results import Finding, SpectrumPanels, Verdict, WidthScan
@@ -252,10 +253,7 @@ def judge_spectra(
                 error=gap_error[name],
             )
         )
-    slopes = {
-        name: float(np.polyfit(np.log(scan.widths), np.log(mean[g, 2]), 1)[0])
-        for g, name in enumerate(GROUPS[:2])
-    }
+    slopes = {name: exponent(scan.widths, mean[g, 2]) for g, name in enumerate(GROUPS[:2])}
     for name, slope in slopes.items():
         findings.append(
             Finding(
@@ -272,7 +270,7 @@ def judge_spectra(
                 claim="softmax-spread",
                 what=f"standard deviation over mean of the outliers, {name}, M = {width}",
                 measured=float(values.mean()),
-                error=float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else np.nan,
+                error=standard_error(values),
                 predicted=0.0 if name == "regression" else np.nan,
             )
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kobai import data, seeds
 from kobai.reproductions.figures import Outcome
 from kobai.reproductions.wide_networks import eigenvalues
+from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.reproductions.wide_networks.spectra import module_of
 from kobai.reproductions.wide_networks.stacked import draw
 from kobai.results import Finding, InputResponse, Verdict, WidthScan
@@ -250,7 +251,7 @@ def judge(
                 f"{pushed:g} ‖x‖, {time}",
                 measured=factors[-1],
                 predicted=float((response.predicted[t, 0, 2] / response.predicted[t, 1, 2]).mean()),
-                error=float(ratio.std(ddof=1) / len(ratio) ** 0.5) if len(ratio) > 1 else np.nan,
+                error=standard_error(ratio),
             )
         )
     gap, ratio = float(mean[0, 2, -1]), findings[1].ratio

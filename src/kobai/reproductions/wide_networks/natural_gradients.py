@@ -20,6 +20,7 @@ from kobai.kernels import KernelRegression, natural_kernel, ntk
 from kobai.optim import NaturalGradient
 from kobai.problem import EmpiricalRisk
 from kobai.reproductions.figures import Outcome
+from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.reproductions.wide_networks.invariance import METHODS, invariance
 from kobai.reproductions.wide_networks.spectra import module_of, objective_of
 from kobai.reproductions.wide_networks.stacked import draw
@@ -281,10 +282,15 @@ def judge(
     findings: list[Finding] = []
 
     def add(claim: str, what: str, values: np.ndarray, predicted: float = np.nan) -> float:
-        error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
         mean = float(values.mean())
         findings.append(
-            Finding(claim=claim, what=what, measured=mean, predicted=predicted, error=float(error))
+            Finding(
+                claim=claim,
+                what=what,
+                measured=mean,
+                predicted=predicted,
+                error=standard_error(values),
+            )
         )
         return mean
 

@@ -16,6 +16,11 @@ from torch import Tensor
 
 from kobai import data, seeds
 from kobai.reproductions.figures import Outcome
+from kobai.reproductions.wide_networks.averages import (
+    exponent,
+    geometric_mean,
+    standard_error,
+)
 from kobai.reproductions.wide_networks.online import (
     conditional_spectra,
     draw_orthogonal,
@@ -227,9 +232,8 @@ def judge(
     """
     edges = result.largest_rate()[0]
     over = edges / result.theory[0][:, None]
-    known = np.isfinite(edges).all(1)
-    slope = float(np.polyfit(np.log(result.sizes[known]), np.log(edges[known].mean(1)), 1)[0])
-    line = float(np.polyfit(np.log(result.sizes), np.log(result.theory[0]), 1)[0])
+    slope = exponent(result.sizes, geometric_mean(edges, axis=1))
+    line = exponent(result.sizes, result.theory[0])
     step = result.rates[1] / result.rates[0]
     top, share = np.array(isometry["top"]), np.array(isometry["share"])
     atom, gaussian = np.array(isometry["atom"]), np.array(isometry["gaussian"])
@@ -237,15 +241,12 @@ def judge(
     final = np.median(result.loss[0], axis=2)
     best = result.rates[np.where(np.isfinite(final), final, np.inf).argmin(1)] / result.theory[0]
 
-    def error(values: np.ndarray) -> float:
-        values = values[np.isfinite(values)]
-        return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
-
+    middle = float(geometric_mean(over))
     findings = [
         Finding(
             claim="online-rate",
             what="largest rate at which every early step lowers its example's loss over the line",
-            measured=float(np.nanmean(over)), predicted=1.0, error=error(over.ravel()),
+            measured=middle, predicted=1.0, error=standard_error(over),
         ),
         Finding(
             claim="online-rate", what="exponent of that rate in the depth", measured=slope,
@@ -253,12 +254,12 @@ def judge(
         ),
         Finding(
             claim="online-rate", what="rate with the least loss at the end over the line",
-            measured=float(np.mean(best)), error=error(best),
+            measured=float(np.mean(best)), error=standard_error(best),
         ),
         Finding(
             claim="isometry-concentration",
             what="λ_max of one example's Fisher matrix over theory's, all depths",
-            measured=float(top.mean()), predicted=1.0, error=error(top),
+            measured=float(top.mean()), predicted=1.0, error=standard_error(top),
         ),
         Finding(
             claim="isometry-concentration",
@@ -275,9 +276,9 @@ def judge(
     verdicts = [
         Verdict(
             claim="online-rate",
-            verdict="holds" if 1 / step < np.nanmean(over) < step and abs(slope - line) < 0.15
+            verdict="holds" if 1 / step < middle < step and abs(slope - line) < 0.15
             else "does not hold",
-            because=f"each step lowers its example's loss up to {np.nanmean(over):.2f} times the "
+            because=f"each step lowers its example's loss up to {middle:.2f} times the "
             f"line (grid step {step:.2f}); the limit goes as L^{slope:.2f}, theory L^{line:.2f}",
         ),
         Verdict(

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from kobai import seeds
 from kobai.reproductions.figures import Outcome
+from kobai.reproductions.wide_networks.averages import (
+    exponent,
+    geometric_mean,
+    standard_error,
+)
 from kobai.reproductions.wide_networks.spectra import dual, module_of, top_eigenvalues
 from kobai.reproductions.wide_networks.stacked import (
     OutputNormalization,
@@ -284,28 +289,28 @@ def judge(
                 what=what,
                 measured=float(np.mean(ratio)),
                 predicted=predicted,
-                error=_error(ratio),
+                error=standard_error(ratio),
             )
         )
         over = (edges[i] / result.measured[i][:, None])[wide].reshape(-1)
-        overs[kind] = _geometric(over)
+        overs[kind] = geometric_mean(over)
         findings.append(
             Finding(
                 claim=claim,
                 what=f"largest rate at which every early step lowers the loss over 2/λ_max, {name}",
                 measured=overs[kind],
                 predicted=1.0,
-                error=_error(over),
+                error=standard_error(over),
             )
         )
-        slopes[kind] = _slope(widths[wide], _geometric(edges[i][wide], axis=1))
+        slopes[kind] = exponent(widths[wide], geometric_mean(edges[i][wide], axis=1))
         line = result.theory[i] if np.isfinite(result.theory[i]).any() else result.upper[i]
         findings.append(
             Finding(
                 claim=claim,
                 what=f"exponent of that rate in the width, {name}",
                 measured=slopes[kind],
-                predicted=_slope(widths[wide], line[wide]),
+                predicted=exponent(widths[wide], line[wide]),
             )
         )
     small, large = min(hidden), max(hidden)
@@ -354,24 +359,3 @@ def judge(
 
 def _holds(condition: bool | np.bool_) -> str:
     return "holds" if condition else "does not hold"
-
-
-def _geometric(values: np.ndarray, axis: int | None = None) -> Any:
-    """Geometric mean of the finite values."""
-    known = np.isfinite(values)
-    logs = np.where(known, np.log(np.where(known, values, 1.0)), 0.0)
-    count = known.sum(axis)
-    return np.where(count > 0, np.exp(logs.sum(axis) / np.maximum(count, 1)), np.nan)[()]
-
-
-def _error(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Exponent of a power law, by least squares on logarithms."""
-    good = np.isfinite(y) & (y > 0)
-    if good.sum() < 2:
-        return float("nan")
-    return float(np.polyfit(np.log(x[good]), np.log(y[good]), 1)[0])

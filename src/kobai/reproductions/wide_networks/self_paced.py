@@ -17,6 +17,7 @@ from torch import Tensor
 from kobai import data, models, seeds
 from kobai.linalg.factor import cholesky
 from kobai.reproductions.figures import Outcome
+from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.results import Finding, SampleSizes, Verdict
 from kobai.studies import Interrupted
 from kobai.theory import WideNetwork, infinite_width_kernels
@@ -235,7 +236,7 @@ def judge(result: SampleSizes) -> tuple[list[Finding], list[Verdict]]:
                     claim=claims[k],
                     what=f"test error, {name}, {size:,.0f} examples",
                     measured=float(values.mean()),
-                    error=float(values.std(ddof=1) / count**0.5) if count > 1 else np.nan,
+                    error=standard_error(values),
                 )
             )
     never, always, paced = mean[0], mean[1], mean[2]
