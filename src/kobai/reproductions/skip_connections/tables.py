@@ -122,7 +122,7 @@ def judge(numbers: Numbers) -> list[Verdict]:
 
     def against(network: str, batch: str, sign: int):
         return [
-            (m, sign, *difference(numbers, m, _cell(kfac, network, batch),
+            (f"{m}, {network}", sign, *difference(numbers, m, _cell(kfac, network, batch),
                                   _cell(sgd, network, batch)))
             for m in MEASURES
         ]  # fmt: skip
