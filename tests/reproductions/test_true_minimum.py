@@ -211,14 +211,15 @@ def descent(label, loss, distance, optimizer="adam") -> Descent:
 def test_the_open_question_is_answered_by_runs_from_initial_weights():
     def said(*losses):
         made = [descent(f"start {k}", loss, 0.7) for k, loss in enumerate(losses)]
-        made += [descent("θ* + 0.01 δ", 1e-5, 0.005), descent("start, sgd", 1.0, 1.0, "sgd")]
+        made += [descent("θ* + 0.01 δ", 1e-5, 0.005), descent("θ* + 1 δ", 1.0, 1.0, "sgd")]
         found = judge_descents([Descents(label="DNN", runs=tuple(made), zero=0.01)])[1]
         return found[0]
 
     assert said(0.001, 0.002).verdict == "does not hold"
     assert said(0.001, 0.2).verdict == "holds in part"
     assert said(0.1, 0.2).verdict == "holds"
-    assert "θ* + 0.01 δ" in said(0.1).because
+    assert "1 of 2 runs (θ* + 0.01 δ 1.0e-05 at 0.005" in said(0.1).because
+    assert "nearer to θ* than 0.7" in said(0.1).because
 
 
 def _tiny_minimum():
@@ -237,7 +238,7 @@ def _tiny_minimum():
 def test_descent_from_the_minimum_stays_there():
     found = _tiny_minimum()
     run, path = descend(
-        found, Start("θ*", found.theta, optimizer="sgd"), rate=0.1, epochs=3, batch_size=8,
+        found, Start("θ*", found.theta, "sgd", rate=0.1), epochs=3, batch_size=8,
         generator=seeded(), stop=lambda: False,
     )  # fmt: skip
     assert run.loss.max() < 1e-25
@@ -251,7 +252,7 @@ def test_descent_from_near_by_comes_down_to_the_floor():
     shift = torch.randn(len(found.theta), generator=seeded(5), dtype=torch.float64)
     start = found.theta + 0.05 * shift
     run, _ = descend(
-        found, Start("near", start), rate=0.02, epochs=40, batch_size=8, generator=seeded(),
+        found, Start("near", start, rate=0.02), epochs=40, batch_size=8, generator=seeded(),
         stop=lambda: False,
     )  # fmt: skip
     assert run.radius == pytest.approx(float((start - found.theta).norm() / found.theta.norm()))

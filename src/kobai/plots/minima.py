@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from kobai.plots.scales import spell
 from kobai.plots.side_by_side import landscape_panels
 from kobai.plots.style import ACCENT, HUES, INK, MUTED, PAPER, RULE, dress, plain
-from kobai.results import Check, Descents, MinimumProof, PlanePanels, SolutionTable
+from kobai.results import Check, Descent, Descents, MinimumProof, PlanePanels, SolutionTable
 
 _TINY = 1e-300
 
@@ -179,7 +180,8 @@ def descents(result: Descents) -> Figure:
         result: The runs.
 
     Returns:
-        The figure; gradient descent is dashed, runs that began near θ* are in the colour ramp.
+        The figure; gradient descent is dashed, other settings of the same start are dotted, runs
+        that began near θ* are in the colour ramp.
     """
     figure = Figure(figsize=(11.6, 4.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[union-attr]
@@ -196,7 +198,7 @@ def descents(result: Descents) -> Figure:
             values: Float[np.ndarray, " T"] = np.maximum(getattr(run, column), 1e-16)
             axes.plot(
                 run.epoch, values, color=colors[run.label],
-                linestyle="-" if run.optimizer == "adam" else (0, (4, 1.5)), linewidth=1.7,
+                linestyle=_dash(run), linewidth=1.7,
                 label=plain(run.label, limit=40),
             )  # fmt: skip
             axes.plot(run.epoch[-1], values[-1], marker="x" if run.status == "diverged" else "o",
@@ -223,6 +225,13 @@ def descents(result: Descents) -> Figure:
         size=11, weight="bold", color=INK,
     )  # fmt: skip
     return figure
+
+
+def _dash(run: Descent) -> Any:
+    """Solid for a start's first run, dashed for gradient descent, dotted for other settings."""
+    if run.optimizer != "adam":
+        return (0, (4, 1.5))
+    return (0, (1.2, 1.2)) if "," in run.label else "-"
 
 
 def _colors(result: Descents) -> dict[str, str]:

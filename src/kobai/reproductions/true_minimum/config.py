@@ -85,7 +85,7 @@ SETTINGS: dict[str, Setting] = {
     "quick": Setting(
         images=256, test_images=256, shrink=2, width=0.125, batch_size=32, epochs=60, seeds=2,
         examples=128, nodes=15, ensemble=(4, 9), products=40, descent_networks=("dnn",),
-        descent_epochs=80, radii=(0.01, 0.1, 0.3, 1.0), others=2, curve_steps=40,
+        descent_epochs=400, radii=(0.01, 0.1, 0.3, 1.0), others=2, curve_steps=40,
     ),
     "full": Setting(
         images=None, test_images=None, shrink=1, width=1.0, batch_size=128, epochs=300, seeds=3,
