@@ -27,7 +27,6 @@ from kobai.optim.kfac_settings import (
     due,
     first_lr,
 )
-from kobai.optim.distribution import invert, joined
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.optim.step_control import StepControl
@@ -259,7 +258,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             if all_finite(gradients):
                 self._move(closure)
             else:
-                self._counts["skipped_steps"] += 1
+                self._skip()
         self._steps += 1
         self._schedule()
         return loss
@@ -327,7 +326,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         if not math.isfinite(size):
             # Finite gradients so large that their squares are not: start the momentum afresh.
             blocks.forget_momentum()
-            self._counts["skipped_steps"] += 1
+            self._skip()
             return
         scale, bound = 1.0, FIXED_BOUND if self.kl_bound == "auto" else self.kl_bound
         if not automatic and bound is not None and size > bound:
@@ -346,6 +345,12 @@ class FactoredOptimizer(torch.optim.Optimizer):
             "step_scale": scale,
             "kl": self._control.state.bend if automatic else scale * scale * size,
         }
+
+    def _skip(self) -> None:
+        """Count a step that is not made."""
+        self._counts["skipped_steps"] += 1
+        if self._control is not None:
+            self._control.skip()
 
     def _controlled(
         self,

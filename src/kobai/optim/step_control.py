@@ -35,6 +35,7 @@ from kobai.problem import Likelihood
 
 CONTROL_COUNTS = (
     "models",
+    "unmodelled_steps",
     "shortened_trials",
     "rejected_steps",
     "damping_raised",
@@ -49,6 +50,7 @@ _FEEDBACK = 0.05
 _LEAST_SHARE = 0.05
 _HALVINGS = 12
 _RADIUS_GROWTH = 2.0
+_LEAST_RADIUS = 1e-12
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,6 +156,10 @@ class StepControl:
             "ratio": state.ratio,
         }
 
+    def skip(self) -> None:
+        """Let go of the passes of a step that was not made."""
+        self.watch.take()
+
     @torch.no_grad()
     def make_step(
         self,
@@ -204,6 +210,12 @@ class StepControl:
                 state.repeated = _same(state.examples, seen)
                 state.examples = seen
                 model = self._model(trial, parameters, directions, update, gradients)
+                if model is None:
+                    # Changes or losses beyond the numbers: stay, start afresh, try again.
+                    self.counts["unmodelled_steps"] += 1
+                    state.urgent, state.bend = True, 0.0
+                    _scale(update, 0.0)
+                    return factor
         if model is not None:
             self.counts["models"] += 1
             state.model_step, state.urgent = step, False
@@ -308,7 +320,7 @@ class StepControl:
         share = state.share
         pair = [state.rate * share, state.momentum * share] if self.sized else [1.0]
         coefficients = torch.tensor(pair, dtype=torch.float64, device=model.linear.device)
-        whole = float(coefficients @ model.bend @ coefficients)
+        whole = max(0.0, float(coefficients @ model.bend @ coefficients))
         scale, bounded, halvings = 1.0, False, 0
         if self.sized and whole > state.radius:
             scale, bounded = math.sqrt(state.radius / whole), True
@@ -337,7 +349,7 @@ class StepControl:
         state.bend_per_square = state.bend / length if length else 0.0
         state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
         if halvings:
-            state.radius = state.bend
+            state.radius = max(state.bend, _LEAST_RADIUS)
             return self._change(step, damping, ratio, None, raised=True)
         if bounded and ratio.value > 0.75:
             state.radius = min(self.largest, state.radius * _RADIUS_GROWTH)
