@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -45,7 +46,7 @@ def rate_map(result: RateMap) -> Figure:
     figure = Figure(figsize=(2.9 * count + 1.3 if count > 1 else 5.6, 3.9), layout="constrained")
     grid = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
     for i, axes in enumerate(grid):
-        mesh = axes.pcolormesh(
+        axes.pcolormesh(
             _edges(result.sizes), _edges(result.rates), np.ma.masked_invalid(shown[i]).T,
             norm=scale, cmap=LOSS_MAP, rasterized=True, linewidth=0,
         )  # fmt: skip
@@ -66,6 +67,7 @@ def rate_map(result: RateMap) -> Figure:
         0.97, 0.97, "diverged", transform=grid[0].transAxes, ha="right", va="top", size=8,
         color=MUTED,
     )  # fmt: skip
+    mesh = ScalarMappable(norm=scale, cmap=LOSS_MAP)
     bar = figure.colorbar(mesh, ax=list(grid), shrink=0.86, pad=0.015, extend="both")
     bar.set_label(plain(result.loss_name), color=INK, size=9)
     bar.ax.tick_params(colors=MUTED, labelsize=8, which="both")

@@ -233,7 +233,7 @@ class Mixup(Augmentation):
         choice = torch.randint(len(others), (len(x),), generator=generator).to(x.device)
         concentration = torch.full((len(x), 2), self.alpha, dtype=torch.float64)
         # A Beta variable as a share of two Gamma variables, which take a generator.
-        gamma = torch._standard_gamma(concentration, generator=generator)
+        gamma = torch._standard_gamma(concentration, generator=generator)  # pyright: ignore
         share = (gamma[:, 0] / gamma.sum(1)).to(x.device, x.dtype)
         mixed = share.view(-1, *[1] * (x.ndim - 1))
         one, two = self.targets(y), self.targets(labels)[choice]

@@ -8,6 +8,7 @@ structure is closed under. Source: R. Karakida, report, task 2-2.
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from kobai.problem import EmpiricalRisk
 from kobai.reproductions.wide_networks.spectra import objective_of
 from kobai.results import Invariance
 
-METHODS = {
-    "gradient descent": "",
+Method = Literal["full", "layer", "tridiagonal", "unit", "kronecker", "diagonal"]
+"""Fisher structures of the source."""
+
+METHODS: dict[str, Method | None] = {
+    "gradient descent": None,
     "exact": "full",
     "layer-wise": "layer",
     "tri-diagonal": "tridiagonal",
@@ -84,7 +88,7 @@ def invariance(*, seed: int, draws: int = 5, scale: float = 0.5) -> Invariance:
                     matrix = _map(objective, kind, scale, g)
                     turned = matrix.T @ exact @ matrix
                     inner = matrix.T @ gradient
-                    if structure:
+                    if structure is not None:
                         inner = torch.linalg.solve(turned * kept, inner)
                     moved = matrix @ inner
                 change = (jacobian @ (moved - step)).norm() / (jacobian @ step).norm()
@@ -111,19 +115,19 @@ def _objective(g: torch.Generator) -> EmpiricalRisk:
     return objective_of(nn.Sequential(*parts), x, y)
 
 
-def _solve(objective: EmpiricalRisk, structure: str, gradient: Tensor) -> Tensor:
+def _solve(objective: EmpiricalRisk, structure: Method | None, gradient: Tensor) -> Tensor:
     """The method's undamped step."""
-    if not structure:
+    if structure is None:
         return gradient
-    return torch.linalg.solve(Fisher(objective, structure).dense(), gradient)  # pyright: ignore[reportArgumentType]
+    return torch.linalg.solve(Fisher(objective, structure).dense(), gradient)
 
 
-def _mask(objective: EmpiricalRisk, structure: str) -> Tensor:
+def _mask(objective: EmpiricalRisk, structure: Method | None) -> Tensor:
     """1 where the structure keeps an entry of the Fisher matrix."""
     size = objective.theta().numel()
-    if structure in ("", "full", "kronecker"):
+    if structure is None or structure in ("full", "kronecker"):
         return torch.ones(size, size, dtype=torch.float64)
-    return (Fisher(objective, structure).dense() != 0).double()  # pyright: ignore[reportArgumentType]
+    return (Fisher(objective, structure).dense() != 0).double()
 
 
 def _map(objective: EmpiricalRisk, kind: str, scale: float, g: torch.Generator) -> Tensor:
@@ -143,7 +147,7 @@ def _map(objective: EmpiricalRisk, kind: str, scale: float, g: torch.Generator) 
 
 
 def _kronecker_step(
-    objective: EmpiricalRisk, structure: str, scale: float, g: torch.Generator
+    objective: EmpiricalRisk, structure: Method | None, scale: float, g: torch.Generator
 ) -> Tensor:
     """The step of the network u = P (V Q h + c), whose parameters are V and c, in terms of W, b."""
 
@@ -168,7 +172,7 @@ def _kronecker_step(
             inner.bias.copy_(torch.linalg.solve(left, part.bias))
         parts += [_Between(right), inner, _Between(left)]
         maps.append((left, right))
-    batch = objective.batches[0]
+    (batch,) = objective.batches
     turned = objective_of(nn.Sequential(*parts), batch.inputs, batch.targets)
     step = _solve(turned, structure, turned.grad(turned.theta()))
     found, start = [], 0

@@ -21,7 +21,7 @@ from kobai.optim import NaturalGradient
 from kobai.problem import EmpiricalRisk
 from kobai.reproductions.figures import Outcome
 from kobai.reproductions.wide_networks.averages import standard_error
-from kobai.reproductions.wide_networks.invariance import METHODS, invariance
+from kobai.reproductions.wide_networks.invariance import METHODS, Method, invariance
 from kobai.reproductions.wide_networks.spectra import module_of, objective_of
 from kobai.reproductions.wide_networks.stacked import draw
 from kobai.results import Finding, FunctionSpaceRuns, Invariance, Verdict
@@ -29,8 +29,8 @@ from kobai.studies import Interrupted
 from kobai.theory import WideNetwork, natural_gradient_alpha
 
 DAMPED = "K-FAC, damping 0.1"
-RUNS: dict[str, tuple[str, float]] = {
-    "gradient descent": ("", 0.0),
+RUNS: dict[str, tuple[Method | None, float]] = {
+    "gradient descent": (None, 0.0),
     "exact": ("full", 1e-10),
     "layer-wise": ("layer", 1e-10),
     "tri-diagonal": ("tridiagonal", 1e-10),
@@ -162,13 +162,13 @@ def train_all(
             middle = float(matrix.diagonal().mean())
             eye = torch.eye(len(matrix), dtype=matrix.dtype)
             spread[i, s] = float((matrix / middle - eye).norm() / len(matrix) ** 0.5)
-            even = structure not in ("", "diagonal")
+            even = structure not in (None, "diagonal")
             alpha[i, s] = middle if even else float(torch.linalg.eigvalsh(matrix)[-1])
-            if structure and name != DAMPED:
+            if structure is not None and name != DAMPED:
                 theory[i] = natural_gradient_alpha(
                     structure,
                     setting.network,
-                    setting.examples,  # pyright: ignore[reportArgumentType]
+                    setting.examples,
                 ).alpha
             fit = KernelRegression(kernel, train[1], initial=f0)
             for c, factor in enumerate(setting.factors):
@@ -202,13 +202,13 @@ def train_all(
 
 
 def kernels(
-    objective: EmpiricalRisk, structure: str, x: Float[Tensor, "K d"], damping: float
+    objective: EmpiricalRisk, structure: Method | None, x: Float[Tensor, "K d"], damping: float
 ) -> tuple[Float[Tensor, "N C N C"], Float[Tensor, "K C N C"]]:
     """K̄ on the training points, and between other inputs and them.
 
     Args:
         objective: The network and its training examples.
-        structure: Of the Fisher matrix; empty for plain gradients.
+        structure: Of the Fisher matrix; None for plain gradients.
         x: Other inputs.
         damping: Of the Fisher matrix.
 
@@ -219,7 +219,7 @@ def kernels(
         n = objective.size
         return ntk(objective) / n, ntk(objective, x, objective.batches[0].inputs) / n  # pyright: ignore
     found = [
-        natural_kernel(objective, structure, damping, points, damping_form="each")  # pyright: ignore[reportArgumentType]
+        natural_kernel(objective, structure, damping, points, damping_form="each")
         for points in (None, x)
     ]
     return found[0], found[1]
@@ -227,7 +227,7 @@ def kernels(
 
 def run_method(
     start: nn.Module,
-    structure: str,
+    structure: Method | None,
     x: Float[Tensor, "N d"],
     y: Float[Tensor, "N C"],
     *,
@@ -239,7 +239,7 @@ def run_method(
 
     Args:
         start: The network, left as it is.
-        structure: Of the Fisher matrix; empty for plain gradient descent.
+        structure: Of the Fisher matrix; None for plain gradient descent.
         x: Inputs.
         y: Targets.
         rate: η.
@@ -259,13 +259,13 @@ def run_method(
             structure=structure,
             lr=rate,
             damping=damping,
-            damping_form="each",  # pyright: ignore[reportArgumentType]
+            damping_form="each",
         )
-        if structure
+        if structure is not None
         else torch.optim.SGD(model.parameters(), lr=rate)
     )
     for _ in range(steps):
-        optimizer.step(objective if structure else objective.__call__)
+        optimizer.step(objective if structure is not None else objective.__call__)
         losses.append(float(objective.value(objective.theta())))
     return model, np.array(losses)
 
