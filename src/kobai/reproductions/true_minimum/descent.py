@@ -44,8 +44,10 @@ ZERO = 0.01
 RECORDS = 20
 """Records a run, and at most so many points of its path."""
 
-FAR = "far"
-NEAR = "near"
+FAR, NEAR = "far", "near"
+
+GROUPS = {FAR: "paths from initial weights, and θ*", NEAR: "paths that begin near θ*"}
+"""Titles of the two planes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -246,7 +248,7 @@ def _pictures(
         directions = joint_directions(found.theta, runs, label="θ*")
         plane = evaluate_plane(
             objective, directions, a=setting.nodes, b=setting.nodes, fields=("loss",),
-            trajectories=runs, label=f"{name}: paths from {group} to θ*", stop=stop,
+            trajectories=runs, label=f"{name}: {GROUPS[group]}", stop=stop,
         )  # fmt: skip
         if "stopped after" in plane.note:
             raise Interrupted
