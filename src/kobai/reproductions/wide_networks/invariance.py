@@ -173,6 +173,7 @@ def _kronecker_step(
         parts += [_Between(right), inner, _Between(left)]
         maps.append((left, right))
     (batch,) = objective.batches
+    assert isinstance(batch.inputs, Tensor)
     turned = objective_of(nn.Sequential(*parts), batch.inputs, batch.targets)
     step = _solve(turned, structure, turned.grad(turned.theta()))
     found, start = [], 0
