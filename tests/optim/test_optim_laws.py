@@ -6,6 +6,7 @@ import torch
 import cases
 from kobai.optim import CONFIGS, KFAC, build
 from kobai.optim.curvature_configs import CURVATURE
+from kobai.optim.full_batch_configs import FULL_BATCH
 from laws import optimizers as laws
 
 TORCH = {
@@ -30,7 +31,7 @@ MAKERS = {name: _trainable(make) for name, make in TORCH.items()} | {
     name: lambda model, likelihood, name=name: build(name, model, likelihood)
     for name in CONFIGS
     # Those that are handed the objective have their laws beside their own tests.
-    if name not in CURVATURE
+    if name not in CURVATURE and name not in FULL_BATCH
 }
 SLOW = {"adagrad", "adadelta", "rmsprop", "adam", "adamw", "muon"}
 

@@ -33,6 +33,15 @@ from kobai.optim.first_order import (
     RMSpropConfig,
     SGDConfig,
 )
+from kobai.optim.full_batch_configs import (
+    BFGSConfig,
+    CoordinateDescentConfig,
+    LBFGSConfig,
+    NewtonConfig,
+    NonlinearCGConfig,
+    SaddleFreeNewtonConfig,
+    SteepestDescentConfig,
+)
 from kobai.optim.gauss_newton import GaussNewton
 from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
@@ -56,10 +65,12 @@ __all__ = [
     "AdagradConfig",
     "AdamConfig",
     "AdamWConfig",
+    "BFGSConfig",
     "Backtracking",
     "Choice",
     "Constant",
     "CoordinateDescent",
+    "CoordinateDescentConfig",
     "Coverage",
     "Domain",
     "Exact",
@@ -70,6 +81,7 @@ __all__ = [
     "HessianFreeConfig",
     "Integer",
     "KFACConfig",
+    "LBFGSConfig",
     "LevenbergMarquardt",
     "LineSearch",
     "Linear",
@@ -81,12 +93,16 @@ __all__ = [
     "NaturalGradientConfig",
     "NesterovConfig",
     "Newton",
+    "NewtonConfig",
     "NonlinearCG",
+    "NonlinearCGConfig",
     "OptimizerConfig",
     "RMSpropConfig",
     "SGDConfig",
     "SaddleFreeNewton",
+    "SaddleFreeNewtonConfig",
     "SteepestDescent",
+    "SteepestDescentConfig",
     "StrongWolfe",
     "TrustRegion",
     "When",

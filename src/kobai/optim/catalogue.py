@@ -26,6 +26,7 @@ from kobai.optim.first_order import (
     check_positive,
     first_order,
 )
+from kobai.optim.full_batch_configs import FULL_BATCH, FullBatchConfig, full_batch
 from kobai.optim.kfac import KFAC
 from kobai.problem import Likelihood
 
@@ -68,7 +69,7 @@ class KFACConfig:
         check_decay("kfac", self.weight_decay)
 
 
-OptimizerConfig = FirstOrderConfig | KFACConfig | CurvatureConfig
+OptimizerConfig = FirstOrderConfig | KFACConfig | CurvatureConfig | FullBatchConfig
 
 CONFIGS: dict[str, type[Any]] = {
     "sgd": SGDConfig,
@@ -83,6 +84,7 @@ CONFIGS: dict[str, type[Any]] = {
     "kfac": KFACConfig,
     "ekfac": KFACConfig,
     **CURVATURE,
+    **FULL_BATCH,
 }
 """The settings that belong to each name: frozen dataclasses, all fields with defaults."""
 
@@ -126,4 +128,6 @@ def build(
         return kind(model, likelihood, **settings, generator=generator)
     if isinstance(chosen, CurvatureConfig):
         return with_curvature(name, model, likelihood, chosen, generator=generator)
+    if isinstance(chosen, FullBatchConfig):
+        return full_batch(model, chosen, generator=generator)
     return first_order(name, model, chosen)

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kobai.curvature import Hessian
-from kobai.linalg import LinearOperator, cholesky, conjugate_gradient
+from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
+from kobai.optim.damping import check_damping
 from kobai.optim.objective_step import as_objective, leave_gradient_of, line_diagnostics
 from kobai.optim.risk_step import (
     check_lr,
@@ -85,9 +86,10 @@ class CoordinateDescent(torch.optim.Optimizer):
     r"""Minimise over one block of θ with all others held fixed, then over the next.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(objective)``. The step of a block is Newton's
-    within it, −H_bb⁻¹ g_b, exact on a quadratic, shortened until the loss falls; where H_bb is not
-    positive definite it is −g_b (counted). A block that can be solved in closed form brings its own
-    minimiser. The gradient at the last block's start is left in ``.grad``.
+    within it, −(H_bb + α)⁻¹ g_b, for α = 0 exact on a quadratic, shortened until the loss falls;
+    where H_bb + α is not positive definite it is −g_b (counted). A block that can be solved in
+    closed form brings its own minimiser. The gradient at the last block's start is left in
+    ``.grad``.
 
     Args:
         model: The model; for a formula, ``objective.space.module``.
@@ -98,6 +100,7 @@ class CoordinateDescent(torch.optim.Optimizer):
         order: "cyclic"; "random", each block drawn anew; "greedy", the block with the largest
             gradient per root of its size (Gauss-Southwell).
         updates: Blocks updated a step; None for as many as there are.
+        damping: α; on minibatches a positive one keeps blocks from fitting a single batch.
         minimizers: Block name → function from θ to the block's new values, in the order of its
             positions. Trusted unless the loss rises by it, which moves nothing.
         dense_limit: Largest block solved densely; larger ones by conjugate gradients.
@@ -123,6 +126,7 @@ class CoordinateDescent(torch.optim.Optimizer):
         blocks: Blocks = "coordinate",
         order: Order = "cyclic",
         updates: int | None = 1,
+        damping: float = 0.0,
         minimizers: Mapping[str, Minimizer] | None = None,
         dense_limit: int = 200,
         max_iterations: int = 50,
@@ -140,7 +144,8 @@ class CoordinateDescent(torch.optim.Optimizer):
         self.minimizers = dict(minimizers or {})
         self.dense_limit, self.max_iterations = dense_limit, max_iterations
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
-        super().__init__(trainable(model), {"lr": check_lr(lr)})
+        defaults = {"lr": check_lr(lr), "damping": check_damping(damping)}
+        super().__init__(trainable(model), defaults)
         known = {name for name, _ in self._positions(ParameterSpace(model))}
         if strangers := set(self.minimizers) - known:
             raise ValueError(f"minimizers are for unknown blocks {sorted(strangers)}")
@@ -304,17 +309,18 @@ class CoordinateDescent(torch.optim.Optimizer):
             record["last"]["status"] = "no-decrease"
 
     def _newton(self, operator: LinearOperator, inside: Tensor, record: dict[str, Any]) -> Tensor:
-        """−H_bb⁻¹ g_b, or −g_b."""
-        counts = record["counts"]
+        """−(H_bb + α)⁻¹ g_b, or −g_b."""
+        counts, damping = record["counts"], self.param_groups[0]["damping"]
         direction: Tensor | None = None
         if len(inside) <= self.dense_limit:
             counts["products"] += len(inside)
             matrix = operator.dense()
-            factor = cholesky((matrix + matrix.T) / 2)
+            factor = cholesky((matrix + matrix.T) / 2, damping=damping)
             if factor.status in ("ok", "jittered"):
                 direction = -factor.solve(inside)
         else:
-            found = conjugate_gradient(operator, -inside, max_iterations=self.max_iterations)
+            damped = Damped(operator, damping)
+            found = conjugate_gradient(damped, -inside, max_iterations=self.max_iterations)
             counts["products"] += found.num_products
             if bool(found.value.any()):
                 direction = found.value
@@ -328,6 +334,7 @@ class CoordinateDescent(torch.optim.Optimizer):
         group = self.param_groups[0]
         arguments = {
             "lr": self.defaults["lr"],
+            "damping": self.defaults["damping"],
             "blocks": self.blocks,
             "order": self.order,
             "updates": self.updates,
