@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kobai.landscape.backends import Backend, Mover, Point, Reduce
 from kobai.landscape.directions import Directions
+from kobai.landscape.folding import Folded, Folds
 from kobai.landscape.held import Chunk
 from kobai.landscape.sites import LINEAR_TYPES, Site
 from kobai.problem import Batch, EmpiricalRisk, ParameterSpace, pure
@@ -39,13 +40,23 @@ class PrefixBackend(Backend):
         objective: The empirical risk.
         directions: The subspace.
         sites: From `find_sites`.
+        folds: ReLUs that may write over their input.
     """
 
     name = "prefix"
 
     def __init__(
-        self, objective: EmpiricalRisk, directions: Directions, sites: Sequence[Site]
+        self,
+        objective: EmpiricalRisk,
+        directions: Directions,
+        sites: Sequence[Site],
+        *,
+        folds: Folds | None = None,
     ) -> None:
+        # What is kept must not be written over, and folded weights are not linear in θ.
+        kept = [site.path for site in sites if site.kind != "linear"]
+        folds = folds.without(kept, norms=False) if folds else None
+        self._folded = Folded(objective, folds) if folds else None
         self.objective = objective
         self.directions = directions
         self._mover = Mover(objective.space, directions)
@@ -80,7 +91,10 @@ class PrefixBackend(Backend):
     def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
         """See `Backend.sums`."""
         rows = []
-        with self._answering() as answers:
+        with contextlib.ExitStack() as stack:
+            if self._folded is not None:
+                stack.enter_context(self._folded.answering())
+            answers = stack.enter_context(self._answering())
             for chunk in chunks:
                 if id(chunk) not in self._kept:
                     self._record(chunk, answers)

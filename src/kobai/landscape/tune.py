@@ -18,6 +18,7 @@ from kobai.landscape.batchnorm import (
 )
 from kobai.landscape.directions import Directions
 from kobai.landscape.evaluator import Evaluator, Precision, RiskEvaluator, ValueEvaluator
+from kobai.landscape.folding import Folds, find_folds
 from kobai.landscape.held import HeldData, Layout
 from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend
 from kobai.landscape.sites import find_sites, kept_bytes
@@ -46,6 +47,7 @@ class Candidate:
     chunk: int
     layout: Layout = "given"
     width: int = 1
+    fold: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def choose(
     note = f"{chosen.name}: {_times(search.timings)} a point, by measurement"
     if search.refused:
         note += f" (vmap does not apply: {search.refused})"
-    if winner.backend == "loop" or variant.precision != "given":
+    if (winner.backend == "loop" and not winner.fold) or variant.precision != "given":
         return Choice(evaluator=chosen, note=note, candidate=winner)
     plain = search.make(Candidate("loop", search.usual))
     assert plain is not None
@@ -215,6 +217,8 @@ class _Search:
         if self.held.has_images and convolutions:
             self.time(dataclasses.replace(self.best(), layout="channels_last"))
         self.sizes_of_best()
+        if not self.objective.coupled:
+            self.time(dataclasses.replace(self.best(), fold=True))
 
     def vmaps(self) -> None:
         """Many points at once; recurrent kernels and data-dependent control flow refuse that."""
@@ -223,8 +227,6 @@ class _Search:
                 self.time(Candidate("vmap", self.usual, width=width))
             except (RuntimeError, ValueError) as error:
                 self.refused = str(error).splitlines()[0]
-                return
-            if self.timings and self.best().backend != "vmap":
                 return
 
     def prefixes(self) -> None:
@@ -291,8 +293,16 @@ def _maker(
     """A function from candidate to evaluator, None where the back-end does not apply."""
     batch = next(held.batches[0].chunks(64))
     traced: list = []
+    found: list[Folds] = []
 
-    def prefix() -> PrefixBackend | None:
+    def folds(candidate: Candidate) -> Folds | None:
+        if not candidate.fold:
+            return None
+        if not found:
+            found.append(find_folds(objective, batch))
+        return found[0]
+
+    def prefix(candidate: Candidate) -> PrefixBackend | None:
         if not traced:
             sites = find_sites(objective, directions, batch)
             size = kept_bytes(sites, directions.count) * held.size / batch.size
@@ -305,18 +315,20 @@ def _maker(
             traced.append(sites if usable else None)
         if traced[0] is None:
             return None
-        return PrefixBackend(objective, directions, traced[0])
+        return PrefixBackend(objective, directions, traced[0], folds=folds(candidate))
 
     def make(candidate: Candidate) -> RiskEvaluator | None:
         backend: Backend | None
         if candidate.backend == "loop":
-            backend = LoopBackend(objective, directions)
+            if candidate.fold and not folds(candidate):
+                return None
+            backend = LoopBackend(objective, directions, folds=folds(candidate))
         elif candidate.backend == "recalibrated":
             backend = RecalibratedBackend(objective, directions)
         elif candidate.backend == "interpolated":
             backend = InterpolatedBackend(objective, directions, variant.statistics)
         elif candidate.backend == "prefix":
-            backend = prefix()
+            backend = prefix(candidate)
             if backend is None:
                 return None
         else:
@@ -343,8 +355,10 @@ def _chunk_sizes(objective: EmpiricalRisk, held: HeldData) -> list[int]:
         return [largest]
     if objective.space.device.type != "cpu":
         return sorted({min(2048, largest), largest})
-    # On a processor, chunks that stay in its cache are as fast as any or faster.
-    return sorted({min(size, largest) for size in (128, 512, 2048)})
+    # On a processor, chunks that stay in its cache are as fast as any or faster; images are
+    # larger in there than they look, by as much as a layer has channels.
+    sizes = (32, 128, 512) if held.has_images else (128, 512, 2048)
+    return sorted({min(size, largest) for size in sizes})
 
 
 def _typical_points(directions: Directions) -> list[Point]:
