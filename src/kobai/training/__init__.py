@@ -10,6 +10,7 @@ from kobai.training.augmentation import (
     SelfPacedAugmentation,
     Shift,
 )
+from kobai.training.averaging import PolyakAverage
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.early_stopping import EarlyStopping
 from kobai.training.loop import train
@@ -30,6 +31,7 @@ __all__ = [
     "Flip",
     "LinearDecay",
     "Mixup",
+    "PolyakAverage",
     "Progress",
     "Rotate",
     "Schedule",
