@@ -32,6 +32,7 @@ class Pass:
         autocast: Device type and precision where autocast was on.
         outputs: What it returned, a copy.
         gradient: ∂L/∂outputs, or None before the backward pass.
+        task: Number of the backward pass that brought it.
     """
 
     arguments: tuple[Any, ...]
@@ -41,6 +42,7 @@ class Pass:
     autocast: tuple[str, torch.dtype] | None
     outputs: Tensor
     gradient: Tensor | None = None
+    task: int = -1
 
     @property
     def intact(self) -> bool:
@@ -142,10 +144,11 @@ class PassWatch:
         waiting = weakref.ref(one)
 
         def arrived(gradient: Tensor) -> None:
-            # Backward passes of kobai's own go through here later; the user's is the first.
-            kept = waiting()
-            if kept is not None and kept.gradient is None:
-                kept.gradient = gradient.detach().clone()
+            # Backward passes made inside this one, for statistics, go through here as well, perhaps
+            # sooner; the outermost has the lowest number.
+            kept, task = waiting(), torch._C._current_graph_task_id()
+            if kept is not None and (kept.gradient is None or task < kept.task):
+                kept.gradient, kept.task = gradient.detach().clone(), task
 
         outputs.register_hook(arrived)
 

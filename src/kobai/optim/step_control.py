@@ -65,6 +65,7 @@ class ControlState:
         bend: δᵀGδ of the last step.
         bend_per_square: The same over ‖δ‖², at the last model.
         gradient_scale: Objective's derivative over that of the gradients as they are found.
+        loss_scale: Factor of a gradient scaler.
         model_step: Step of the last model, or None.
         damping_step: Number of inversions at the last change of the damping.
         predicted: Change that the last step's model predicted; 0 where nothing waits for judgement.
@@ -82,6 +83,7 @@ class ControlState:
     bend: float = 0.0
     bend_per_square: float = 0.0
     gradient_scale: float = 1.0
+    loss_scale: float = 1.0
     model_step: int | None = None
     damping_step: int = -1
     predicted: float = 0.0
@@ -191,7 +193,15 @@ class StepControl:
         self._feedback(inner(gradients, update))
         trial = None
         if state.predicted or self.due(step):
-            trial = Trial(self.model, self.likelihood, passes, parameters, closure, self.gather)
+            trial = Trial(
+                self.model,
+                self.likelihood,
+                passes,
+                parameters,
+                closure,
+                self.gather,
+                state.loss_scale,
+            )
         factor = 1.0
         if state.predicted and trial is not None and trial.passes:
             factor = self._judge(trial, parameters, update, damping, step, inversions)
@@ -266,6 +276,7 @@ class StepControl:
             torch.isfinite(model.slope).all() & model.bend.isfinite().all()
         ):
             return None
+        self.state.loss_scale = trial.scale
         if own:
             self.state.gradient_scale = float(model.slope[0]) / own
         return model

@@ -32,6 +32,10 @@ class Trial:
         parameters: Those that are moved.
         closure: Of the user, or None.
         gather: Joins rows of examples across processes.
+        scale: Factor of a gradient scaler, as last seen.
+
+    Attributes:
+        scale: The same, as seen here once a model was made.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Trial:
         parameters: Sequence[nn.Parameter],
         closure: Callable[[], Any] | None,
         gather: Callable[[Tensor], Tensor],
+        scale: float = 1.0,
     ) -> None:
         self.model = model
         self.likelihood = likelihood
@@ -51,7 +56,7 @@ class Trial:
         self.gather = gather
         self._outputs: list[Tensor] | None = None
         self._targets: list[Tensor] | None = None
-        self._scale = 1.0
+        self.scale = scale
 
     def fingerprint(self) -> list[float]:
         """Numbers that tell these examples from others, whatever their order."""
@@ -181,8 +186,8 @@ class Trial:
         assert one.gradient is not None
         gradient = one.gradient
         if gradient.dtype in (torch.float16, torch.bfloat16):
-            return gradient if self._scale == 1.0 else gradient.float() / self._scale
-        return gradient / self._scale if self._scale != 1.0 else gradient
+            return gradient if self.scale == 1.0 else gradient.float() / self.scale
+        return gradient / self.scale if self.scale != 1.0 else gradient
 
     def _find_scale(self, change: Sequence[Tensor], own: float) -> None:
         """A gradient scaler's factor: a power of two between the outputs' gradient and ours."""
@@ -192,10 +197,11 @@ class Trial:
             if one.gradient is not None
         )
         ratio = float(self.gather(torch.tensor([seen])).mean()) / own if own else 1.0
+        self.scale = 1.0
         if ratio > 1.5 and math.isfinite(ratio):
             power = 2.0 ** round(math.log2(ratio))
             if abs(ratio / power - 1) < 0.05:
-                self._scale = power
+                self.scale = power
 
     def _known_targets(self) -> list[Tensor] | None:
         """The targets, read off once; None where the closure has to serve."""
