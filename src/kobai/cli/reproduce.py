@@ -92,12 +92,17 @@ def findings_table(summary: Reproduction) -> Table:
 
 
 def verdicts_table(summary: Reproduction) -> Table:
-    """A verdict on every claim of the source."""
+    """A verdict on every claim that was tested; the others are counted below."""
     table = Table(title="claims of the source", show_lines=True)
+    rest = [v.claim for v in summary.verdicts if v.verdict == "not run"]
+    if rest:
+        table.caption = f"not run: {len(rest)} claims of other figures ({', '.join(rest)})"
     for head in ("claim", "where", "verdict", "because"):
         table.add_column(head)
     claims = {claim.key: claim for claim in summary.claims}
     for entry in summary.verdicts:
+        if entry.verdict == "not run":
+            continue
         stated = claims[entry.claim]
         table.add_row(stated.text, stated.where, entry.verdict, entry.because)
     return table

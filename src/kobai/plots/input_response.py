@@ -60,7 +60,7 @@ def input_response(result: InputResponse) -> Figure:
     grid[0].axvline(result.outputs + 0.5, color=MUTED, linewidth=0.9, linestyle=":")
     grid[0].set(xscale="log", yscale="log", xlabel="rank (dotted: C)")
     top = float(result.spectrum.max())
-    grid[0].set_ylim(max(float(result.spectrum[result.spectrum > 0].min()), top * 1e-6), top * 2)
+    grid[0].set_ylim(max(float(result.spectrum[result.spectrum > 0].min()), top * 1e-4), top * 2)
     grid[0].set_title("eigenvalues of the metric", loc="left", size=9.5, color=INK, weight="bold")
     grid[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
     dress(grid[0])

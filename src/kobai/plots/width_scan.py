@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kobai.plots.scales import tick
+from kobai.plots.scales import contour_levels, tick
 from kobai.plots.style import HUES, INK, MUTED, dress, plain
 from kobai.results import WidthScan
 
@@ -39,6 +39,12 @@ def width_scan(result: WidthScan) -> Figure:
                 color=color, ms=5, mec="white", mew=0.7, elinewidth=1.2, capsize=2.5, zorder=3,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(
+            FixedLocator([float(v) for v in contour_levels(low, high, log=True, count=5)])
+        )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
         dress(axes)
         axes.set_title(plain(result.quantities[q]), loc="left", size=10, color=INK, weight="bold")
         axes.set_xlabel("width M")
@@ -54,7 +60,7 @@ def width_scan(result: WidthScan) -> Figure:
     ]  # fmt: skip
     handles.append(Line2D([], [], color=MUTED, linewidth=1.6, label="line: theory"))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False,
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False,
         fontsize=8.5, labelcolor=INK,
     )  # fmt: skip
     figure.suptitle(plain(result.title), x=0.01, ha="left", size=10.5, color=INK)
