@@ -182,7 +182,7 @@ def _draw_all(
     name = f"{form}_{options.directions}"
     draw = _Draw(options, wanted, stop, console, rank)
     first = draw(points, points.problem, objective, directions, name)
-    found = [first]
+    found: list[Any] = [first]
     if options.true_minimum == "none" or stop():
         return found
     minimum = landscape.true_minimum(

@@ -419,8 +419,8 @@ def _measure(
 ) -> Refined:
     """All nodes, or as few as the tolerance and the budget ask for."""
     count = int(np.prod([len(axis) for axis in grid]))
-    fits = settings.budget is not None and settings.tol is None
-    if fits:
+    fits = False
+    if settings.budget is not None and settings.tol is None:
         left = settings.budget - (time.perf_counter() - started)
         fits = collector.crew.agree(each * count / collector.crew.size <= left)
     if (settings.tol is None and settings.budget is None) or fits:
