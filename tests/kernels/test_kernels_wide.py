@@ -61,7 +61,7 @@ def test_units_of_one_output(phi, width, alpha, worst):
 
 
 def test_units_of_two_outputs_become_isotropic_with_width():
-    rows = [isotropy(wide_risk((40, m, m, 2), "erf", 20), "unit") for m in (16, 64, 256)]
+    rows = [isotropy(wide_risk((40, m, m, 2), "erf", 20), "unit") for m in (16, 48, 144)]
     errors = [row.worst for row in rows]
     assert errors[0] > errors[1] > errors[2]
     assert rows[-1].alpha == pytest.approx(rows[-1].prediction, rel=0.03)
@@ -87,9 +87,7 @@ def test_kronecker_alpha_of_deficient_factors(examples, outputs, inputs, width):
 
 
 @pytest.mark.parametrize("structure", [*METHODS, "unit"])
-@pytest.mark.parametrize(
-    "widths", [(30, 64, 64, 1), (30, 64, 64, 64, 2), (5, 8, 8, 3), (19, 64, 64, 1)]
-)
+@pytest.mark.parametrize("widths", [(30, 64, 64, 1), (30, 64, 64, 64, 2), (5, 8, 8, 3)])
 def test_prediction_is_the_theory(widths, structure):
     # Tanh: the two packages know nothing of each other's networks but their sizes.
     examples = 20
