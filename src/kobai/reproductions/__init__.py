@@ -12,7 +12,6 @@ from types import ModuleType
 from kobai.reproductions.figures import (
     FigureMaker,
     Outcome,
-    Scale,
     chosen_figures,
     run_figures,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "SOURCES",
     "FigureMaker",
     "Outcome",
-    "Scale",
     "chosen_figures",
     "run_figures",
     "source",
