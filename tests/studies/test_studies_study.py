@@ -14,7 +14,7 @@ import pytest
 from kobai import data, models, optim
 from kobai.optim import Choice, Fixed, Linear, Log, When
 from kobai.results import load, save
-from kobai.studies import Setting, Study, StudyOptions, Task, TrainingOptions, summarise
+from kobai.studies import Setting, Study, StudyOptions, Task, TrainingOptions, run_trial, summarise
 from kobai.studies.presence import queue_again
 from kobai.studies.storage import ProcessLock, open_storage
 from kobai.training import LinearDecay
@@ -42,7 +42,9 @@ def task(setting: Setting, **changes) -> Task:
 
 
 def study(setting: Setting, folder: Path, trials: int = 6, space=None, **changes) -> Study:
-    options = {k: changes.pop(k) for k in ("sampler", "pruner", "storage") if k in changes}
+    options = {
+        k: changes.pop(k) for k in ("sampler", "pruner", "storage", "together") if k in changes
+    }
     return Study(
         task(setting, **changes),
         SPACE if space is None else space,
@@ -100,6 +102,25 @@ def test_an_interrupted_trial_is_queued_again_with_its_values(setting, tmp_path)
     assert part.work()
     assert part.trials().requeued == 1
     np.testing.assert_array_equal(table(part), table(whole))
+
+
+def test_trials_trained_together_end_with_the_same_budget(setting, tmp_path):
+    one = study(setting, tmp_path, trials=7, together=3)
+    assert one.at_once() == 3
+    assert one.work()
+    trials = one.trials()
+    assert len(trials.value) == 7
+    # The values are those of training each by itself (float32: up to rounding).
+    values = {name: float(v[4]) for name, v in trials.parameters.items()}
+    alone = run_trial(one.task, values)
+    assert trials.value[4] == pytest.approx(alone.value, rel=1e-3)
+
+
+def test_trials_that_cannot_go_together_say_why(setting, tmp_path):
+    one = study(setting, tmp_path, optimizer="adam", config=optim.CONFIGS["adam"](),
+                space={"lr": Log(1e-4, 1e-2)}, together=4)  # fmt: skip
+    with pytest.raises(ValueError, match="no stacked form"):
+        one.work()
 
 
 def test_trials_that_diverge_count_with_the_worst_score(setting, tmp_path):

@@ -5,6 +5,7 @@ failed and queued again with the same values; they count once. Everything a tria
 storage, so that any worker, on any machine that reaches it, can go on and write the report.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -34,6 +35,7 @@ from kobai.studies.search import (
     suggest,
 )
 from kobai.studies.storage import close_storage, open_storage
+from kobai.studies.together import reason_against, run_together
 from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 POLL_SECONDS = 0.5
@@ -56,6 +58,9 @@ class StudyOptions:
     """How trials are proposed; grid has five points along an interval."""
     pruner: PrunerName = "none"
     """How hopeless trials are ended early; none trains every one to its end."""
+    together: int = 0
+    """Trials trained as one computation (count); 0: 100 on a GPU and 1 on a CPU, where it gains
+    little."""
     storage: str | None = None
     """Where trials are kept: None for a journal in the folder, the path of a journal,
     sqlite:///FILE or postgresql://USER@HOST/BASE."""
@@ -63,9 +68,9 @@ class StudyOptions:
     """Name of the study in the storage."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "seeds_per_trial"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("trials", 1), ("seeds_per_trial", 1), ("together", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.metric not in MEASURES:
             raise ValueError(f"unknown metric {self.metric!r}; choose from {', '.join(MEASURES)}")
 
@@ -103,6 +108,7 @@ class Study:
             )
         self.task, self.space, self.options, self.folder = task, dict(space), options, folder
         self.seed = seed
+        self._at_once: int | None = None
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(options.storage, folder)
@@ -156,16 +162,22 @@ class Study:
                     return True
                 if stop is not None and stop():
                     return False
-                trial = self._claim(here, name, worker)
-                if trial is None:
+                claimed = self._claim_some(here, name, worker)
+                if not claimed:
                     time.sleep(POLL_SECONDS)
                     continue
-                with here.working(trial):
-                    result = self._run(trial, stop)
-                if result is None:
+                with contextlib.ExitStack() as working:
+                    for trial in claimed:
+                        working.enter_context(here.working(trial))
+                    if len(claimed) > 1:
+                        results = self._run_together(claimed, stop)
+                    else:
+                        results = [self._run(claimed[0], stop)]
+                for result in results:
+                    if result is not None and finished is not None:
+                        finished(self.done(), result)
+                if None in results:
                     return False
-                if finished is not None:
-                    finished(self.done(), result)
         finally:
             here.close()
 
@@ -176,6 +188,34 @@ class Study:
     def done(self) -> int:
         """Trials that count."""
         return len(self._study.get_trials(deepcopy=False, states=_COUNTED))
+
+    def at_once(self) -> int:
+        """How many trials a worker trains as one computation: 1 where their task does not allow it.
+
+        Raises:
+            ValueError: If more were asked for and the task does not allow it.
+        """
+        wanted = self.options.together
+        if wanted == 1 or self.options.pruner != "none":
+            return 1
+        if not wanted and self.task.setting.device.type != "cuda":
+            return 1
+        reason = reason_against(self.task, list(self.space))
+        if reason and wanted:
+            raise ValueError(f"together={wanted}: these trials go one by one, for {reason}")
+        return 1 if reason else wanted or 100
+
+    def _claim_some(self, here: Presence, name: str, worker: int) -> list[optuna.Trial]:
+        """The next trials, as many as are trained together."""
+        if self._at_once is None:
+            self._at_once = self.at_once()
+        claimed = []
+        while len(claimed) < self._at_once:
+            trial = self._claim(here, name, worker)
+            if trial is None:
+                break
+            claimed.append(trial)
+        return claimed
 
     def _claim(self, here: Presence, name: str, worker: int) -> optuna.Trial | None:
         """The next trial, marked as one's own; None while others work on the last ones."""
@@ -226,6 +266,18 @@ class Study:
             last = list(trial._cached_frozen_trial.intermediate_values.values())
             value = last[-1] if last else self.task.worst
             return Outcome(state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[])
+        return self._tell(trial, result)
+
+    def _run_together(
+        self, trials: list[optuna.Trial], stop: Callable[[], bool] | None
+    ) -> list[Outcome | None]:
+        """Train several trials as one computation and tell the storage; None if stopped."""
+        values = [suggest(trial, self.space) for trial in trials]
+        results = run_together(self.task, values, stop=stop)
+        return [self._tell(trial, one) for trial, one in zip(trials, results, strict=True)]
+
+    def _tell(self, trial: optuna.Trial, result: Outcome) -> Outcome | None:
+        """Tell the storage how a trial ended; one that was stopped is queued again."""
         if result.state == "interrupted":
             queue_again(self._study, self._study.get_trials(deepcopy=False)[trial.number])
             return None
