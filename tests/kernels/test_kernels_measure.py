@@ -95,3 +95,7 @@ def test_softmax_is_judged_where_residuals_can_point():
     with pytest.raises(ValueError, match="tolerance"):
         isotropy(risk, tolerance=-1.0)
     assert torch.isfinite(torch.tensor(table.cost))
+    # Theory's K-FAC has squared loss in mind: its output layer is the same for every example.
+    assert any("output layer" in reason for reason in isotropy(risk, "kronecker").reasons)
+    plain = isotropy(objective("regression"), "kronecker")
+    assert not any("output layer" in reason for reason in plain.reasons)

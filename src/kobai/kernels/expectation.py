@@ -55,6 +55,8 @@ class PartFacts:
         name: Of its layer.
         places: How often an example uses it.
         final: Whether it gives the network's outputs, so that its gradients do not depend on θ.
+        varying: Whether an output layer's gradients differ between examples all the same, as those
+            of softmax do.
         inactive: Share of (example, unit) pairs without any gradient.
     """
 
@@ -62,6 +64,7 @@ class PartFacts:
     name: str
     places: int
     final: bool
+    varying: bool
     inactive: float
 
 
@@ -70,6 +73,8 @@ def part_facts(
 ) -> tuple[PartFacts, ...]:
     """Facts of every part, from the rows along the factor's columns."""
     names = {i: layer.name for layer in layers_of(source) for i in layer.positions}
+    spread = (factors.matrices - factors.matrices[:1]).abs().max()
+    varying = bool(spread > 1e-6 * factors.matrices.abs().max())
     found = []
     for i, (part, places, own) in enumerate(zip(source.parts, source.places, rows, strict=True)):
         final, inactive = False, 0.0
@@ -90,7 +95,14 @@ def part_facts(
                 )
             inactive = 0.0 if final else silent / max(count, 1)
         found.append(
-            PartFacts(part=part, name=names[i], places=places, final=final, inactive=inactive)
+            PartFacts(
+                part=part,
+                name=names[i],
+                places=places,
+                final=final,
+                varying=final and varying,
+                inactive=inactive,
+            )
         )
     return tuple(found)
 
@@ -183,6 +195,11 @@ def _kronecker(facts: tuple[PartFacts, ...], examples: int, directions: int) -> 
         if inputs < 1:
             isotropic = False
             reasons.append(f"{fact.name}: N = {examples} exceeds fan-in + bias = {inner}")
+        if fact.varying:
+            reasons.append(
+                f"{fact.name}: gradients of the output layer vary with the predictions, so its "
+                "share of α is not isotropic"
+            )
         if not fact.final and back < 1:
             isotropic = False
             reasons.append(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kobai.problem import Batch, EmpiricalRisk, Gaussian
+from kobai.problem.batch import input_tensors
 
 Points = EmpiricalRisk | Batch | Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -41,9 +42,7 @@ def at_points(objective: EmpiricalRisk, points: Points | None) -> EmpiricalRisk:
             "are none at other inputs; leave x1 and x2 out"
         )
     if not isinstance(points, Batch):
-        first = next(iter(points.values() if isinstance(points, Mapping) else points)) if not (
-            isinstance(points, Tensor)
-        ) else points  # fmt: skip
+        first = input_tensors(points)[0]
         points = Batch(points, objective.theta().new_zeros(first.shape[0]))
     batch = Batch(points.inputs, objective.theta().new_zeros(points.size))
     chunk = max(own.size for own in objective.batches)

@@ -40,7 +40,7 @@ class KernelPlan:
     """
 
     method: Method
-    multiplications: Mapping[str, float]
+    multiplications: Mapping[Method, float]
     result: int
     workspace: int
     block: int
@@ -106,7 +106,8 @@ def make_plan(
             raise ValueError(
                 "examples of a coupled objective have no Jacobian each; take 'layers' or 'products'"
             )
-    chosen: Method = min(counts, key=lambda name: counts[name]) if method == "auto" else method  # type: ignore[assignment]
+    fewest = min(counts, key=lambda name: counts[name])
+    chosen = fewest if method == "auto" else method
     reason = "fewest multiplications" if method == "auto" else "as asked"
     block = one if coupled else _block(first, second, chosen, workspace)
     plan = KernelPlan(
@@ -117,7 +118,7 @@ def make_plan(
     return plan
 
 
-def _counts(first: ScoreRows, second: ScoreRows | None, outputs: Outputs) -> dict[str, float]:
+def _counts(first: ScoreRows, second: ScoreRows | None, outputs: Outputs) -> dict[Method, float]:
     """Multiplications by method; a symmetric kernel is computed by half."""
     half = 0.5 if second is None else 1.0
     each = first.outputs_per_example

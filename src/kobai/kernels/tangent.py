@@ -154,9 +154,9 @@ def _prepare(
     objective: EmpiricalRisk,
     x1: Points | None,
     x2: Points | None,
-    outputs: str,
-    blocks: str,
-    method: str,
+    outputs: Outputs,
+    blocks: Blocks,
+    method: Method | Literal["auto"],
     memory: int,
     theta: Tensor | None,
 ) -> tuple[KernelPlan, ScoreRows, ScoreRows | None]:
@@ -169,8 +169,8 @@ def _prepare(
     if two is not None and [p.kind for p in one.parts] != [p.kind for p in two.parts]:
         raise ValueError("the layers are called differently on the two sets of points")
     plan = make_plan(
-        one, two, outputs=outputs, blocks=blocks, layers=len(layers_of(one)),  # type: ignore[arg-type]
-        method=method, memory=memory,  # type: ignore[arg-type]
+        one, two, outputs=outputs, blocks=blocks, layers=len(layers_of(one)),
+        method=method, memory=memory,
     )  # fmt: skip
     return plan, one, two
 
