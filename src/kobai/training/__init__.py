@@ -12,6 +12,7 @@ from kobai.training.augmentation import (
 )
 from kobai.training.averaging import PolyakAverage
 from kobai.training.checkpoint import Checkpoint, load_model
+from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
 from kobai.training.early_stopping import EarlyStopping
 from kobai.training.loop import train
 from kobai.training.progress import ConsoleProgress, Progress
@@ -21,6 +22,7 @@ from kobai.training.trajectory import snapshots
 __all__ = [
     "SCHEDULES",
     "Augmentation",
+    "Blurred",
     "Checkpoint",
     "Compose",
     "ConsoleProgress",
@@ -37,7 +39,9 @@ __all__ = [
     "Schedule",
     "SelfPacedAugmentation",
     "Shift",
+    "Stages",
     "load_model",
+    "minimize_by_continuation",
     "snapshots",
     "train",
 ]
