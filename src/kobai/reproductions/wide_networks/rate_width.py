@@ -125,8 +125,8 @@ def learning_rate_map(
         stop: Asked between widths.
 
     Returns:
-        The map, and (K, S, seeds) predicted over measured λ_max: the mean over the C largest where
-        theory has C equal ones, else the largest.
+        The map, and (K, S, seeds) measured λ_max over theory's, NaN where there is none: the mean
+        over the C largest where theory has C equal ones, else the largest.
 
     Raises:
         kobai.studies.Interrupted: If `stop` said so.
@@ -161,7 +161,9 @@ def learning_rate_map(
             for s in _each(setting):
                 module = module_of(start, s)
                 measured[i, j, s] = _top(module, x[s], kind, setting.outputs)
-                theory[i, j, s] = _predicted(network, module, x[s], kind)
+                if kind != "layer" or s == 0:
+                    # Of LayerNorm a dense problem of C N rows: one seed.
+                    theory[i, j, s] = _predicted(network, module, x[s], kind)
         report(f"  width {width}: {len(cells)} networks of {network.parameters:,} parameters")
     bounds = np.full((*shape, 2), np.nan)
     for j, width in enumerate(setting.widths):
@@ -178,7 +180,7 @@ def learning_rate_map(
         panels=tuple(PANELS[kind] for kind in setting.panels),
         rates=np.array(setting.rates), sizes=np.array(setting.widths, dtype=float),
         loss=loss, rise=rise,
-        theory=2 / theory.mean(2), lower=bounds[..., 0], upper=bounds[..., 1],
+        theory=2 / _known_mean(theory), lower=bounds[..., 0], upper=bounds[..., 1],
         measured=2 / measured.mean(2), steps=setting.steps,
     )  # fmt: skip
     return result, measured / theory
@@ -195,6 +197,14 @@ def steepest(losses: Float[Tensor, "*cells T"]) -> Float[Tensor, "*cells"]:
     """
     ratio = losses[..., 1:] / losses[..., :-1]
     return torch.where(ratio.isfinite(), ratio, torch.inf).amax(-1)
+
+
+def _known_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the finite values along the last axis; NaN where there is none."""
+    known = np.isfinite(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _each(setting: Setting) -> range:
@@ -287,7 +297,7 @@ def judge(
             Finding(
                 claim=claim,
                 what=what,
-                measured=float(np.mean(ratio)),
+                measured=float(_known_mean(ratio)),
                 predicted=predicted,
                 error=standard_error(ratio),
             )
