@@ -14,6 +14,7 @@ from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
 from kobai.optim.distribution import invert, joined
+from kobai.optim.gathering import gathered
 from kobai.optim.kfac_settings import (
     COUNTS,
     FIXED_BOUND,
@@ -113,6 +114,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
             every=self.control_every,
             sized=self.lr == "auto",
         )
+        if self.distributed:
+            control.gather = gathered
         if isinstance(self.kl_bound, float | int):
             control.largest = control.state.radius = float(self.kl_bound)
         return control
@@ -168,6 +171,16 @@ class FactoredOptimizer(torch.optim.Optimizer):
             summed over steps), "inversions_float64", "inversions_damped" (more damping was needed)
             and "inversions_failed" (the old inverse was kept). Of the last step: "step_scale" ν and
             "kl", dᵀ(F + λ)d.
+
+            Where something is measured also "models" (quadratic models made), "unmodelled_steps"
+            (something was not finite: not made), "shortened_trials" (halvings), "rejected_steps"
+            (no length was good: not made), "damping_raised", "damping_lowered", "damping_noise"
+            (noise left it, or took it back towards where it began). "rate" α, "momentum_rate" μ,
+            the "share" of them that is made, the trust "radius", the reduction "ratio", "kl" then
+            being δᵀGδ. "decisions": a dictionary for each judgement of the damping, with "step",
+            "damping", "predicted" change, "ratio" and its "error" on the step's own examples,
+            "fresh_ratio" and "fresh_error" on those of the next step (None where they were the
+            same), "action" and "next". Always the present "damping".
         """
         found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
         if self._control is not None:
@@ -328,7 +341,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
             blocks.forget_momentum()
             self._skip()
             return
-        scale, bound = 1.0, FIXED_BOUND if self.kl_bound == "auto" else self.kl_bound
+        scale = 1.0
+        bound = FIXED_BOUND if isinstance(self.kl_bound, str) else self.kl_bound
         if not automatic and bound is not None and size > bound:
             scale = math.sqrt(bound / size)
             self._counts["bounded_steps"] += 1
@@ -484,7 +498,18 @@ class KFAC(FactoredOptimizer):
     inside ``loss.backward()``; parameters' gradients are not touched and the scale of the loss
     plays no part.
 
-    The step is ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
+    Length of step, momentum and damping are measured (``lr="auto"``, ``damping="auto"``; see
+    `kobai.optim.step_control`): every `control_every` steps, more often at the start, the step is
+    α Δ + μ δ with Δ = −(F + λ)⁻¹ gradient and δ the last update, α and μ minimising the quadratic
+    model of the minibatch with the exact Gauss-Newton matrix. The minibatch is repeated at the new
+    parameters, and the step halved until the model is right about it; the next minibatch is
+    repeated at the old ones, and the damping falls only if both agree with the model. Targets are
+    read off the gradient at the outputs (`kobai.optim.targets`). Dropout masks are repeated as they
+    were, and normalisation over the batch takes the statistics of the same batch; running averages
+    are put back. In half precision under autocast these measurements are made in the parameters'.
+
+    With a learning rate in numbers the step is
+    ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
     F + λ the damped Fisher blocks, and ν ≤ 1 such that the whole step d, momentum included, keeps
     dᵀ(F + λ)d ≤ kl_bound: up to the damping, twice the Kullback-Leibler divergence between the
     predictions before and after.
@@ -506,18 +531,24 @@ class KFAC(FactoredOptimizer):
         likelihood: What its outputs mean: "categorical" (logits), "bernoulli" (logits), "gaussian"
             (means), a kobai likelihood or a torch loss module. Its normalisation should be the
             loss's: for a mean over tokens, take ``Categorical(reduction="terms")``.
-        lr: Learning rate, per step; schedulers work on it as usual.
-        damping: λ, added to F; shared out between the factors by their scales (π).
-        momentum: Heavy-ball coefficient in [0, 1).
-        weight_decay: Decoupled weight decay, as in AdamW.
+        lr: "auto", or the learning rate per step. Schedulers work on it as usual; beside "auto" it
+            is a factor on Δ, which starts at 1.
+        damping: λ, added to F; shared out between the factors by their scales (π). A number, a
+            schedule step ↦ number, "auto", or a `LevenbergMarquardt` rule.
+        momentum: Heavy-ball coefficient in [0, 1) beside a learning rate in numbers.
+        weight_decay: Decoupled weight decay, as in AdamW; times lr, and times α under "auto".
         statistics_every: Steps between two updates of the factors. The first steps update more
             often: the interval is a tenth of the number of steps made.
         inverse_every: Steps between two inversions. Denser at the start likewise: half the number
             of steps made.
-        kl_bound: Trust region on dᵀ(F + λ)d; None for none. It is in nats: a Gaussian likelihood
-            has unit variance, so standardise targets, or raise the bound by their variance.
+        kl_bound: Trust region on the KL size of a step, in nats. "auto": its radius is what the
+            minibatch allows, found by halving steps and doubled while the model holds; beside a
+            learning rate in numbers it is 0.03. A number: no step is larger. None: none beside a
+            learning rate in numbers. A Gaussian likelihood has unit variance, so standardise
+            targets, or raise the bound by their variance.
         output_damping: c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for
             categorical outputs on differences of logits only.
+        control_every: Most steps from one measurement to the next.
         labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
             backward pass an output) or "observed" (the data's labels: the empirical Fisher).
         sharing: How places where a layer uses its weights (tokens, positions, time steps) are
@@ -529,16 +560,19 @@ class KFAC(FactoredOptimizer):
 
     Raises:
         ValueError: If a number is out of range or the model has nothing to train.
+        RuntimeError: From `step`, if the loss has not the likelihood's form and no closure was
+            given, or the model does not repeat itself on the same inputs and random state.
 
     Non-finite gradients or statistics are not applied but counted in `diagnostics`. A parameter
     whose block has no statistics yet stays where it is until the next pass has brought them.
 
     Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
     inputs; with statistics due, a backward pass without weight gradients and R(M² + K²) for R rows;
-    with an inversion due, M³ + K³. See `kobai.curvature.kronecker` for the factors.
+    with an inversion due, M³ + K³; with a measurement due, four forward passes, one of them at the
+    step after. See `kobai.curvature.kronecker` for the factors.
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
-    curvature (§5, §6.3); the bound on the step: Ba, Grosse and Martens 2017, Distributed
+    curvature (§5, §6.3, §6.5, §7); the bound on the step: Ba, Grosse and Martens 2017, Distributed
     second-order optimization using Kronecker-factored approximations (§5).
 
     Example:

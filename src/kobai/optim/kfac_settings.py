@@ -19,7 +19,7 @@ FIXED_BOUND = 0.03
 GROUP = ("lr", "damping", "momentum", "weight_decay")
 """Settings of a parameter group."""
 
-COUNTS = (
+COUNTS: tuple[str, ...] = (
     "skipped_steps",
     "bounded_steps",
     "statistics",

@@ -65,7 +65,7 @@ class Trial:
             for value in one.tensors():
                 own = value.detach().double()
                 numbers += [float(own.numel()), float(own.sum()), float(own.square().sum())]
-        return numbers
+        return self._shared(numbers).tolist()
 
     def check_repeatable(self) -> None:
         """See that the model returns the same when it is called again. Cost: a forward pass.
@@ -196,7 +196,7 @@ class Trial:
             for one, u in zip(self.passes, change, strict=True)
             if one.gradient is not None
         )
-        ratio = float(self.gather(torch.tensor([seen])).mean()) / own if own else 1.0
+        ratio = float(self._shared([seen]).mean()) / own if own else 1.0
         self.scale = 1.0
         if ratio > 1.5 and math.isfinite(ratio):
             power = 2.0 ** round(math.log2(ratio))
@@ -225,7 +225,7 @@ class Trial:
     def _weight(self) -> float:
         assert self._targets is not None
         own = sum(self.likelihood.weight(y) for y in self._targets)
-        return float(self.gather(torch.tensor([own], dtype=torch.float64)).sum())
+        return float(self._shared([own]).sum())
 
     def _losses(self, here: bool = False) -> Tensor:
         """Losses of the examples at the parameters as they are."""
@@ -255,13 +255,17 @@ class Trial:
                 buffer.copy_(old)
         return torch.as_tensor(value).detach().double().reshape(1)
 
+    def _shared(self, numbers: Sequence[float]) -> Tensor:
+        """Numbers of all processes."""
+        device = self.parameters[0].device
+        return self.gather(torch.tensor(numbers, dtype=torch.float64, device=device))
+
     def _joined(self, own: QuadraticModel) -> QuadraticModel:
-        weight = torch.tensor([own.weight], dtype=torch.float64)
         return QuadraticModel(
             losses=self.gather(own.losses),
             linear=self.gather(own.linear),
             curvature=self.gather(own.curvature),
-            weight=float(self.gather(weight).sum()),
+            weight=float(self._shared([own.weight]).sum()),
         )
 
 

@@ -1,0 +1,263 @@
+"""Steps, epochs and seconds that optimizers need to reach a target.
+
+Every optimizer is tuned over a small grid of its learning rate; K-FAC also runs at its defaults,
+which are tuned over nothing. Runs of different optimizers alternate, seed by seed. Seconds are
+process CPU seconds of forward, backward and step on one thread; measuring the target is not timed.
+Of a grid the setting with the best median time counts.
+
+    OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/time_to_accuracy.py --out times.jsonl \
+        [--tasks mlp autoencoder resnet] [--optimizers adam kfac] [--seeds 5] [--quick]
+
+Finished runs are lines of the file and are not repeated. Tasks:
+
+- mlp: 784-512-512-10 with ReLU on MNIST, batch 256, to 98 % of the test images.
+- autoencoder: 784-1000-500-250-30-250-500-1000-784 with ReLU on MNIST, Bernoulli loss, batch 256,
+  to a test error of 7 (squares summed over an image).
+- resnet: ResNet-20 of half width on 10,000 CIFAR-10 images, batch 256, to 60 % of 2,000 others.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kobai import data, models, seeds
+from kobai.models.resnet import ResNetConfig
+from kobai.optim import EKFAC, KFAC, MuonAdamW
+
+WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+
+
+@dataclass
+class Task:
+    """A model, its data, and when it is done."""
+
+    model: nn.Module
+    likelihood: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: tuple[Tensor, Tensor]
+    measure: Callable[[], float]
+    target: float
+    rising: bool
+    every: int
+    epochs: float
+
+
+def layers(widths: tuple[int, ...], plain: tuple[int, ...], seed: int) -> nn.Sequential:
+    """Linear layers with ReLU after all but the `plain` ones, with torch's initial weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts: list[nn.Module] = []
+        for index in range(len(widths) - 1):
+            parts.append(nn.Linear(widths[index], widths[index + 1]))
+            if index not in plain:
+                parts.append(nn.ReLU())
+        return nn.Sequential(*parts)
+
+
+def bernoulli_loss(f: Tensor, y: Tensor) -> Tensor:
+    """Per image, summed over pixels."""
+    return F.binary_cross_entropy_with_logits(f, y, reduction="sum") / len(f)
+
+
+def perceptron(seed: int) -> Task:
+    splits = data.load("mnist", standardize=True)
+    assert splits.test is not None
+    (x, y), (xt, yt) = splits.train, splits.test
+    model, xt = layers((784, 512, 512, 10), (2,), seed), xt.flatten(1)
+
+    def accuracy() -> float:
+        return float((model(xt).argmax(1) == yt).float().mean())
+
+    return Task(
+        model, "categorical", F.cross_entropy, (x.flatten(1), y), accuracy, 0.98, True, 25, 8
+    )
+
+
+def autoencoder(seed: int) -> Task:
+    splits = data.load("mnist")
+    assert splits.test is not None
+    x, xt = splits.train[0].flatten(1), splits.test[0].flatten(1)
+    model = layers(WIDTHS, (3, 7), seed)
+
+    def error() -> float:
+        parts = (float((model(b).sigmoid() - b).square().sum()) for b in xt.split(2000))
+        return sum(parts) / len(xt)
+
+    return Task(model, "bernoulli", bernoulli_loss, (x, x), error, 7.0, False, 25, 20)
+
+
+def resnet(seed: int) -> Task:
+    splits = data.load("cifar10", limit=(10_000, 2_000), standardize=True)
+    assert splits.test is not None
+    (x, y), (xt, yt) = splits.train, splits.test
+    model = models.build(
+        ResNetConfig(width_multiplier=0.5),
+        input_shape=(3, 32, 32),
+        num_outputs=10,
+        generator=seeds.generator(seed, "model"),
+    )
+
+    def accuracy() -> float:
+        model.eval()
+        parts = zip(xt.split(500), yt.split(500), strict=True)
+        right = sum(float((model(a).argmax(1) == b).sum()) for a, b in parts)
+        model.train()
+        return right / len(xt)
+
+    return Task(model, "categorical", F.cross_entropy, (x, y), accuracy, 0.6, True, 13, 15)
+
+
+TASKS = {"mlp": perceptron, "autoencoder": autoencoder, "resnet": resnet}
+
+GRIDS: dict[str, tuple[float | None, ...]] = {
+    "sgd-momentum": (0.03, 0.1, 0.3),
+    "adam": (3e-4, 1e-3, 3e-3),
+    "muon": (3e-4, 1e-3, 3e-3),
+    "kfac": (None,),
+    "ekfac": (None,),
+    "kfac-tuned": (0.01, 0.03, 0.1),
+}
+QUICK: dict[str, tuple[float | None, ...]] = {
+    "sgd-momentum": (0.1,),
+    "adam": (1e-3,),
+    "kfac": (None,),
+}
+
+
+def optimizer_of(name: str, lr: float | None, task: Task, seed: int) -> torch.optim.Optimizer:
+    """An optimizer by its name here; None is the default learning rate."""
+    generator = seeds.generator(seed, "labels")
+    if lr is None:
+        kind = {"kfac": KFAC, "ekfac": EKFAC}[name]
+        return kind(task.model, task.likelihood, generator=generator)
+    if name == "kfac-tuned":
+        return KFAC(task.model, task.likelihood, lr=lr, damping=0.03, generator=generator)
+    if name == "muon":
+        return MuonAdamW(task.model, lr=lr)
+    if name == "adam":
+        return torch.optim.Adam(task.model.parameters(), lr=lr)
+    return torch.optim.SGD(task.model.parameters(), lr=lr, momentum=0.9)
+
+
+def run(task_name: str, name: str, lr: float | None, seed: int, batch: int = 256) -> dict:
+    """One run: until the target or the end of the epochs."""
+    task = TASKS[task_name](seed)
+    optimizer = optimizer_of(name, lr, task, seed)
+    generator = seeds.generator(seed, "batches")
+    x, y = task.train
+    a_epoch = len(x) // batch
+    seconds, step, value, reached, broken = 0.0, 0, math.nan, False, False
+    while step < task.epochs * a_epoch and not (reached or broken):
+        for rows in torch.randperm(len(x), generator=generator).split(batch)[:a_epoch]:
+            inputs, targets = x[rows], y[rows]
+            start = time.process_time()
+            optimizer.zero_grad()
+            loss = task.loss(task.model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            seconds += time.process_time() - start
+            step += 1
+            if step % task.every == 0:
+                with torch.no_grad():
+                    value = task.measure()
+                reached = value >= task.target if task.rising else value <= task.target
+            broken = not math.isfinite(float(loss.detach()))
+            if reached or broken:
+                break
+    return {
+        "task": task_name,
+        "optimizer": name,
+        "lr": lr,
+        "seed": seed,
+        "reached": reached,
+        "steps": step,
+        "epochs": step / a_epoch,
+        "seconds": seconds,
+        "value": value,
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Per task and optimizer the best setting: medians, least and greatest of the seeds."""
+    lines = [
+        "| task | optimizer | setting | seeds | reached | steps | epochs | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def spread(runs: list[dict], key: str, digits: int) -> str:
+        values = [r[key] for r in runs]
+        ends = f" [{min(values):.{digits}f}, {max(values):.{digits}f}]" if len(values) > 1 else ""
+        return f"{statistics.median(values):.{digits}f}{ends}"
+
+    for task in TASKS:
+        for name in GRIDS:
+            settings: dict[float | None, list[dict]] = {}
+            for row in rows:
+                if row["task"] == task and row["optimizer"] == name:
+                    settings.setdefault(row["lr"], []).append(row)
+            if not settings:
+                continue
+
+            def rank(lr: float | None, of: dict[float | None, list[dict]] = settings) -> tuple:
+                runs = of[lr]
+                missed = sum(not r["reached"] for r in runs) / len(runs)
+                return missed, statistics.median(r["seconds"] for r in runs)
+
+            best = min(settings, key=rank)
+            runs = settings[best]
+            reached = [r for r in runs if r["reached"]]
+            cells = ["–"] * 3
+            if reached:
+                cells = [
+                    spread(reached, key, digits)
+                    for key, digits in (("steps", 0), ("epochs", 2), ("seconds", 1))
+                ]
+            label = "defaults" if best is None else f"lr {best:g}"
+            lines.append(
+                f"| {task} | {name} | {label} | {len(runs)} | {len(reached)} | "
+                + " | ".join(cells)
+                + " |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("time_to_accuracy.jsonl"))
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument("--optimizers", nargs="+", choices=tuple(GRIDS), default=list(GRIDS))
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--quick", action="store_true", help="mlp, one seed, one setting each")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    grids = QUICK if options.quick else GRIDS
+    tasks = ["mlp"] if options.quick else options.tasks
+    rows = []
+    if options.out.exists():
+        rows = [json.loads(line) for line in options.out.read_text().splitlines()]
+    done = {(r["task"], r["optimizer"], r["lr"], r["seed"]) for r in rows}
+    for task in tasks:
+        for seed in range(1 if options.quick else options.seeds):
+            for name in (n for n in options.optimizers if n in grids):
+                for lr in grids[name]:
+                    if (task, name, lr, seed) in done:
+                        continue
+                    row = run(task, name, lr, seed)
+                    rows.append(row)
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
