@@ -180,6 +180,31 @@ class FactorSums:
         scale = torch.where((own > 0) & (mean > 0), mean / own, 1.0).view(-1, 1, 1)
         return left * scale, right / scale
 
+    def into(self, averages: tuple[Tensor, Tensor], past: float, weight: float) -> bool:
+        """Take the factors into moving averages: past · average + (1 − past) · factor.
+
+        Args:
+            averages: Of A and B, changed in place.
+            past: Share of the past.
+            weight: W, the normaliser.
+
+        Returns:
+            False, and nothing is changed, if the sums are missing or not finite.
+        """
+        if self.inputs is None or self.outputs is None:
+            return False
+        parts = [(self.inputs, 1 / max(self.rows, 1)), (self.outputs, 1 / weight)]
+        if self.outputs.ndim == 5:
+            parts = [(factor, 1.0) for factor in self.factors(weight)]
+        for factor, _ in parts:
+            # A second moment that is finite on its diagonal is finite.
+            own = factor if factor.ndim == 1 else factor.diagonal(dim1=1, dim2=2)
+            if not math.isfinite(float(own.sum())):
+                return False
+        for average, (factor, scale) in zip(averages, parts, strict=True):
+            average.mul_(past).add_(factor.view(average.shape), alpha=(1 - past) * scale)
+        return True
+
     def _take(self, inputs: Tensor | None, rows: float, outputs: Tensor) -> None:
         if self.outputs is not None and self.outputs.ndim != outputs.ndim:
             # Used once in one batch and several times in another: all count as places.
@@ -228,7 +253,8 @@ class FactorSums:
                 values = use.inputs if form.lookup else use.inputs.to(dtype)
                 moment, count = input_moment(use.module, form, values)
                 rows = rows or float(count)
-                moments.append(moment.to(dtype) * (rows / count))
+                moment = moment.to(dtype)
+                moments.append(moment if count == rows else moment * (rows / count))
             found = torch.cat(moments) if len(moments) > 1 else moments[0]
         self._take(found, rows, torch.cat(outputs) if len(outputs) > 1 else outputs[0])
 

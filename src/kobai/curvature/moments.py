@@ -18,7 +18,7 @@ from kobai.curvature.layer_inputs import batched_images, convolution_patches, pa
 
 # Narrower or shorter matrices are multiplied whole: halving saves less than it costs.
 _SPLIT_WIDTH = 384
-_SPLIT_ROWS = 512
+_SPLIT_ROWS = 256
 
 
 def input_moment(module: nn.Module | None, form: LayerForm, inputs: Tensor) -> tuple[Tensor, int]:
@@ -40,9 +40,8 @@ def input_moment(module: nn.Module | None, form: LayerForm, inputs: Tensor) -> t
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution_moment(module, form, inputs)
     rows = inputs.reshape(-1, inputs.shape[-1])
-    if not form.bias:
-        return gram(rows).unsqueeze(0), rows.shape[0]
-    return _with_ones(gram(rows), rows.sum(0), rows.shape[0]).unsqueeze(0), rows.shape[0]
+    moment = _bordered_gram(rows) if form.bias else gram(rows)
+    return moment.unsqueeze(0), rows.shape[0]
 
 
 def output_moment(
@@ -68,17 +67,34 @@ def output_moment(
 
 def gram(rows: Float[Tensor, "R K"]) -> Float[Tensor, "K K"]:
     """XᵀX of a matrix of rows; wide ones by quarters, so that symmetry saves work."""
+    result = rows.new_empty(rows.shape[1], rows.shape[1])
+    _gram_into(rows, result)
+    return result
+
+
+def _gram_into(rows: Tensor, result: Tensor) -> None:
     width = rows.shape[1]
     if width < _SPLIT_WIDTH or rows.shape[0] < _SPLIT_ROWS:
-        return rows.T @ rows
-    half = width // 2
+        torch.mm(rows.T, rows, out=result)
+        return
+    half = (width // 2 + 15) // 16 * 16
     left, right = rows[:, :half], rows[:, half:]
-    result = rows.new_empty(width, width)
-    result[:half, :half] = gram(left)
-    result[half:, half:] = gram(right)
-    corner = left.T @ right
-    result[:half, half:] = corner
-    result[half:, :half] = corner.T
+    _gram_into(left, result[:half, :half])
+    _gram_into(right, result[half:, half:])
+    torch.mm(left.T, right, out=result[:half, half:])
+    result[half:, :half] = result[:half, half:].T
+
+
+def _bordered_gram(rows: Float[Tensor, "R K"]) -> Float[Tensor, "K1 K1"]:
+    """The Gram matrix of rows with an input more that is always one."""
+    count, width = rows.shape
+    if count <= width:
+        # The rows are smaller than the result: widen them.
+        return gram(torch.cat([rows, rows.new_ones(count, 1)], 1))
+    result = rows.new_empty(width + 1, width + 1)
+    _gram_into(rows, result[:width, :width])
+    sums = rows.sum(0)
+    result[:width, width], result[width, :width], result[width, width] = sums, sums, count
     return result
 
 

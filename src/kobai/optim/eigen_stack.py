@@ -14,8 +14,8 @@ from kobai.optim.coverage import KroneckerLayer
 from kobai.optim.kronecker_stack import (
     Span,
     begin,
-    finite_factors,
     fits,
+    like,
     ready_entries,
     settled,
     spans_of,
@@ -60,13 +60,10 @@ class EigenStack:
 
     def update(self, span: Span, sums: FactorSums, weight: float) -> bool:
         """Take new second moments into the moving averages; False if they are not finite."""
-        found = finite_factors(sums, weight)
-        if found is None:
+        own = self.factors.inputs[span.slice], self.factors.outputs[span.slice]
+        if not sums.into(own, past_weight(span.count + 1), weight):
             return False
         span.count += 1
-        past = past_weight(span.count)
-        self.factors.inputs[span.slice].mul_(past).add_(found[0], alpha=1 - past)
-        self.factors.outputs[span.slice].mul_(past).add_(found[1], alpha=1 - past)
         return True
 
     def correct(self, span: Span, squares: Tensor, weight: float) -> bool:
@@ -118,7 +115,7 @@ class EigenStack:
             turned /= self.squares[piece] + damping
             torch.bmm(outer, turned @ within.mT, out=v)
             size += inner(m, v)
-        return size, parameters, directions, late
+        return size, parameters, like(parameters, directions), late
 
     def ready(self) -> list[int]:
         """Entries of the stack that have statistics."""

@@ -5,7 +5,6 @@ serve all of them.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -86,6 +85,14 @@ def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tens
     return parameters, directions
 
 
+def like(parameters: Sequence[nn.Parameter], steps: Sequence[Tensor]) -> list[Tensor]:
+    """Steps in the shapes of their parameters."""
+    return [
+        step if step.shape == p.shape else step.reshape(p.shape)
+        for p, step in zip(parameters, steps, strict=True)
+    ]
+
+
 @final
 class KroneckerStack:
     """Kronecker-factored blocks of equal shape.
@@ -119,13 +126,10 @@ class KroneckerStack:
 
     def update(self, span: Span, sums: FactorSums, weight: float) -> bool:
         """Take new second moments into the moving averages; False if they are not finite."""
-        found = finite_factors(sums, weight)
-        if found is None:
+        own = self.factors.inputs[span.slice], self.factors.outputs[span.slice]
+        if not sums.into(own, past_weight(span.count + 1), weight):
             return False
         span.count += 1
-        past = past_weight(span.count)
-        self.factors.inputs[span.slice].mul_(past).add_(found[0], alpha=1 - past)
-        self.factors.outputs[span.slice].mul_(past).add_(found[1], alpha=1 - past)
         return True
 
     def tensors(self) -> dict[str, Tensor]:
@@ -167,7 +171,7 @@ class KroneckerStack:
             m, v = self.momentum[piece], self.direction[piece]
             torch.bmm(self.output_inverses[piece], m @ self.input_inverses[piece], out=v)
             size += inner(m, v)
-        return size, parameters, directions, late
+        return size, parameters, like(parameters, directions), late
 
     def ready(self) -> list[int]:
         """Entries of the stack that have statistics."""
@@ -205,17 +209,6 @@ class KroneckerStack:
     def shared(self) -> list[Tensor]:
         """What one process computes for all, entry by entry."""
         return [self.input_inverses, self.output_inverses]
-
-
-def finite_factors(sums: FactorSums, weight: float) -> tuple[Tensor, Tensor] | None:
-    """A and B, or None if they are missing or not finite."""
-    if sums.inputs is None or sums.outputs is None:
-        return None
-    a, b = sums.factors(weight)
-    # A second moment that is finite on its diagonal is finite.
-    traces = (a.sum() if a.ndim == 1 else a.diagonal(dim1=1, dim2=2).sum(),
-              b.diagonal(dim1=1, dim2=2).sum())  # fmt: skip
-    return (a, b) if all(math.isfinite(float(trace)) for trace in traces) else None
 
 
 def fits(tensor: Tensor, weight: Tensor) -> bool:

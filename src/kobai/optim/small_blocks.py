@@ -12,7 +12,7 @@ from kobai.curvature.kronecker import shifted_inverse
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, UnitLayer
-from kobai.optim.kronecker_stack import finite_factors, fits
+from kobai.optim.kronecker_stack import fits
 
 Preconditioned = tuple[float, list[nn.Parameter], list[Tensor], int]
 """mᵀ(F + λ)⁻¹m, the parameters with gradients, their steps, and the number of late blocks."""
@@ -210,13 +210,9 @@ class TableBlock:
 
     def update(self, sums: FactorSums, weight: float) -> bool:
         """Take new second moments into the moving averages; False if they are not finite."""
-        found = finite_factors(sums, weight)
-        if found is None:
+        if not sums.into((self.frequency, self.factor), past_weight(self.count + 1), weight):
             return False
         self.count += 1
-        past = past_weight(self.count)
-        self.frequency.mul_(past).add_(found[0], alpha=1 - past)
-        self.factor.mul_(past).add_(found[1][0], alpha=1 - past)
         return True
 
     def correct(self, squares: Tensor, weight: float) -> bool:

@@ -8,6 +8,7 @@ any parameter's gradient. What the user's loss is scaled by never matters.
 """
 
 import dataclasses
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -144,6 +145,7 @@ class BackwardStatistics:
         self._number = 0
         self._pass: _Pass | None = None
         self._recording = False
+        self._forced = False
         # Weight and bias of one matrix may have blocks of their own.
         self._layers: dict[tuple[str, str], list[int]] = {}
         for position, layer in enumerate(plan.layers):
@@ -180,6 +182,9 @@ class BackwardStatistics:
             handle.remove()
         self._layer_handles.clear()
         self._recording = False
+        if self._forced:
+            torch.compiler.set_stance("default")
+            self._forced = False
 
     def _before(self, arguments: tuple[Any, ...]) -> None:
         """Before a forward pass: note its layers if statistics are due and gradients on."""
@@ -190,6 +195,10 @@ class BackwardStatistics:
         self._noted.clear()
         self._pass = None
         self._recording = True
+        if _is_compiled(self.model):
+            # Compiled code does not run hooks of the layers: this pass runs as it was written.
+            torch.compiler.set_stance("force_eager")
+            self._forced = True
         # A model that is itself a layer is noted by `_after`, which runs before hooks added now.
         layers = self._modules - {self.model}
         self._layer_handles += self._noted.attach(self.model, layers)
@@ -353,6 +362,12 @@ def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Seque
                 "use_reentrant=False"
             ) from error
         raise
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a model is what `torch.compile` returns."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
 def _plus(known: Tensor | None, new: Tensor) -> Tensor:
