@@ -90,7 +90,9 @@ def _study(folder: Path, storage: str | None, *, trials: int = 12, name: str = "
         metric="train_loss",
     )
     space = {"lr": Log(1e-3, 10.0), "momentum": Linear(0.0, 0.95)}
-    return Study(task, space, StudyOptions(trials=trials, storage=storage, name=name), folder)
+    return Study(
+        task, space, StudyOptions(trials=trials, storage=storage, name=name, together=1), folder
+    )
 
 
 def test_it_gives_what_a_journal_gives(server, tmp_path):

@@ -48,7 +48,7 @@ def study(setting: Setting, folder: Path, trials: int = 6, space=None, **changes
     return Study(
         task(setting, **changes),
         SPACE if space is None else space,
-        StudyOptions(trials=trials, **options),
+        StudyOptions(trials=trials, **{"together": 1, **options}),
         folder,
     )
 

@@ -114,7 +114,12 @@ def space(config: Config, cell: Cell) -> dict[str, Domain]:
 
 def open_study(config: Config, cell: Cell, folder: Path, where: Setting) -> Study:
     """The study of a cell, in its own folder below the run's."""
-    options = StudyOptions(trials=config.number_of_trials, metric="train_accuracy", name=cell.name)
+    options = StudyOptions(
+        trials=config.number_of_trials,
+        metric="train_accuracy",
+        name=cell.name,
+        together=config.together,
+    )
     return Study(
         task(config, cell, where),
         space(config, cell),

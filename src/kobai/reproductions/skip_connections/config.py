@@ -39,6 +39,9 @@ class Config:
     """Learn biases."""
     damping: float | None = 0.01
     """K-FAC's damping (multiple of the identity); None: searched like the learning rate."""
+    together: int = 0
+    """Trials a process asks for at once and trains as one computation (count); 0: 8 on a CPU where
+    the network allows it. It changes what TPE knows when it proposes."""
     workers: int = 2
     """Processes to run trials in (count)."""
     threads: int | None = None
@@ -53,7 +56,16 @@ class Config:
             raise ValueError(f"data is 'digits', 'mnist' or 'auto'; got {self.data!r}")
         if len(self.batches) not in (0, 2):
             raise ValueError(f"batches are two sizes, a small and a large; got {self.batches}")
-        for name in ("trials", "top", "epochs", "depth", "workers", "threads", "damping"):
+        for name in (
+            "trials",
+            "top",
+            "epochs",
+            "depth",
+            "together",
+            "workers",
+            "threads",
+            "damping",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
