@@ -175,6 +175,9 @@ def test_decisions_follow_the_two_ratios():
         (0.1, 1.0, 0.01, 0.1, 0.2),  # wrong about its own examples
         (1.0, -0.3, 0.1, 0.1, 0.2),  # hurts others
         (1.0, -0.3, 0.5, 0.1, 0.1),  # perhaps
+        (1.0, 0.3, 0.1, 0.4, 0.2),  # above the initial one, and not needed: back
+        (1.0, 0.3, 0.1, 0.15, 0.1),
+        (1.0, 0.1, 0.2, 0.4, 0.4),  # perhaps needed
         (1.0, 0.1, 0.05, 0.01, 0.02),  # below the initial one without fresh support: back
     ]
     net, _, _ = classifier()

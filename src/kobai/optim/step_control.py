@@ -14,7 +14,9 @@ The noise of minibatches enters at three places, each by measurement:
   where it overshoots on the average, the share of the model's step that is made shrinks.
 - The damping falls only where fresh examples confirm the predicted decrease, to the same threshold
   as the examples of the step. That is its floor: on one and the same batch, again and again, it
-  falls as far as the model is exact; on minibatches it stays where noise begins to dominate.
+  falls as far as the model is exact; on minibatches it stays where noise begins to dominate. It
+  rises where a step does harm to fresh examples, and from above and below goes back to where it
+  began while they are neither harmed nor helped as much as predicted.
 """
 
 import copy
@@ -348,7 +350,8 @@ class StepControl:
             elif fresh.value + margin < rule.raise_below and damping < rule.initial:
                 wanted, action = min(rule.initial, rule.raised(damping)[0]), "noise"
             elif action == "lowered" and not fresh.value - margin > rule.lower_above:
-                wanted, action = damping, "noise"
+                back = damping > rule.initial and fresh.value > margin
+                wanted, action = max(rule.initial, wanted) if back else damping, "noise"
         if wanted != damping:
             state.damping_step = inversions
         return self._log(step, damping, own, fresh, action, wanted)
