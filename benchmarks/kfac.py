@@ -7,7 +7,8 @@ gathering + 1 inverting) / 10. Learning rate and damping are numbers: what autom
 its own business.
 
     OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/kfac.py [--cases mlp-256 ae-256 …]
-        [--optimizers kfac ekfac] [--labels sampled observed] [--quick] [--device cuda] [--bf16]
+        [--optimizers kfac ekfac kfac-bf16] [--labels sampled observed] [--quick]
+        [--device cuda] [--bf16]
 
 Cases: "mlp", six linear layers 784-100×5-10; "classifier", 784-512-512-10 with ReLU; "ae", the
 autoencoder 784-1000-500-250-30-250-500-1000-784; "resnet", ResNet-20 on images of CIFAR-10's size;
@@ -153,7 +154,9 @@ def case(name: str) -> tuple[Callable[[], nn.Module], str, Tensor, Tensor]:
         x = images(784)
         return lambda: chain(AUTOENCODER, nn.Sigmoid), "bernoulli", x, x.round()
     if kind == "resnet":
-        make = lambda: ResNet(ResNetConfig())  # noqa: E731
+        make = lambda: ResNet(  # noqa: E731
+            ResNetConfig(), input_shape=(3, 32, 32), num_outputs=10, generator=generator
+        )
         return make, "categorical", images(3, 32, 32), classes(10)
     if kind == "transformer":
         return lambda: Tokens(64, 128, 4, 4, 32), "tokens", classes(64, 32), classes(64, 32)
@@ -191,7 +194,7 @@ class Stepper:
                 self.model.parameters(), lr=1e-4, momentum=0.9
             )
             return
-        kind = {"kfac": KFAC, "ekfac": EKFAC}[optimizer]
+        kind = EKFAC if optimizer == "ekfac" else KFAC
         likelihood: str | nn.Module = self.likelihood
         if self.likelihood == "tokens":
             from kobai.problem import Categorical
@@ -200,6 +203,7 @@ class Stepper:
         self.factored = self.optimizer = kind(
             self.model, likelihood, lr=1e-4, damping=0.03, kl_bound=None,
             labels=labels, generator=torch.Generator(device).manual_seed(0),
+            product_dtype=torch.bfloat16 if optimizer == "kfac-bf16" else None,
         )  # fmt: skip
         for _ in range(2):
             self.step("invert")

@@ -146,6 +146,28 @@ def test_dropout_inside_layers_is_the_same_for_statistics():
         assert_close(gradient, expected)
 
 
+def test_products_in_bfloat16_are_near_those_in_full():
+    steps = {}
+    for dtype in (None, torch.bfloat16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5))
+            x, y = torch.randn(64, 20), torch.randint(0, 5, (64,))
+        before = torch.cat([p.detach().flatten() for p in net.parameters()])
+        optimizer = KFAC(net, **FIXED, labels="exact", product_dtype=dtype)
+        steps[dtype] = trained(net, x, y, optimizer, 1) - before
+        (first, *_) = optimizer._made().stacks
+        assert first.input_inverses.dtype == (dtype or torch.float32)
+        twin = copy.deepcopy(net)
+        other = KFAC(twin, **FIXED, labels="exact", product_dtype=dtype)
+        other.load_state_dict(optimizer.state_dict())
+        assert torch.equal(trained(net, x, y, optimizer), trained(twin, x, y, other))
+    error = (steps[torch.bfloat16] - steps[None]).norm() / steps[None].norm()
+    assert 1e-6 < float(error) < 0.02
+    with pytest.raises(ValueError, match="product_dtype"):
+        EKFAC(net, **FIXED, product_dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_a_scaler_do_not_reach_the_factors(dtype):
     """Factors of a scaled half-precision pass are those of the plain one, up to its rounding."""

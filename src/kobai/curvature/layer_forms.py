@@ -111,7 +111,7 @@ def tensor_at(module: nn.Module, path: str) -> Any:
     return found
 
 
-def slots(module: nn.Module) -> tuple[Slot, ...]:
+def slots(module: Any) -> tuple[Slot, ...]:
     """The matrices of a module, none if it is of a kind that is not known.
 
     Linear, Conv1d to Conv3d and their transposes, Embedding, MultiheadAttention, RNN, LSTM, GRU and

@@ -87,7 +87,8 @@ def plan_parts(space: ParameterSpace, demoted: dict[str, str] | None = None) -> 
             where, shape, kind = places[0], (1, 1, int(places[0].numel())), "jacobian"
         elif group.kind == "scale":
             stacked = torch.stack(places, 1)
-            where, shape, kind = stacked.reshape(-1), (1, *stacked.shape), "scale"
+            shape = 1, stacked.shape[0], stacked.shape[1]
+            where, kind = stacked.reshape(-1), "scale"
         elif group.kind == "embedding":
             assert form is not None
             where, shape, kind = places[0], (1, form.inputs, form.outputs), "embedding"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kobai.optim.averages import flush_
@@ -24,6 +25,7 @@ class Blocks:
         plan: Which parameter has which block.
         group_of: Index of the parameter group by ``id(parameter)``.
         corrected: Whether to keep second moments in eigenbases (EKFAC) instead of inverses.
+        product_dtype: See `KroneckerStack`.
 
     Attributes:
         stacks: Kronecker-factored blocks, those of equal shape together.
@@ -32,7 +34,13 @@ class Blocks:
         diagonals: The remaining parameters.
     """
 
-    def __init__(self, plan: Plan, group_of: dict[int, int], corrected: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        group_of: dict[int, int],
+        corrected: bool = False,
+        product_dtype: torch.dtype | None = None,
+    ) -> None:
         together: dict[tuple, list[tuple[int, KroneckerLayer]]] = {}
         self.tables: list[TableBlock] = []
         for position, layer in enumerate(plan.layers):
@@ -44,8 +52,12 @@ class Blocks:
             key = (group, form.outputs, form.inputs, weight.dtype, weight.device)
             together.setdefault(key, []).append((position, layer))
         self.plan = plan
-        kind = EigenStack if corrected else KroneckerStack
-        self.stacks: list[Stack] = [kind(layers, key[0]) for key, layers in together.items()]
+        self.stacks: list[Stack] = [
+            EigenStack(layers, key[0])
+            if corrected
+            else KroneckerStack(layers, key[0], product_dtype)
+            for key, layers in together.items()
+        ]
         self.units = [
             UnitBlock(position, entry, group_of[id(entry.tensors[0])])
             for position, entry in enumerate(plan.units)

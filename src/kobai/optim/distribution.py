@@ -199,8 +199,8 @@ def _send(
     entries: Sequence[tuple[Stack, int]], statuses: dict[tuple[int, int], int], rank: int
 ) -> None:
     """One process's results to all others, in one message a precision."""
-    for dtype in dict.fromkeys(stack.momentum.dtype for stack, _ in entries):
-        own = [(stack, i) for stack, i in entries if stack.momentum.dtype == dtype]
+    for dtype in dict.fromkeys(stack.shared()[0].dtype for stack, _ in entries):
+        own = [(stack, i) for stack, i in entries if stack.shared()[0].dtype == dtype]
         tensors = [tensor[i] for stack, i in own for tensor in stack.shared()]
         codes = tensors[0].new_tensor([statuses.get((id(s), i), 0) for s, i in own])
         message = torch.cat([codes, *(tensor.reshape(-1) for tensor in tensors)])

@@ -101,9 +101,16 @@ class KroneckerStack:
         layers: Positions in the plan with their layers; equal forms up to the number of groups,
             equal dtype and device.
         group: Index of the parameter group they all belong to.
+        product_dtype: Precision in which inverses are kept and multiplied; default: that of the
+            averages.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, KroneckerLayer]],
+        group: int,
+        product_dtype: torch.dtype | None = None,
+    ) -> None:
         self.group = group
         self.form = layers[0][1].form
         self.size = sum(layer.form.groups for _, layer in layers)
@@ -115,7 +122,8 @@ class KroneckerStack:
             return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
 
         self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
-        self.input_inverses, self.output_inverses = zeros(k, k), zeros(m, m)
+        kept = product_dtype or dtype
+        self.input_inverses, self.output_inverses = zeros(k, k).to(kept), zeros(m, m).to(kept)
         self.momentum, self.direction = zeros(m, k), zeros(m, k)
         self.spans = spans_of(layers, self.momentum, self.direction)
 
@@ -169,7 +177,11 @@ class KroneckerStack:
         size = 0.0
         for piece in pieces:
             m, v = self.momentum[piece], self.direction[piece]
-            torch.bmm(self.output_inverses[piece], m @ self.input_inverses[piece], out=v)
+            outer, within = self.output_inverses[piece], self.input_inverses[piece]
+            if within.dtype == m.dtype:
+                torch.bmm(outer, m @ within, out=v)
+            else:
+                v.copy_(outer @ (m.to(within.dtype) @ within))
             size += inner(m, v)
         return size, parameters, like(parameters, directions), late
 
@@ -198,8 +210,8 @@ class KroneckerStack:
             self.output_inverses.copy_(inverse.outputs)
         elif good:
             places = [entries[i] for i in good]
-            self.input_inverses[places] = inverse.inputs[good]
-            self.output_inverses[places] = inverse.outputs[good]
+            self.input_inverses[places] = inverse.inputs[good].to(self.input_inverses.dtype)
+            self.output_inverses[places] = inverse.outputs[good].to(self.input_inverses.dtype)
         return dict(zip(entries, statuses, strict=True))
 
     def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
