@@ -12,9 +12,9 @@ FRESH = "fresh model"
 
 
 def curvature_tables(
-    results: Sequence[Spectrum | SpectralDensity | CriticalRates | Ladder],
+    results: Sequence[object],
 ) -> list[Table]:
-    """One table a kind of result, in the order of the flags."""
+    """One table a kind of curvature result, in the order of the flags; others are passed over."""
     spectra = [r for r in results if isinstance(r, Spectrum)]
     densities = [r for r in results if isinstance(r, SpectralDensity)]
     rates = [r for r in results if isinstance(r, CriticalRates)]

@@ -10,6 +10,7 @@ from rich.console import Console
 from kobai import report, seeds
 from kobai.cli.curvature_tables import curvature_tables
 from kobai.cli.figures import write_figures
+from kobai.cli.kernel_tables import kernel_tables
 from kobai.cli.options import (
     CompareOptions,
     MeasureOptions,
@@ -36,14 +37,23 @@ from kobai.curvature import (
     measure_density,
     measure_ladder,
 )
+from kobai.kernels import isotropy, measure_kernel
 from kobai.problem import Categorical, EmpiricalRisk, ParameterSpace, Problem, evaluation_mode
-from kobai.results import CriticalRates, Ladder, SpectralDensity, Spectrum, save
+from kobai.results import (
+    CriticalRates,
+    IsotropyTable,
+    Ladder,
+    SpectralDensity,
+    Spectrum,
+    TangentSummary,
+    save,
+)
 from kobai.studies import RunSpec, Setting, checkpoint_folder, head_of, load_model
 
 LADDER_ROWS = 2_000
 """Examples times outputs that the exactness ladder is measured on."""
 
-Measured = Spectrum | SpectralDensity | CriticalRates | Ladder
+Measured = Spectrum | SpectralDensity | CriticalRates | Ladder | TangentSummary | IsotropyTable
 
 
 def main(arguments: list[str], command: str) -> int:
@@ -71,7 +81,7 @@ def main(arguments: list[str], command: str) -> int:
     if options.json:
         print(to_json(found))
     else:
-        for table in curvature_tables(found):
+        for table in (*curvature_tables(found), *kernel_tables(found)):
             wide_console().print(table)
     return 0
 
@@ -82,6 +92,8 @@ def _name(result: Measured) -> str:
         SpectralDensity: "density",
         CriticalRates: "rates",
         Ladder: "ladder",
+        TangentSummary: "kernel",
+        IsotropyTable: "isotropy",
     }[type(result)]
     parts = (kind, *(getattr(result, name, "") for name in ("matrix", "label", "block")))
     return "_".join(filter(None, parts))
@@ -93,9 +105,11 @@ def _check(options: Any) -> None:
         raise UsageError("--checkpoint FILE or a run folder, not both")
     if not 0 <= options.momentum < 1:
         raise UsageError(f"--momentum lies in [0, 1), got {options.momentum}")
-    for name in ("probes", "steps"):
+    for name in ("probes", "steps", "kernel_examples"):
         if getattr(options, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}"
+            )
     if not options.damping > 0:
         raise UsageError(f"--damping must be positive, got {options.damping}")
     if not options.density_tolerance >= 0:
@@ -166,6 +180,12 @@ def _measure(
             found += layer_densities(
                 objective, matrix, generator=seeds.generator(seed, "layers"), **settings
             )
+        if options.kernel or options.isotropy:
+            some = head_of(problem, options.kernel_examples)
+            if options.kernel:
+                found.append(measure_kernel(some, **point))
+            if options.isotropy:
+                found.append(isotropy(some, damping=options.damping, **point))
         if options.exactness:
             # Chains of layers are solved in function space: memory grows with the square of it.
             few = head_of(problem, max(LADDER_ROWS // max(classes, 1), 1))

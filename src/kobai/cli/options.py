@@ -135,6 +135,14 @@ class MeasureOptions(ProblemOptions):
     checkpoint remembers is used unasked, otherwise single-example gradients)."""
     damping: float = 1e-3
     """Added to preconditioners and in the ladder (multiple of the identity)."""
+    kernel: bool = False
+    """Also the tangent kernel of the first --kernel-examples examples: spectrum, shares of layers,
+    alignment with the labels."""
+    isotropy: bool = False
+    """Also the isotropy table: which Fisher structure moves the outputs like the exact one, and
+    which is the cheapest of them."""
+    kernel_examples: int = 100
+    """Examples of the tangent kernel and of the isotropy table (count)."""
     exactness: bool = False
     """Also the ladder: every Fisher structure against the exact matrix (up to 5,000 parameters), on
     the first examples, 2,000 outputs together."""

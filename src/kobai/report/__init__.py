@@ -6,8 +6,20 @@ figures, provenance. The page opens from disk, from mail or from an archive, wit
 
 from kobai.report.exhibits import Exhibit, exhibits
 from kobai.report.gather import Contents, gather
+from kobai.report.kernel_sections import ISOTROPY_HEADS, isotropy_row
 from kobai.report.note import Note
 from kobai.report.notes import notes_on
 from kobai.report.page import build, render
 
-__all__ = ["Contents", "Exhibit", "Note", "build", "exhibits", "gather", "notes_on", "render"]
+__all__ = [
+    "ISOTROPY_HEADS",
+    "Contents",
+    "Exhibit",
+    "Note",
+    "build",
+    "exhibits",
+    "gather",
+    "isotropy_row",
+    "notes_on",
+    "render",
+]
