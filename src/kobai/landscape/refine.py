@@ -29,8 +29,11 @@ Leaving a row out doubles the spacing there, which multiplies the error of a cub
 smooth function and by 4 or less on one with kinks; the verification corrects a wrong guess.
 """
 
-VERIFIED = 8
+VERIFIED = 12
 """Nodes measured to verify the spline, for each direction."""
+
+SAFETY = 0.5
+"""Nodes held out must be this much better than the tolerance, as worse ones lie between them."""
 
 FLOOR = 1e-3
 """Errors of a loss are relative to its value, or to this share of its range if that is larger."""
@@ -280,7 +283,7 @@ class _Refinement:
         measured = np.stack([self.values[p] for p in picks])
         errors /= self._scale(measured, range(len(self.names)))
         found = {name: float(errors[:, f].max()) for f, name in enumerate(self.names)}
-        bound = np.inf if self.tol is None else self.tol
+        bound = np.inf if self.tol is None else SAFETY * self.tol
         failed = [
             p
             for p, row in zip(picks, errors[:, self.judged], strict=True)
