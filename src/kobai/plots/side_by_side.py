@@ -12,7 +12,6 @@ from kobai.plots.style import INK, MUTED, plain
 from kobai.plots.surface import draw_surface, viewpoint
 from kobai.results import Plane
 
-
 DECADES = 1e3
 """A common scale that spans more than this ratio is not logarithmic unless asked for."""
 
