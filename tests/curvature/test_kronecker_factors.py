@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from kobai.curvature.kronecker import (
-    KroneckerFactors,
-    gram,
-    input_moment,
-    layer_form,
-    output_moment,
-)
+from kobai.curvature.factor_sums import nearest_product
+from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.layer_forms import slots
+from kobai.curvature.moments import gram, input_moment, output_moment
 from tolerances import assert_close
 
 CONVOLUTIONS = {
@@ -31,14 +28,22 @@ CONVOLUTIONS = {
     "pointwise": {"kernel_size": 1, "groups": 2, "stride": 2},
     "reflect": {"kernel_size": 3, "padding": (1, 2), "padding_mode": "reflect"},
     "circular": {"kernel_size": 3, "padding": (2, 1), "padding_mode": "circular"},
+    "by shifts": {"kernel_size": 3, "padding": 1},
+    "by shifts, wide": {"kernel_size": 5, "padding": "same", "bias": False},
     "replicate-same": {"kernel_size": (2, 4), "padding": "same", "padding_mode": "replicate"},
 }
+
+
+def layer_form(module, bias=True):
+    own = slots(module)
+    return own[0].form_with(bias and own[0].form.bias) if own else None
 
 
 def convolution(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Conv2d(4, 6 if name != "depthwise" else 4, **CONVOLUTIONS[name]).double()
+        outputs = 4 if name == "depthwise" else 6
+        return nn.Conv2d(4, outputs, **CONVOLUTIONS[name]).double()
 
 
 def gradient_sum(module, inputs, gradients):
@@ -58,7 +63,8 @@ def test_moments_of_a_convolution_equal_those_of_autograd(name, generator):
     """Rows a_t one at a time: the weight gradient for a unit gradient at one place."""
     module = convolution(name)
     form = layer_form(module)
-    x = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
+    size = (6, 7) if "wide" in name else (5, 6)
+    x = torch.randn(2, 4, *size, generator=generator, dtype=torch.float64)
     outputs = module(x)
     rows = [[] for _ in range(form.groups)]
     for n in range(2):
@@ -100,7 +106,61 @@ def test_moments_of_a_linear_layer_run_over_all_extra_axes(generator):
     assert_close(output_moment(module, form, g)[0], g.reshape(-1, 2).T @ g.reshape(-1, 2))
 
 
-@pytest.mark.parametrize(("rows", "width"), [(3, 2), (600, 400), (1100, 801)])
+TURNED = {
+    "1d": (nn.ConvTranspose1d, {"kernel_size": 3, "padding": 1}, (5,)),
+    "2d": (nn.ConvTranspose2d, {"kernel_size": (3, 2), "stride": (2, 1), "groups": 2}, (3, 4)),
+    "3d": (nn.ConvTranspose3d, {"kernel_size": 2, "dilation": 2, "bias": False}, (2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_moments_of_a_transposed_convolution_equal_those_of_autograd(name, generator):
+    kind, settings, size = TURNED[name]
+    with torch.random.fork_rng():
+        module = kind(4, 6, **settings).double()
+    form = layer_form(module)
+    x = torch.randn(2, 4, *size, generator=generator, dtype=torch.float64)
+    outputs = module(x)
+    rows = [[] for _ in range(form.groups)]
+    flat = outputs.flatten(2)
+    for n in range(2):
+        for place in range(flat.shape[2]):
+            unit = torch.zeros_like(flat)
+            unit[n, :: form.outputs, place] = 1
+            found = gradient_sum(module, x, unit.view(outputs.shape))
+            matrix = form.matrix(found["weight"], found.get("bias"))
+            for g in range(form.groups):
+                rows[g].append(matrix[g, 0])
+    rows = torch.stack([torch.stack(group) for group in rows])
+    moment, count = input_moment(module, form, x)
+    assert count == rows.shape[1]
+    assert_close(moment, rows.mT @ rows)
+    weight = module.weight.detach()
+    assert torch.equal(form.weight_part(form.matrix(weight, None)).reshape(weight.shape), weight)
+
+
+@pytest.mark.parametrize(("uses", "m", "k"), [(1, 2, 3), (2, 3, 2), (3, 2, 4)])
+def test_the_nearest_product_is_that_of_the_rearranged_matrix(uses, m, k, generator):
+    """Van Loan and Pitsianis: the leading singular pair of the rearrangement; both factors PSD."""
+    rows = torch.randn(uses, 9, k, generator=generator, dtype=torch.float64)
+    gradients = 1e-6 * torch.randn(uses, 9, m, generator=generator, dtype=torch.float64)
+    a = torch.einsum("rnk,snl->rskl", rows, rows).unsqueeze(2)
+    b = torch.einsum("rnk,snl->rskl", gradients, gradients).unsqueeze(2)
+    matrix = torch.einsum("rsij,rskl->ikjl", b[:, :, 0], a[:, :, 0])
+    turned = matrix.permute(0, 2, 1, 3).reshape(m * m, k * k)
+    u, s, v = torch.linalg.svd(turned)
+    left, right = nearest_product(a, b)
+    best = s[0] * torch.outer(u[:, 0], v[0])
+    found = torch.outer(right[0].flatten(), left[0].flatten())
+    assert float((found - best).norm()) < 1e-10 * float(best.norm())
+    for factor in (left[0], right[0]):
+        values = torch.linalg.eigvalsh(factor)
+        assert float(values[0]) > -1e-12 * float(values[-1])
+    if uses == 1:
+        assert_close(left[0] / left[0].norm(), a[0, 0, 0] / a[0, 0, 0].norm())
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 2), (300, 400), (1100, 801)])
 def test_gram_of_wide_matrices(rows, width, generator):
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     assert_close(gram(x), x.T @ x)
