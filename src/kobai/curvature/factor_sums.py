@@ -102,8 +102,12 @@ def outer_rows(
     lengths = tuple(a.shape[2] for a, _ in pairs for _ in range(a.shape[0]))
     longest = max(lengths)
     missing = [longest - a.shape[2] for a, _ in pairs]
-    a = torch.cat([F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)])
-    g = torch.cat([F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)])
+    if len(pairs) == 1:
+        # Not copied: gradients of a convolution keep their places next to each other in memory.
+        a, g = pairs[0]
+    else:
+        a = torch.cat([F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)])
+        g = torch.cat([F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)])
     if form.inputs == 1 and form.bias:
         # A bias is an input that is always one, whatever the groups of its layer.
         g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)

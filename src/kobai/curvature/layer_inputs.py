@@ -106,11 +106,11 @@ def convolution_patches(module: Any, inputs: Tensor) -> Float[Tensor, "N G T K"]
         windows = windows[..., ::dilation]
     if turned:
         windows = windows.flip(tuple(range(2 + axes, 2 + 2 * axes)))
-    windows = windows.reshape(
-        images.shape[0], groups, -1, math.prod(windows.shape[2 : 2 + axes]),
-        math.prod(module.kernel_size),
-    )  # fmt: skip
-    return windows.permute(0, 1, 3, 2, 4).flatten(3)
+    places = math.prod(windows.shape[2 : 2 + axes])
+    split = windows.unflatten(1, (groups, -1))
+    # (N, G, I, places, taps) -> (N, G, places, I, taps), copied once.
+    order = (0, 1, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes))
+    return split.permute(order).reshape(images.shape[0], groups, places, -1)
 
 
 def _spread(module: Any, images: Tensor) -> Tensor:

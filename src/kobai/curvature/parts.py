@@ -7,7 +7,8 @@ route, which is right for any code. So no block is wrong in silence.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -58,13 +59,17 @@ class Part:
         return int(self.indices.numel())
 
 
+# Two integers a parameter, the same as long as the parameters are: made once.
+_COORDINATES: WeakKeyDictionary[ParameterSpace, dict[str, Tensor]] = WeakKeyDictionary()
+_ARRANGED: WeakKeyDictionary[ParameterSpace, dict[Any, Tensor]] = WeakKeyDictionary()
+
+
 def parameter_indices(space: ParameterSpace) -> dict[str, Int[Tensor, " size"]]:
     """Coordinates in θ of every parameter, flat."""
-    found, start = {}, 0
-    for name, size in zip(space.names, space.sizes, strict=True):
-        found[name] = torch.arange(start, start + size)
-        start += size
-    return found
+    if space not in _COORDINATES:
+        pieces = torch.arange(sum(space.sizes)).split(list(space.sizes))
+        _COORDINATES[space] = dict(zip(space.names, pieces, strict=True))
+    return _COORDINATES[space]
 
 
 def plan_parts(space: ParameterSpace, demoted: dict[str, str] | None = None) -> tuple[Part, ...]:
@@ -96,8 +101,12 @@ def plan_parts(space: ParameterSpace, demoted: dict[str, str] | None = None) -> 
             where, shape, kind = places[0], (1, int(places[0].numel()), 1), "bias"
         else:
             assert form is not None
-            weight = places[0].view(shapes[group.parameters[0]].shape)
-            where = form.matrix(weight, places[1] if form.bias else None).reshape(-1)
+            key = (group.parameters, form)
+            known = _ARRANGED.setdefault(space, {})
+            if key not in known:
+                weight = places[0].view(shapes[group.parameters[0]].shape)
+                known[key] = form.matrix(weight, places[1] if form.bias else None).reshape(-1)
+            where = known[key]
             shape, kind = (form.groups, form.outputs, form.inputs), "matrix"
         parts.append(
             Part(

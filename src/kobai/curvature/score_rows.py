@@ -192,7 +192,7 @@ class _Pass:
         edges = self.watch.edges
         if not edges:
             return [[] for _ in self.parts]
-        if vectorised and len(shared) > 1:
+        if vectorised and len(shared) > 1 and self.watch.size * len(shared) <= 2_000_000:
             gradients = self._pulled(shared, batched=True)
         else:
             passes = [self._pulled(one, batched=False) for one in shared]
@@ -283,11 +283,6 @@ class _Pass:
                 strict=True,
             )
         ) if leaves else {}  # fmt: skip
-        flat = [
-            expected[name].reshape(-1) if name in expected else self.outputs.new_zeros(size)
-            for name, size in self.sizes.items()
-        ]
-        whole = torch.cat(flat)
         wrong = []
         for part, own in zip(self.parts, rows, strict=True):
             if part.kind == "jacobian":
@@ -295,9 +290,9 @@ class _Pass:
             if own is None:
                 wrong.append(part)
                 continue
-            truth = whole[part.indices.to(whole.device)]
+            truth = _arranged(part, expected)
             claim = own.transpose(weights.unsqueeze(1)).squeeze(1)
-            scale = torch.linalg.vector_norm(own.squares().sqrt()) + torch.linalg.vector_norm(truth)
+            scale = own.squares().sum().sqrt() + torch.linalg.vector_norm(truth)
             limit = torch.finfo(truth.dtype).eps ** 0.5 * scale
             if not bool(torch.linalg.vector_norm(claim - truth) <= limit):
                 wrong.append(part)
@@ -340,6 +335,8 @@ class _Pass:
                 return None
             inputs.append(found[0])
             gradients.append(found[1])
+        if len(inputs) == 1:
+            return OuterRows(inputs[0], gradients[0], part.indices)
         return OuterRows(torch.cat(inputs, 2), torch.cat(gradients, 3), part.indices)
 
     def _embedding(self, part: Part, uses: list[LayerUse]) -> Rows | None:
@@ -369,3 +366,13 @@ class _Pass:
                 return None
             total = rows if total is None else total + rows
         return None if total is None else DenseRows(total.flatten(2).flatten(0, 1), part.indices)
+
+
+def _arranged(part: Part, gradients: dict[str, Tensor]) -> Tensor:
+    """The gradients of a part's parameters in the order of its columns."""
+    own = [gradients[name] for name in part.parameters]
+    if part.kind == "matrix" and part.form is not None:
+        return part.form.matrix(own[0], own[1] if part.form.bias else None).reshape(-1)
+    if part.kind == "scale":
+        return torch.stack([g.reshape(-1) for g in own], 1).reshape(-1)
+    return own[0].reshape(-1)
