@@ -60,7 +60,7 @@ def damping_figure(runs: dict[str, dict[str, Any]], path: Path) -> None:
     for label, run in runs.items():
         left.plot(series(run, "damping"), drawstyle="steps-post", label=label)
     left.set(yscale="log", xlabel="step", ylabel="damping λ", title="the floor is measured")
-    left.legend(loc="lower left")
+    left.legend(loc="center", bbox_to_anchor=(0.62, 0.5))
     noisy = [d for d in runs["batches of 256"]["decisions"] if d["fresh_ratio"] is not None]
     steps = [d["step"] for d in noisy]
     right.plot(steps, [d["ratio"] for d in noisy], ".-", label="the step's own examples")
