@@ -64,8 +64,8 @@ def evaluate_volume(
         statistics: For "interpolated", label of marked points to the model's buffers there.
         precision: "given", or "bfloat16" for overviews: refused where its error would show.
         tol: Evaluate only as many nodes as a spline needs to be right within this share of the loss
-            everywhere, as verified at nodes held out (`kobai.landscape.refine`); the field
-            "evaluated" tells which nodes are values and which are spline. None: all nodes.
+            at nodes held out to verify it, an estimate and no bound (`kobai.landscape.refine`); the
+            field "evaluated" tells which nodes are values and which are spline. None: all nodes.
         budget: Seconds for the grid: all nodes if they fit, else as with `tol` for as long.
         folder: Keep blocks of values here as they come; the same call again goes on where it was
             interrupted and gives the same result to the bit.
