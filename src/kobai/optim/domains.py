@@ -9,7 +9,7 @@ import ast
 import dataclasses
 import math
 import re
-from typing import final
+from typing import Any, final
 
 Value = float | int | str | bool | None
 
@@ -201,7 +201,7 @@ def _conditional(inside: str, text: str) -> When:
     return When(match[1], values if isinstance(values, tuple) else (values,), domain)
 
 
-def _literal(text: str, whole: str):
+def _literal(text: str, whole: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

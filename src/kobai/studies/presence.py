@@ -149,8 +149,9 @@ class _Heartbeats(Presence):
         # A worker that died between asking and its first heartbeat left no beat to miss.
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             began = trial.datetime_start
-            silent = WORKER not in trial.user_attrs and began is not None
-            if silent and time.time() - began.timestamp() > 6 * HEARTBEAT_SECONDS:
+            if WORKER in trial.user_attrs or began is None:
+                continue
+            if time.time() - began.timestamp() > 6 * HEARTBEAT_SECONDS:
                 queue_again(study, trial)
         return _count_requeued(study) - before
 

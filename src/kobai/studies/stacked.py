@@ -41,13 +41,13 @@ class Design:
 def design_of(model: nn.Module) -> Design | str:
     """How to compute a network of the families "linear" and "mlp"; a reason where that fails."""
     if type(model) is LinearNet:
-        layers = list(model.layers)
+        layers = _layers(model)
         activation: type = nn.Identity
     elif type(model) is MLP:
         if model.output_norm is not None:
             return "its outputs are normalised over the batch"
-        layers = [block[0] for block in model.hidden] + [model.output]
-        parts = [part for block in model.hidden for part in list(block)[1:]]
+        layers = _layers(model)
+        parts = [part for block in model.hidden for part in list(block.children())[1:]]
         kinds = {type(part) for part in parts} or {nn.Identity}
         if len(kinds) > 1 or next(iter(kinds)) not in _SLOPES:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -65,15 +65,18 @@ def design_of(model: nn.Module) -> Design | str:
     return Design(activation=activation, skips=model.skips, bias=biases.pop())
 
 
+def _layers(model: nn.Module) -> list[Any]:
+    """The linear layers in order."""
+    if isinstance(model, MLP):
+        return [*(next(block.children()) for block in model.hidden), model.output]
+    assert isinstance(model, LinearNet)
+    return list(model.layers)
+
+
 def matrices_of(model: nn.Module) -> list[Tensor]:
     """Copies of a network's layers as (M, K) matrices, a bias as the last column."""
-    layers: Sequence[Any]
-    if isinstance(model, MLP):
-        layers = [*(block[0] for block in model.hidden), model.output]
-    else:
-        layers = list(model.layers)  # pyright: ignore[reportArgumentType]
     found = []
-    for layer in layers:
+    for layer in _layers(model):
         columns = [layer.weight.detach()]
         if layer.bias is not None:
             columns.append(layer.bias.detach().unsqueeze(1))
