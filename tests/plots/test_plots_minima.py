@@ -211,13 +211,15 @@ def test_critical_points_are_numbered_and_hollow_where_they_are_artefacts():
         )
         for k, (kind, norm) in enumerate([("minimum", 0.0), ("saddle", 1.0)], start=1)
     )  # fmt: skip
-    found = CriticalPoints(label="plane", points=points, scale=1.0, tolerance=0.1)
-    figure = critical_map(a_plane(), found)
+    found = CriticalPoints(label="plane", points=points, scale=1.0, tolerance=0.1, plane=a_plane())
+    figure = critical_map(found)
     assert "1  minimum of the slice, loss 0.100" in texts(figure)
     assert "not stationary in the space" in texts(figure)
     marks = [line for line in figure.axes[0].lines if line.get_markersize() == 10]
     assert [line.get_markerfacecolor() for line in marks] == [plots.style.INK, plots.style.PAPER]
     assert is_png(figure)
+    with pytest.raises(ValueError, match="without their plane"):
+        critical_map(dataclasses.replace(found, plane=None))
 
 
 def test_moving_frames_are_side_by_side():

@@ -283,6 +283,14 @@ def test_a_run_that_is_stopped_goes_on_and_is_not_made_twice(monkeypatch, tmp_pa
     assert len(lines) == 1
 
 
+def test_a_folder_belongs_to_one_data_set_scale_and_seed(tmp_path):
+    study._claim(tmp_path, Config(data="digits"))
+    study._claim(tmp_path, Config(data="digits"))
+    for other in ({"data": "mnist"}, {"data": "digits", "seed": 1}):
+        with pytest.raises(ValueError, match="choose another folder"):
+            study._claim(tmp_path, Config(**other))
+
+
 @pytest.mark.slow
 def test_the_whole_study_in_small(monkeypatch, tmp_path):
     monkeypatch.setitem(configuration.SETTINGS, "quick", TINY)

@@ -101,6 +101,7 @@ def critical_points(
         points=tuple(sorted(points, key=lambda point: point.loss)),
         scale=scale,
         tolerance=tolerance,
+        plane=plane,
         note="; ".join(notes),
     )
 

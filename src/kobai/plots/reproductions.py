@@ -11,11 +11,12 @@ from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_e
 from kobai.plots.panels import panels
 from kobai.plots.rate_map import rate_map
 from kobai.plots.sample_sizes import sample_sizes
-from kobai.plots.shape import connection, ensemble_bands, moving_frames, shape_table
+from kobai.plots.shape import connection, critical_map, ensemble_bands, moving_frames, shape_table
 from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.width_scan import width_scan
 from kobai.results import (
     Connection,
+    CriticalPoints,
     Descents,
     Ensemble,
     FunctionSpaceRuns,
@@ -35,6 +36,7 @@ from kobai.results import (
 
 PICTURES: dict[type, Callable[[Any], Figure]] = {
     Connection: connection,
+    CriticalPoints: critical_map,
     Descents: descents,
     Ensemble: ensemble_bands,
     FunctionSpaceRuns: function_space,

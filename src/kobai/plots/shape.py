@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from kobai.plots.contour import draw_contour, headline, true_to_scale
 from kobai.plots.scales import field_range, spell
 from kobai.plots.style import HUES, INK, MUTED, PAPER, dress, plain
-from kobai.results import Connection, CriticalPoints, Ensemble, MovingFrame, Plane, ShapeTable
+from kobai.results import Connection, CriticalPoints, Ensemble, MovingFrame, ShapeTable
 
 _MEASURES = (
     ("relative_radius", "radius of the low basin", "high is wide"),
@@ -183,7 +183,7 @@ def moving_frames(result: MovingFrame) -> Figure:
 _MARKS = {"minimum": "o", "saddle": "X", "maximum": "^", "unknown": "s"}
 
 
-def critical_map(plane: Plane, found: CriticalPoints) -> Figure:
+def critical_map(found: CriticalPoints) -> Figure:
     """The contours of a plane with its stationary points: filled where they are genuine.
 
     The mark is what a point is on the plane (circle: minimum, cross: saddle, triangle: maximum); it
@@ -191,12 +191,17 @@ def critical_map(plane: Plane, found: CriticalPoints) -> Figure:
     alone makes it. Beside it stand ‖∇L‖ and the extreme eigenvalues of the whole space.
 
     Args:
-        plane: The plane.
-        found: Its points.
+        found: The points, with the plane they lie on.
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: The points do not know their plane.
     """
+    plane = found.plane
+    if plane is None:
+        raise ValueError("these points come without their plane; take them from critical_points")
     aspect = true_to_scale(plane)
     ratio = float(np.ptp(plane.b) / np.ptp(plane.a)) * (aspect or 1.0) if aspect else 0.9
     width = min(5.4, 5.0 / ratio)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results.fields import one_of, settle
-from kobai.results.plane import Check
+from kobai.results.plane import Check, Plane
 from kobai.results.registry import register
 
 SOLUTIONS = ("none", "LM", "GM", "TM")
@@ -206,6 +206,7 @@ class CriticalPoints:
         points: The points.
         scale: Median ‖∇L‖ over nodes spread over the plane, what "nearly zero" is measured by.
         tolerance: ‖∇L‖ up to this share of `scale` is genuine.
+        plane: The plane they lie on, for pictures.
         note: Anything worth saying.
     """
 
@@ -213,6 +214,7 @@ class CriticalPoints:
     points: tuple[CriticalPoint, ...]
     scale: float
     tolerance: float
+    plane: Plane | None = None
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from kobai.reproductions.true_minimum.config import Config
 from kobai.reproductions.true_minimum.descent import figure_descent
 from kobai.reproductions.true_minimum.landscape import figure_landscape
 from kobai.reproductions.true_minimum.solutions import figure_solutions
-from kobai.results import Reproduction
+from kobai.results import Reproduction, atomic_write
 
 __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
 
@@ -42,6 +42,17 @@ def figures(folder: Path | str) -> tuple[FigureMaker, ...]:
         return FigureMaker(name=name, title=title, make=functools.wraps(function)(make))
 
     return tuple(maker(name) for name in _MAKERS)
+
+
+def _claim(folder: Path, config: Config) -> None:
+    """Refuse a folder whose trained networks belong to other data, scale or seed."""
+    mark, own = folder / "parts" / "of.txt", f"{config.data} {config.scale} {config.seed}"
+    if mark.exists() and (found := mark.read_text().strip()) != own:
+        raise ValueError(
+            f"{folder} holds networks trained on {found!r} (data, scale, seed), not {own!r}; "
+            "choose another folder"
+        )
+    atomic_write(mark, own + "\n")
 
 
 FIGURES: tuple[FigureMaker, ...] = figures(".")
@@ -71,6 +82,7 @@ def run(
         kobai.data.DataError: If the data are not here and cannot be fetched.
         kobai.studies.Interrupted: If `stop` said so; what is finished is saved.
     """
+    _claim(Path(folder), config)
     return run_figures(
         config,
         folder,
