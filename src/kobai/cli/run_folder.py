@@ -102,7 +102,7 @@ def _delete_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for journal in ("study.log", "study.log.lock"):
         (folder / journal).unlink(missing_ok=True)
-    for name in ("checkpoints", "figures", "workers"):
+    for name in ("checkpoints", "figures", "workers", "blocks", "export", "cells"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """What a run folder holds, sorted for the page; damaged files are named, not fatal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Contents:
     damaged: Mapping[str, str]
     config: str
     files: Mapping[str, str]
-    results: Mapping[str, Any]
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def optimizers(self) -> list[str]:
