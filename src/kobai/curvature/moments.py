@@ -17,7 +17,7 @@ from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.layer_inputs import batched_images, convolution_patches, padded_images
 
 # Narrower or shorter matrices are multiplied whole: halving saves less than it costs.
-_SPLIT_WIDTH = 384
+_SPLIT_WIDTH = 192
 _SPLIT_ROWS = 256
 
 
