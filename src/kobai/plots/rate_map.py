@@ -8,7 +8,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kobai.plots.scales import contour_levels, tick
@@ -22,8 +21,8 @@ _LOST = "#eef0f3"
 def rate_map(result: RateMap) -> Figure:
     """Heat maps side by side, one colour scale, diverged cells pale.
 
-    The red line is the largest rate theory allows, a red band its bounds; dots are 2/λ_max measured
-    at the initial points.
+    The red line is the largest rate theory allows, dashed red lines its bounds; dots are 2/λ_max
+    measured at the initial points.
 
     Args:
         result: The maps.
@@ -83,11 +82,8 @@ def rate_map(result: RateMap) -> Figure:
 
 def _lines(axes: Axes, result: RateMap, i: int) -> None:
     if np.isfinite(result.lower[i]).any() and np.isnan(result.theory[i]).all():
-        axes.fill_between(
-            result.sizes, result.lower[i], result.upper[i], color=_THEORY, alpha=0.18, linewidth=0
-        )
         for bound in (result.lower[i], result.upper[i]):
-            axes.plot(result.sizes, bound, color=_THEORY, linewidth=1.0, linestyle=(0, (4, 2)))
+            axes.plot(result.sizes, bound, color=_THEORY, linewidth=1.3, linestyle=(0, (4, 2)))
     axes.plot(
         result.sizes, result.theory[i], color=_THEORY, linewidth=2.2, path_effects=halo(3.6),
     )  # fmt: skip
@@ -99,7 +95,9 @@ def _legend(figure: Figure, result: RateMap) -> None:
         Line2D([], [], color=_THEORY, linewidth=2.2, label="largest rate by theory")
     ]
     if np.isfinite(result.lower).any():
-        handles.append(Patch(color=_THEORY, alpha=0.18, linewidth=0, label="theory's bounds on it"))
+        handles.append(
+            Line2D([], [], color=_THEORY, linewidth=1.3, linestyle=(0, (4, 2)), label="its bounds")
+        )
     if np.isfinite(result.measured).any():
         label = "2/λ_max measured at the start"
         handles.append(
