@@ -13,6 +13,7 @@ from kobai import report, reproductions
 from kobai.cli.compare import resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import FolderOptions, UsageError, from_values, read_toml
+from kobai.cli.problem import find_device
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json, wide_console
 from kobai.plots import spell
@@ -113,7 +114,7 @@ def _record(folder: Path, command: str, config: Any, clock: Clock) -> None:
         folder,
         command=command,
         seed=config.seed,
-        device=torch.device("cpu"),
+        device=find_device(getattr(config, "device", "cpu")),
         seconds=clock.seconds(),
     )
 
