@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from kobai.curvature.factor_sums import Sharing
 from kobai.optim.cotangents import Labels
 from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
 from kobai.optim.ekfac import EKFAC
@@ -53,6 +54,8 @@ class KFACConfig:
     """Multiple of the identity added to the Fisher matrix of the outputs."""
     labels: Labels = "sampled"
     """Whose labels: drawn from the model, all of them weighted, or the data's."""
+    sharing: Sharing = "expand"
+    """Tokens, positions and time steps: independent of each other, or summed over first."""
 
     def __post_init__(self) -> None:
         for flag in ("lr", "damping", "kl_bound", "statistics_every", "inverse_every"):
