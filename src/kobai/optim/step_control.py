@@ -41,6 +41,8 @@ _MOMENTUM_MEMORY = 0.8
 _FEEDBACK = 0.05
 _LEAST_SHARE = 0.05
 _HALVINGS = 12
+_ALARM = 3.0
+_STRETCH = 2.0
 _RADIUS_GROWTH = 2.0
 _LEAST_RADIUS = 1e-12
 
@@ -87,7 +89,8 @@ class StepControl:
 
     def due(self, step: int) -> bool:
         """Whether the step gets a model of its own."""
-        return self.state.urgent or due(step, self.state.model_step, self.every, _DENSITY)
+        state = self.state
+        return state.urgent or state.repeated or due(step, state.model_step, self.every, _DENSITY)
 
     def schedule(self, step: int) -> None:
         """Have the passes of the coming step kept if they will be needed."""
@@ -208,7 +211,9 @@ class StepControl:
         state = self.state
         if not (self.sized and state.bend > 0 and math.isfinite(slope)):
             return
-        overshoot = max(-1.0, min(1.0, slope * state.gradient_scale / state.bend))
+        beyond = slope * state.gradient_scale / state.bend
+        state.urgent |= beyond > _ALARM
+        overshoot = max(-1.0, min(1.0, beyond))
         state.share = min(1.0, max(_LEAST_SHARE, state.share * math.exp(-_FEEDBACK * overshoot)))
 
     def _model(
@@ -264,9 +269,11 @@ class StepControl:
         """Between models: keep the step inside the radius by its length."""
         state = self.state
         state.bend = state.bend_per_square * inner(update, update)
-        if self.sized and state.bend > state.radius:
-            _scale(update, math.sqrt(state.radius / state.bend))
-            state.bend = state.radius
+        # What holds for the step that was measured need not hold for much longer ones.
+        radius = min(state.radius, _STRETCH * state.measured)
+        if self.sized and state.bend > radius:
+            _scale(update, math.sqrt(radius / state.bend))
+            state.bend = radius
 
     def _try(
         self,
@@ -306,7 +313,7 @@ class StepControl:
             return self._change(step, damping, ratio, None, raised=True)
         if scale != 1.0:
             _scale(update, scale)
-        state.bend = scale * scale * whole
+        state.bend = state.measured = scale * scale * whole
         length = inner(update, update)
         state.bend_per_square = state.bend / length if length else 0.0
         state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
