@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.grams import for_output, for_trace, sum_of_grams
+from kobai.curvature.gram_sums import sum_of_grams
+from kobai.curvature.grams import for_output, for_trace
 from kobai.curvature.outer_rows import mirrored
 from kobai.curvature.rows import Rows
 from kobai.curvature.score_rows import ScoreRows

@@ -55,7 +55,9 @@ class Factor:
         """Solve M x = b for (..., n) vectors or (..., n, k) blocks; NaN where it failed."""
         vector = b.ndim == self.triangle.ndim - 1
         columns = (b.unsqueeze(-1) if vector else b).to(self.triangle.dtype)
-        solved = torch.cholesky_solve(columns, self.triangle).to(self.dtype)
+        # Two triangular solves read the factor where it lies; `cholesky_solve` copies it first.
+        half = torch.linalg.solve_triangular(self.triangle, columns, upper=False)
+        solved = torch.linalg.solve_triangular(self.triangle.mT, half, upper=True).to(self.dtype)
         return solved.squeeze(-1) if vector else solved
 
     def inverse(self) -> Float[Tensor, "*batch n n"]:
@@ -140,7 +142,7 @@ def cholesky(
     stack = matrix.reshape(-1, size, size)
     nothing = torch.zeros(stack.shape[0], dtype=torch.float64, device=matrix.device)
     if precision != torch.float64:
-        quick, good = _definite(_add_diagonal(stack.to(precision), damping, shape))
+        quick, good = _definite(_add_diagonal(stack, damping, shape, precision))
         if bool(good.all()):
             return Factor(
                 triangle=quick.reshape(matrix.shape),
@@ -148,12 +150,16 @@ def cholesky(
                 statuses=("ok",) * stack.shape[0],
                 dtype=matrix.dtype,
             )
-    damped = _add_diagonal(stack.to(torch.float64), damping, shape)
-    finite = torch.isfinite(damped).flatten(1).all(dim=1)
+    damped = _add_diagonal(stack, damping, shape)
+    finite = _finite(damped)
     scale = damped.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    jitter, done = nothing, torch.zeros_like(finite)
-    triangle = torch.full_like(damped, torch.nan)
-    for rung in (0.0, *JITTERS):
+    jitter = nothing
+    # As it is, all together: nearly always enough, and then nothing is copied.
+    triangle, done = _definite(damped)
+    done &= finite
+    if not bool(done.all()):
+        triangle = torch.where(done.view(-1, 1, 1), triangle, torch.nan)
+    for rung in JITTERS:
         todo = (finite & ~done).nonzero().squeeze(1)
         if todo.numel() == 0:
             break
@@ -192,6 +198,14 @@ def eigh(
     _check_square(matrix)
     size = matrix.shape[-1]
     stack = matrix.reshape(-1, size, size)
+    together = _eigh_together(stack, precision)
+    if together is not None:
+        return Spectral(
+            values=together[0].reshape(matrix.shape[:-1]),
+            vectors=together[1].reshape(matrix.shape),
+            statuses=("ok",) * len(stack),
+            dtype=matrix.dtype,
+        )
     results = [_eigh_one(one, precision) for one in stack]
     kind = torch.float64 if any(v.dtype == torch.float64 for v, _, _ in results) else precision
     empty = stack.new_zeros(0, size, dtype=kind)
@@ -281,13 +295,27 @@ def _check_square(matrix: Tensor) -> None:
         raise ValueError(f"expected square matrices (..., n, n); got shape {tuple(matrix.shape)}")
 
 
-def _add_diagonal(stack: Tensor, amount: float | int | Tensor, shape: torch.Size) -> Tensor:
+def _add_diagonal(
+    stack: Tensor,
+    amount: float | int | Tensor,
+    shape: torch.Size,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """A copy of a stack of matrices with ``amount`` (one, or one each) added to the diagonals."""
-    stack = stack.clone()
+    stack = stack.to(dtype, copy=True)
     if isinstance(amount, Tensor):
         amount = amount.to(stack).expand(shape).reshape(-1, 1)
     stack.diagonal(dim1=-2, dim2=-1).add_(amount)
     return stack
+
+
+def _finite(stack: Tensor) -> Bool[Tensor, "count"]:
+    """Which matrices of a stack have finite entries only."""
+    # A finite sum has finite terms; only the others are looked at one by one.
+    finite = torch.isfinite(stack.flatten(1).sum(1))
+    if not bool(finite.all()):
+        finite = torch.isfinite(stack).flatten(1).all(dim=1)
+    return finite
 
 
 def _definite(stack: Tensor) -> tuple[Tensor, Bool[Tensor, "count"]]:
@@ -297,6 +325,22 @@ def _definite(stack: Tensor) -> tuple[Tensor, Bool[Tensor, "count"]]:
     limit = stack.shape[-1] * torch.finfo(stack.dtype).eps
     large = pivots > limit * stack.diagonal(dim1=-2, dim2=-1)
     return triangle, (info == 0) & large.all(dim=-1) & torch.isfinite(pivots).all(dim=-1)
+
+
+def _eigh_together(stack: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """All eigendecompositions by one call; None unless each of them holds at the first attempt."""
+    if len(stack) < 2:
+        return None
+    exact = stack.to(torch.float64)
+    exact = (exact + exact.mT) / 2
+    if not bool(_finite(exact).all()):
+        return None
+    attempt = exact.to(precision)
+    try:
+        values, vectors = torch.linalg.eigh(attempt)
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return None
+    return (values, vectors) if _verified(attempt, values, vectors) else None
 
 
 def _eigh_one(matrix: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor, str]:
@@ -322,14 +366,15 @@ def _eigh_one(matrix: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor, s
 
 
 def _verified(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:
-    """Whether an eigendecomposition holds on one fixed vector; costs two products."""
-    size = values.numel()
-    if size == 0:
+    """Whether eigendecompositions hold on one fixed vector each; costs two products."""
+    size = values.shape[-1]
+    if values.numel() == 0:
         return True
     # Any fixed vector without symmetry will do; a random one would need a generator.
     probe = torch.cos(torch.arange(1, size + 1, dtype=values.dtype, device=values.device) ** 2)
-    turned = vectors.mT @ probe
-    slip = (vectors @ turned - probe).norm() / probe.norm()
-    error = (vectors @ (values * turned) - matrix @ probe).norm() / probe.norm()
+    turned = (vectors.mT @ probe).unsqueeze(-1)
+    slip = ((vectors @ turned).squeeze(-1) - probe).norm(dim=-1) / probe.norm()
+    image = (vectors @ (values.unsqueeze(-1) * turned)).squeeze(-1)
+    error = (image - matrix @ probe).norm(dim=-1) / probe.norm()
     limit = 100 * size * torch.finfo(values.dtype).eps
-    return bool((slip <= limit) & (error <= limit * values.abs().max()))
+    return bool(((slip <= limit) & (error <= limit * values.abs().amax(-1))).all())

@@ -31,6 +31,12 @@ _CG_TOLERANCE = 1e-6
 _CG_ITERATIONS = 500
 _REPRODUCED = 1e-6
 
+_REFINEMENTS = 5
+_LEAST_PROGRESS = 0.1
+"""Share of an error that a refinement may leave: beyond, the factor is too inexact to refine."""
+
+_ROWS_TOGETHER = 128
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Direction:
@@ -126,13 +132,49 @@ def _block(
 ) -> tuple[Tensor, str]:
     """One block's share of the direction."""
     if isinstance(block, LowRank) and coordinates is not None:
-        factor = cholesky(block.dual(), damping=damping)
-        inner = factor.solve(coordinates) / block.weight
-        return block.rows.transpose(inner.unsqueeze(1)).squeeze(1), factor.status
+        inner, status = _dual_solution(block.dual(), coordinates, damping)
+        return block.rows.transpose((inner / block.weight).unsqueeze(1)).squeeze(1), status
     if isinstance(block, Dense) and damping == 0:
         return _shortest(block.dense(), gradient)
     inverse = block.inverse(damping, damping_form)
     return inverse @ gradient, inverse.status
+
+
+def _dual_solution(
+    matrix: Float[Tensor, "R R"], right: Float[Tensor, " R"], damping: float
+) -> tuple[Float[Tensor, " R"], str]:
+    """(K + λ)⁻¹ z: factorised in the precision of K, refined by residuals in float64.
+
+    Each refinement multiplies the error by about the same ratio, that of two corrections in a row;
+    once what is left is below the rounding of K's precision, a factorisation in float64 would
+    give the same numbers at twice the cost. Where the ratio says that this will not be, or the
+    factorisation fails, it is done in float64, up the ladder of `kobai.linalg.factor.cholesky`.
+    """
+    factor = cholesky(matrix, damping=damping, precision=matrix.dtype)
+    if factor.triangle.dtype == matrix.dtype and matrix.dtype != torch.float64:
+        target, limit = right.double(), torch.finfo(matrix.dtype).eps
+        value = factor.solve(right).double()
+        before = float(value.norm())
+        for _ in range(_REFINEMENTS):
+            correction = factor.solve((target - _exact_product(matrix, value, damping)).to(right))
+            value += correction
+            after = float(correction.norm())
+            ratio = after / before if before > 0 else 0.0
+            if not ratio < _LEAST_PROGRESS:
+                break
+            if ratio / (1 - ratio) * after <= limit * float(value.norm()):
+                return value.to(right.dtype), factor.status
+            before = after
+        factor = cholesky(matrix, damping=damping)
+    return factor.solve(right), factor.status
+
+
+def _exact_product(
+    matrix: Float[Tensor, "R R"], vector: Float[Tensor, " R"], damping: float
+) -> Float[Tensor, " R"]:
+    """(K + λ) v in float64, some rows at a time: no copy of K is made."""
+    pieces = [rows.double() @ vector for rows in matrix.split(_ROWS_TOGETHER)]
+    return torch.cat(pieces) + damping * vector
 
 
 def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:

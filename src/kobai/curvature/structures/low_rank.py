@@ -41,7 +41,7 @@ class LowRank(SolvableOperator):
     def dual(self) -> Float[Tensor, "R R"]:
         """G Gᵀ / W, which has the same non-zero eigenvalues; kept."""
         if self._dual is None:
-            self._dual = self.rows.gram() / self.weight
+            self._dual = self.rows.gram().div_(self.weight)
         return self._dual
 
     def trace(self) -> float:

@@ -1,0 +1,53 @@
+"""Sums of Gram matrices over the parts of a network, added up in one place.
+
+Nothing else of its size is made: no Gram matrix of a part alone, and one half of a symmetric one.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.curvature.outer_rows import OuterRows, add_product
+from kobai.curvature.rows import DenseRows, Rows
+
+
+def sum_of_grams(
+    batches: Sequence[Sequence[Rows]],
+    others: Sequence[Sequence[Rows]] | None = None,
+    *,
+    result: Float[Tensor, "R S"],
+) -> None:
+    """Add Σ over parts of G Hᵀ to a matrix in place: no second one of its size is made.
+
+    Args:
+        batches: For every batch the rows of some parts, as `ScoreRows` yields them.
+        others: The same parts on the data of the columns. Default: the same rows; then only what is
+            above the diagonal is added at least, and `mirrored` completes the matrix.
+        result: What is added to; rows follow the batches.
+    """
+    half = others is None
+    others = batches if others is None else others
+    top = 0
+    for i, parts in enumerate(batches):
+        height = parts[0].count
+        left = 0
+        for j, partners in enumerate(others):
+            width = partners[0].count
+            if not half or j >= i:
+                target = result[top : top + height, left : left + width]
+                for rows, partner in zip(parts, partners, strict=True):
+                    _add_gram(target, rows, None if half and i == j else partner)
+            left += width
+        top += height
+
+
+def _add_gram(result: Tensor, rows: Rows, other: Rows | None) -> None:
+    if isinstance(rows, OuterRows) and (other is None or isinstance(other, OuterRows)):
+        rows.add_gram(result, other)
+    elif isinstance(rows, DenseRows):
+        add_product(
+            result, rows.matrix, (rows if other is None else other).dense(), half=other is None
+        )
+    else:
+        result += rows.gram(other)
