@@ -13,7 +13,7 @@ from kobai.training.checkpoint import Checkpoint
 from kobai.training.clipping import Clipping
 from kobai.training.early_stopping import Best, EarlyStopping
 from kobai.training.evaluation import Evaluator
-from kobai.training.order import Order
+from kobai.training.order import Augment, Order
 from kobai.training.plan import Plan, run_length
 from kobai.training.progress import Progress
 from kobai.training.rates import LearningRates
@@ -32,6 +32,7 @@ def train(
     steps: int | None = None,
     batch_size: int = 256,
     schedule: Schedule | None = None,
+    augment: Augment | None = None,
     clip_norm: float | int | None = None,
     clip_value: float | int | None = None,
     early_stopping: EarlyStopping | None = None,
@@ -67,7 +68,7 @@ def train(
     Args:
         problem: Model, likelihood and data.
         optimizer: Made over the model's parameters.
-        generator: Draws the order of the examples.
+        generator: Draws the order of the examples, and what `augment` draws.
         epochs: Passes over the training data, fractions allowed; default 10.
         steps: Optimizer steps, in place of `epochs`.
         batch_size: Examples a minibatch. The last one of an epoch may be smaller; a single last
@@ -75,6 +76,8 @@ def train(
             beyond the data set warns and uses all of it.
         schedule: Multiplies the learning rates the groups start with, which they have again
             afterwards; None leaves them to the optimizer.
+        augment: What every minibatch passes through before its step, such as a
+            `SelfPacedAugmentation`; evaluations see the data as they are.
         clip_norm: Bound on the Euclidean norm of the gradient.
         clip_value: Bound on each component of the gradient, applied first.
         early_stopping: Watches the validation split; the model then ends at the best parameters
@@ -123,7 +126,7 @@ def train(
             "every step uses all of them"
         )
         batch_size = available
-    order = Order(problem, batch_size, generator=generator)
+    order = Order(problem, batch_size, generator=generator, augment=augment)
     if order.leaves_one_out:
         remarks.append(
             "each epoch leaves out a last minibatch of one example, which batch normalisation "
@@ -163,6 +166,7 @@ def train(
         "number of training examples": available,
         "batch_size": batch_size,
         "schedule": repr(schedule),
+        "augmentation": "" if augment is None else type(augment).__qualname__,
         "clipping": repr(clipping),
         "early_stopping": repr(early_stopping),
         "evaluate_every": plan.evaluate_every,

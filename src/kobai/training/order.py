@@ -1,10 +1,10 @@
 """The training examples in minibatches, epoch after epoch, from any position."""
 
 from collections.abc import Iterator
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kobai.problem import Batch, Problem
 
@@ -15,6 +15,17 @@ def uses_batch_statistics(model: nn.Module) -> bool:
         isinstance(part, nn.modules.batchnorm._BatchNorm) or hasattr(part, "coupled_batch")
         for part in model.modules()
     )
+
+
+@runtime_checkable
+class Augment(Protocol):
+    """What a minibatch passes through before a step, such as a `SelfPacedAugmentation`."""
+
+    def __call__(
+        self, x: Tensor, y: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets to train on in place of these; all draws are from the generator."""
+        ...
 
 
 @final
@@ -28,10 +39,19 @@ class Order:
     Args:
         problem: Its training data are served.
         batch_size: Examples a minibatch, at most as many as there are.
-        generator: Draws the order of every epoch.
+        generator: Draws the order of every epoch, and what `augment` draws.
+        augment: What every minibatch passes through; None leaves it as it is.
     """
 
-    def __init__(self, problem: Problem, batch_size: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        batch_size: int,
+        *,
+        generator: torch.Generator,
+        augment: Augment | None = None,
+    ) -> None:
+        self._augment = augment
         self._problem = problem
         self._size = batch_size
         self._generator = generator
@@ -51,7 +71,14 @@ class Order:
         self._position += 1
         if self._position == self.steps_per_epoch:
             self._position, self._batches = 0, None
-        return batch
+        return batch if self._augment is None else self._augmented(batch, self._augment)
+
+    def _augmented(self, batch: Batch, augment: Augment) -> Batch:
+        if not isinstance(batch.inputs, Tensor):
+            raise TypeError(
+                f"augmentation takes one tensor of inputs, got {type(batch.inputs).__name__}"
+            )
+        return Batch(*augment(batch.inputs, batch.targets, generator=self._generator))
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the epoch, and the generator at its start and now."""
