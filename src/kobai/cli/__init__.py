@@ -24,6 +24,7 @@ VERBS = {
     "measure": ("measure", "eigenvalues, trace, critical learning rate of a run or a fresh model"),
     "landscape": ("landscape", "lines, planes, volumes and true minima of runs or any model"),
     "reproduce": ("reproduce", "the figures and tables of a source, made again"),
+    "gallery": ("gallery", "a guided tour of the optimization algorithms, as an HTML book"),
     "tune": ("tune", "a study: Bayesian search, resumable, many workers"),
     "report": ("report", "rebuild the page of a run folder"),
     "data": ("data", "list, fetch and verify data sets"),

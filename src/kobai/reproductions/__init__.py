@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SOURCES: dict[str, str] = {
+    "chapter8": "kobai.reproductions.chapter8",
     "skip-connections": "kobai.reproductions.skip_connections",
     "true-minimum": "kobai.reproductions.true_minimum",
     "wide-networks": "kobai.reproductions.wide_networks",

@@ -1,0 +1,50 @@
+"""`kobai gallery`: a guided tour of optimization, one page a section, as an HTML book."""
+
+from kobai.cli import reproduce
+from kobai.cli.options import UsageError
+from kobai.reproductions import chapter8
+
+_PROG = "kobai gallery"
+_HELP = f"""usage: {_PROG} [--section 8.6,…|all] [--quick] [flags of kobai reproduce chapter8]
+
+Make an HTML book to the chapter on optimization for deep models: every difficulty, algorithm and
+strategy, from computations. Finished pages in the folder are kept with --resume.
+
+  --section   sections, separated by commas: 8.6 means all its pages (default all)
+  --quick     small settings, under two minutes on two cores
+  --out       folder to write (default runs/gallery); the book is index.html in it
+
+pages:
+"""
+
+
+def main(arguments: list[str], command: str) -> int:
+    """Run the verb; the exit code."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(_HELP + "\n".join(f"  {page.name:7s} {page.title}" for page in chapter8.PAGES))
+        return 0
+    return reproduce.main(["chapter8", *translated(arguments)], command)
+
+
+def translated(arguments: list[str]) -> list[str]:
+    """The flags of `kobai reproduce chapter8` that say the same.
+
+    Raises:
+        UsageError: If --section has no value.
+        ValueError: If a section has no page.
+    """
+    found: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--quick":
+            found += ["--scale", "quick"]
+        elif word == "--section" or word.startswith("--section="):
+            value = word.partition("=")[2] if "=" in word else next(rest, "")
+            if not value:
+                raise UsageError("--section wants a section, such as 8.6")
+            found += ["--figure", chapter8.named_by(value)]
+        else:
+            found.append(word)
+    if not any(word == "--out" or word.startswith("--out=") for word in found):
+        found += ["--out", "runs/gallery"]
+    return found

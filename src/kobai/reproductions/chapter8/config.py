@@ -1,0 +1,38 @@
+"""What the gallery is made with."""
+
+import dataclasses
+
+from kobai.reproductions.figures import Scale
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A guided tour of optimization for deep models: one page a section, all from computations."""
+
+    scale: Scale = "full"
+    """quick: under two minutes; full: under ten, on two cores."""
+    figure: str = "all"
+    """Sections to make, separated by commas (8.1.1, …, 8.7.6), or all."""
+    data: str = "digits"
+    """Data of the pages that train a network on pictures: digits, mnist, or any classification."""
+    seed: int = 0
+    """Seed of everything random (an integer, 0 or more)."""
+    threads: int | None = None
+    """Threads for computing (count); default: as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("quick", "full"):
+            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+    def pick(self, quick: int, full: int) -> int:
+        """The number that belongs to the scale."""
+        return quick if self.scale == "quick" else full
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs that are repeated: two at quick, five at full scale."""
+        return tuple(range(self.seed, self.seed + self.pick(2, 5)))
