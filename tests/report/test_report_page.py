@@ -23,7 +23,15 @@ from example_results import (
 from kobai.report import build, gather, render
 from kobai.report import page as page_module
 from kobai.report.page import duration, when
-from kobai.results import ResultError, save
+from kobai.results import (
+    Claim,
+    CriticalRate,
+    CriticalRates,
+    Reproduction,
+    ResultError,
+    Verdict,
+    save,
+)
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}%{x}\u2028$a$"
 
@@ -263,3 +271,83 @@ def test_times_for_people():
         "2 min 5 s",
         "3 h 12 min",
     ]
+
+
+def a_reproduction(figure):
+    told = "Waves rise as the wind grows, and fall again with it"
+    claim = Claim(key="rise", figure="1", where="abstract", text=told)
+    return Reproduction(
+        source="waves", figure=figure, title="Waves", scale="quick", seed=0, seconds=1.0,
+        claims=(claim,), findings=(),
+        verdicts=(Verdict(claim="rise", verdict="holds", because="2 > 1"),),
+    )  # fmt: skip
+
+
+def a_rate_table():
+    rate = CriticalRate(
+        method="gradient descent", rule="2/λ_max", value=0.5, error=0.01, eigenvalue=4.0,
+        eigenvalue_error=0.08, status="converged",
+    )  # fmt: skip
+    return CriticalRates(
+        label="sgd-0", optimizer="sgd", seed=0, matrix="hessian", rates=(rate,), damping=0.0,
+        num_products=0,
+    )  # fmt: skip
+
+
+def _page_of(folder, config, **results):
+    for name, result in results.items():
+        save(result, folder, name)
+    (folder / "run.toml").write_text(config)
+    return Page(build(folder).read_text(encoding="utf-8"))
+
+
+def _heading(page):
+    """What the one h1 says."""
+    return re.search(r"<h1>(.*?)</h1>", page, re.DOTALL).group(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "results", "title"),
+    [
+        ('verb = "train"\ndata = "blobs"\n', {"run_sgd-0": a_history()}, "sgd on blobs"),
+        (
+            'verb = "landscape"\nruns = ["runs/mnist"]\nlabel = "sgd-0,kfac-0"\n',
+            {"plane_random": a_plane()},
+            "Landscape of sgd-0, kfac-0 in mnist",
+        ),
+        (
+            'verb = "landscape"\nruns = []\nmodel = "cnn"\ndata = "digits"\n',
+            {"plane_random": a_plane()},
+            "Landscape of cnn on digits",
+        ),
+        ("", {"plane": a_plane()}, "Landscape of between the ends"),
+        ("", {"measure": a_spectrum("adam")}, "Curvature of adam-0"),
+        ("", {"figure_1": a_reproduction("1")}, "Waves"),
+        ("", {"figure_1": a_reproduction("1"), "whole": a_reproduction("")}, "Waves, made again"),
+        ("no = toml = at all", {"run": a_provenance()}, "folder"),
+    ],
+)
+def test_the_title_says_what_the_page_is_about(tmp_path, config, results, title):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    _page_of(folder, config, **results)
+    assert _heading((folder / "report.html").read_text(encoding="utf-8")) == title
+
+
+def test_only_what_the_verb_brings_is_called_missing(tmp_path):
+    page = _page_of(tmp_path, 'verb = "landscape"\nruns = ["a"]\n', plane_random=a_plane())
+    assert "No runs yet" not in page.text
+    assert "No curvature" not in page.text
+    assert page.ids.index("landscape") < page.ids.index("checks")
+    assert "training" not in page.ids
+
+
+def test_claims_come_first_and_words_stand_flush_left(tmp_path):
+    page = _page_of(tmp_path, "", whole=a_reproduction(""), rates=a_rate_table(), plane=a_plane())
+    order = ["findings", "notes", "landscape", "curvature", "methods"]
+    assert [name for name in page.ids if name in order] == order
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<td class="w">gradient descent</td>' in text
+    assert '<td class="m">0.500</td>' in text
+    assert re.search(r'<th scope="row" class="w long"><span>Waves rise', text)
+    assert re.search(r'<td class="w">holds</td>', text)

@@ -43,6 +43,7 @@ def rates_table(results: Sequence[CriticalRates]) -> Table:
             for _, rate in rows
         ],
         states=_states([rate.status for _, rate in rows]),
+        words=("method", "rule"),
     )  # fmt: skip
 
 
@@ -85,6 +86,7 @@ def density_table(densities: Sequence[SpectralDensity]) -> Table:
         labels=[(d.label or "fresh model", optimizer_of(d.label, d.optimizer)) for d in densities],
         rows=rows,
         states=_states([d.status for d in densities]),
+        words=("matrix",),
     )  # fmt: skip
 
 
@@ -119,4 +121,5 @@ def ladder_table(ladders: Sequence[Ladder]) -> Table:
             for _, rung in rows
         ],
         states=_states([rung.status for _, rung in rows]),
+        words=("structure",),
     )  # fmt: skip

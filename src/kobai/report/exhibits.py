@@ -28,6 +28,9 @@ class Exhibit:
         figures: File name and alternative text of each figure → what draws it.
         heads: Column titles of the table; the first column holds row names.
         rows: The table's rows; empty for none.
+        words: Titles of the columns that hold words; they are set flush left.
+        place: The section of the page it belongs to: ``findings`` (of a source or a study),
+            ``landscape`` or ``functions``.
     """
 
     title: str
@@ -35,6 +38,21 @@ class Exhibit:
     figures: Mapping[tuple[str, str], Callable[[], Figure]]
     heads: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    words: Sequence[str] = ()
+    place: str = "findings"
+
+    @property
+    def looks(self) -> list[str]:
+        """How each column is set: ``m`` a number, ``w`` words, ``w long`` words on many lines."""
+        return [
+            "m" if i and head not in self.words
+            else "w long" if any(len(row[i]) > _LONG for row in self.rows)
+            else "w"
+            for i, head in enumerate(self.heads)
+        ]  # fmt: skip
+
+
+_LONG = 40  # characters; longer words would make a table that nobody can see whole
 
 
 def exhibits(results: Mapping[str, Any]) -> list[Exhibit]:
@@ -131,7 +149,7 @@ def _score_rows(trials: Trials, scores: Scores) -> list[list[str]]:
 
 
 def _landscapes(results: Mapping[str, Any]) -> list[Exhibit]:
-    return [Exhibit(**section) for section in landscape_sections(results)]
+    return [Exhibit(**section, place="landscape") for section in landscape_sections(results)]
 
 
 def _reproductions(results: Mapping[str, Any]) -> list[Exhibit]:
@@ -139,7 +157,7 @@ def _reproductions(results: Mapping[str, Any]) -> list[Exhibit]:
 
 
 def _kernels(results: Mapping[str, Any]) -> list[Exhibit]:
-    return [Exhibit(**section) for section in kernel_sections(results)]
+    return [Exhibit(**section, place="functions") for section in kernel_sections(results)]
 
 
 _MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (

@@ -68,6 +68,7 @@ def _isotropy(name: str, result: IsotropyTable) -> dict[str, Any]:
         "lead": f"{answer} With K̄ = α I, training errors fall as (1 − ηα)ᵗ; η = 1/α is one step.",
         "figures": figure if drawable else {},
         "heads": ISOTROPY_HEADS,
+        "words": ("remarks",),
         "rows": [isotropy_row(row) for row in result.rows],
     }
 

@@ -112,6 +112,7 @@ def _minima(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                     for name, first, second in pairs
                 },
                 "heads": ("condition", "found", "tolerance", "holds"),
+                "words": ("holds",),
                 "rows": [
                     [
                         check.name,

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kobai import plots
 from kobai.report.curvature_tables import density_table, ladder_table, rates_table
 from kobai.report.exhibits import Exhibit, exhibits
 from kobai.report.gather import Contents, gather
+from kobai.report.headline import expected, title
 from kobai.report.notes import notes_on, winner
 from kobai.report.payload import as_json, payload
 from kobai.report.tables import check_rows, comparison_table, run_table, spectrum_table
@@ -73,8 +74,8 @@ def render(contents: Contents) -> str:
     shown = [(exhibit, _drawn(exhibit)) for exhibit in exhibits(contents.results)]
     return environment.get_template("report.html.j2").render(
         c=contents,
-        sections=_sections(contents, findings=bool(shown)),
-        title=_title(contents),
+        sections=_sections(contents, {exhibit.place for exhibit, _ in shown}),
+        title=title(contents),
         chips=_chips(contents),
         facts=_facts(contents),
         results=comparison_table(contents.comparison) if contents.comparison else None,
@@ -100,24 +101,27 @@ def render(contents: Contents) -> str:
     )
 
 
-def _sections(contents: Contents, *, findings: bool) -> list[tuple[str, str]]:
-    """Id and name of each section; a page of findings has no empty ones."""
+def _sections(contents: Contents, places: Collection[str]) -> list[tuple[str, str]]:
+    """Id and name of each section that is on the page, in its order."""
     there = {
         "results": contents.comparison is not None or bool(contents.histories),
+        "findings": "findings" in places,
         "notes": True,
-        "findings": findings,
         "training": bool(contents.histories),
-        "landscape": bool(contents.planes),
+        "landscape": bool(contents.planes) or "landscape" in places,
         "curvature": bool(
             contents.spectra or contents.densities or contents.rates or contents.ladders
         ),
-        "checks": True,
+        "functions": "functions" in places,
+        "checks": bool(contents.checks),
         "methods": True,
     }
+    comes = expected(contents) if not places else ()
+    names = {"notes": "What stands out", "functions": "Function space"}
     return [
-        (name, name.capitalize())
+        (name, names.get(name, name.capitalize()))
         for name, exists in there.items()
-        if exists or (not findings and name != "findings")
+        if exists or name in comes
     ]
 
 
@@ -140,12 +144,6 @@ def _plotly() -> tuple[str, str]:
     source = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
     packed = gzip.compress(source.encode(), compresslevel=9, mtime=0)
     return base64.b64encode(packed).decode(), _csp_hash(source)
-
-
-def _title(contents: Contents) -> str:
-    if contents.comparison and contents.comparison.title:
-        return contents.comparison.title
-    return contents.name
 
 
 def _facts(contents: Contents) -> list[str]:

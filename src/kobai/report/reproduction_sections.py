@@ -38,6 +38,7 @@ def _verdicts(record: Reproduction) -> dict[str, Any]:
         "lead": lead + ".",
         "figures": {},
         "heads": ("claim", "where", "verdict", "because"),
+        "words": ("where", "verdict", "because"),
         "rows": [
             (claims[v.claim].text, claims[v.claim].where, v.verdict, v.because)
             for v in record.verdicts

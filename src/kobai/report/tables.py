@@ -40,6 +40,7 @@ class Table:
         states: What to say about each row's end, with its tone (``good``, ``warn`` or ``bad``);
             empty when it is good and the same for all.
         common: What holds for all rows then.
+        words: Titles of the columns that hold words; they are set flush left.
     """
 
     heads: Sequence[str]
@@ -48,6 +49,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     states: Sequence[tuple[str, str]] = ()
     common: str = ""
+    words: Sequence[str] = ()
 
     @property
     def spreads(self) -> list[bool]:
@@ -282,6 +284,7 @@ def spectrum_table(spectra: Sequence[Spectrum]) -> Table:
                "Euclidean norm of the gradient at the point"],
         labels=[(s.label or "fresh model", optimizer_of(s.label, s.optimizer)) for s in spectra],
         rows=rows,
+        words=("matrix",),
         **_shared(states),
     )  # fmt: skip
 
