@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.outer_rows import OuterRows, add_product
+from kobai.curvature.outer_rows import OuterRows, add_product, add_single
 from kobai.curvature.rows import DenseRows, Rows
 
 
@@ -36,10 +36,26 @@ def sum_of_grams(
             width = partners[0].count
             if not half or j >= i:
                 target = result[top : top + height, left : left + width]
-                for rows, partner in zip(parts, partners, strict=True):
-                    _add_gram(target, rows, None if half and i == j else partner)
+                _add_grams(target, parts, None if half and i == j else partners)
             left += width
         top += height
+
+
+def _add_grams(result: Tensor, parts: Sequence[Rows], others: Sequence[Rows] | None) -> None:
+    """The Gram matrices of all parts of one batch; those of the commonest kind in one sweep."""
+    together: list[tuple[OuterRows, OuterRows | None]] = []
+    partners: Sequence[Rows | None] = [None] * len(parts) if others is None else others
+    for rows, other in zip(parts, partners, strict=True):
+        if (
+            isinstance(rows, OuterRows)
+            and (other is None or isinstance(other, OuterRows))
+            and rows.single(other)
+        ):
+            together.append((rows, other))
+        else:
+            _add_gram(result, rows, other)
+    if together:
+        add_single(result, together)
 
 
 def _add_gram(result: Tensor, rows: Rows, other: Rows | None) -> None:

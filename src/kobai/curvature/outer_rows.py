@@ -10,7 +10,7 @@ needs no row of length M K; with many places writing the rows out can be cheaper
 count of multiplications decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -55,12 +55,15 @@ def add_product(
 
 def mirrored(result: Float[Tensor, "R R"]) -> Float[Tensor, "R R"]:
     """The same matrix with what is above the diagonal copied below it, in place."""
-    step = 512
+    step = 256
     for start in range(0, len(result), step):
         stop = start + step
         square = result[start:stop, start:stop]
         square.copy_(square.triu() + square.triu(1).T)
-        result[stop:, start:stop] = result[start:stop, stop:].T
+        # Tile by tile: a transposed strip would be written across the cache.
+        for after in range(stop, len(result), step):
+            tile = slice(after, after + step)
+            result[tile, start:stop] = result[start:stop, tile].T
     return result
 
 
@@ -112,29 +115,20 @@ class OuterRows(Rows):
         Nothing below the diagonal blocks of `row_blocks` is then touched; `mirrored` completes it.
         Workspace: a few million numbers whatever the sizes.
         """
-        if self._dearer(self if other is None else other):
+        if self.single(other):
+            add_single(result, [(self, other)])
+        elif self._dearer(self if other is None else other):
             self._add_written(result, other)
-        elif self.places == 1 and (other is None or other.places == 1):
-            self._add_single(result, other)
         else:
             self._add_pairs(result, other)
 
-    def _add_single(self, result: Tensor, other: "OuterRows | None") -> None:
-        """Without repeated places: the two small Gram matrices, multiplied entry by entry."""
-        half = other is None
-        other = self if other is None else other
-        inner = self.inputs[:, :, 0] @ other.inputs[:, :, 0].mT
-        left = self.gradients[:, :, :, 0].flatten(1, 2)
-        right = left if half else other.gradients[:, :, :, 0].flatten(1, 2)
-        for start, stop in example_blocks(self.examples, self.each, other.count):
-            rows = slice(start * self.each, stop * self.each)
-            first = start if half else 0
-            columns = slice(first * other.each, None)
-            target = result[rows, columns].unflatten(0, (-1, self.each))
-            for g in range(self.groups):
-                outer = (left[g, rows] @ right[g, columns].T).unflatten(0, (-1, self.each))
-                weights = inner[g, start:stop, first:].repeat_interleave(other.each, 1)
-                target.addcmul_(outer, weights.unsqueeze(1))
+    def single(self, other: "OuterRows | None") -> bool:
+        """Whether `add_single` is the way to the Gram matrix: no repeated places, and cheapest."""
+        return (
+            self.places == 1
+            and (other is None or other.places == 1)
+            and not self._dearer(self if other is None else other)
+        )
 
     def _add_pairs(self, result: Tensor, other: "OuterRows | None") -> None:
         """All places of the other side meet those of a few examples of this side at a time."""
@@ -238,6 +232,38 @@ class OuterRows(Rows):
             self.count * self.places + other.count * other.places + self.count * other.count
         )
         return pairs > written
+
+
+def add_single(
+    result: Float[Tensor, "R S"], sides: Sequence[tuple[OuterRows, OuterRows | None]]
+) -> None:
+    """Add Σ G Hᵀ for rows without repeated places: two small Gram matrices, entry by entry.
+
+    What all of them add to one block of the result is summed while it is in the cache.
+
+    Args:
+        result: What is added to.
+        sides: The rows and those of the columns, of the same examples in every pair; None instead
+            of the latter throughout: what is above the diagonal is added at least.
+    """
+    factors = []
+    for own, other in sides:
+        partner = own if other is None else other
+        inner = own.inputs[:, :, 0] @ partner.inputs[:, :, 0].mT
+        left = own.gradients[:, :, :, 0].flatten(1, 2)
+        right = left if other is None else partner.gradients[:, :, :, 0].flatten(1, 2)
+        factors += zip(inner, left, right, strict=True)
+    own, other = sides[0]
+    half, width = other is None, (own if other is None else other).each
+    for start, stop in example_blocks(own.examples, own.each, result.shape[1]):
+        rows = slice(start * own.each, stop * own.each)
+        first = start if half else 0
+        columns = slice(first * width, None)
+        target = result[rows, columns].unflatten(0, (-1, own.each))
+        for inner, left, right in factors:
+            outer = (left[rows] @ right[columns].T).unflatten(0, (-1, own.each))
+            weights = inner[start:stop, first:].repeat_interleave(width, 1)
+            target.addcmul_(outer, weights.unsqueeze(1))
 
 
 def _pairs(

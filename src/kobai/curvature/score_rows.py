@@ -43,6 +43,7 @@ class ScoreRows:
 
     Attributes:
         parts: A partition of θ.
+        outputs: f(θ) of all examples, (N, *outputs), once all rows were made; None before.
         places: For each part, how often an example uses it (tokens, positions, repeated calls).
         count: Number of rows R over all data.
         each: Number of rows an example.
@@ -62,6 +63,7 @@ class ScoreRows:
                 f"got {tuple(self.theta.shape)}"
             )
         self._vectorised = True
+        self.outputs: Tensor | None = None
         self._probe()
         self.count = objective.size * self.each
 
@@ -83,19 +85,23 @@ class ScoreRows:
     def _passes(self) -> "Iterator[tuple[_Pass, Tensor]]":
         """Forward passes over all data in pieces that fit, with their cotangents."""
         cotangents = self.scores.start()
+        seen: list[Tensor] = []
         limit = max(1, int(MEMORY_BOUND / max(1.0, self.each * self._bytes_per_example)))
         for batch in self.objective.batches:
             if self.objective.coupled or batch.size <= limit:
                 run = _Pass(self, batch, self.parts)
+                seen.append(run.outputs.detach())
                 yield run, cotangents(run.outputs, batch.targets.to(run.outputs.device))
                 continue
             # Cotangents are drawn for the whole batch, as everywhere, and cut with it.
             with torch.no_grad(), pure(self.objective.model):
                 outputs = self.objective.forward(self.theta, batch)
+            seen.append(outputs)
             own = cotangents(outputs, batch.targets.to(outputs.device))
             for start in range(0, batch.size, limit):
                 chosen = slice(start, start + limit)
                 yield _Pass(self, batch.take(chosen), self.parts), own[:, chosen]
+        self.outputs = torch.cat(seen)
 
     def _complete(self, rows: list[Rows | None]) -> list[Rows]:
         """The same rows, or an error that names the parts which have none."""
@@ -160,7 +166,7 @@ class _Pass:
         modules = {module for part in parts for _, module in part.modules}
         with torch.enable_grad():
             self.leaves = {
-                name: piece.detach().clone().requires_grad_()
+                name: piece.detach().requires_grad_()
                 for name, piece in pieces.items()
                 if name not in self.spans
             }
@@ -192,7 +198,7 @@ class _Pass:
         edges = self.watch.edges
         if not edges:
             return [[] for _ in self.parts]
-        if vectorised and len(shared) > 1 and self.watch.size * len(shared) <= 2_000_000:
+        if vectorised and len(shared) > 1 and self.watch.size * len(shared) <= 4_000_000:
             gradients = self._pulled(shared, batched=True)
         else:
             passes = [self._pulled(one, batched=False) for one in shared]

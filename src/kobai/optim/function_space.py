@@ -98,6 +98,10 @@ def natural_direction(
         inverse = fisher.inverse(damping, damping_form)
         return Direction(value=inverse @ gradient, status=inverse.status)
     coordinates = _coordinates(fisher) if rowed else None
+    if len(blocks) == 1 and isinstance(places[0], slice):
+        assert isinstance(operator, SolvableOperator)
+        value, status = _block(operator, gradient, damping, damping_form, coordinates)
+        return Direction(value=value, status=status)
     value, statuses = torch.empty_like(gradient), []
     for block, place in zip(blocks, places, strict=True):
         assert isinstance(block, SolvableOperator)
@@ -214,7 +218,7 @@ def _coordinates(fisher: Fisher) -> Float[Tensor, " R"] | None:
         return torch.full((source.count,), scale, dtype=fisher.dtype, device=fisher.device)
     cotangents = source.scores.start()
     pieces: list[Tensor] = []
-    outputs = objective.outputs(fisher.theta)
+    outputs = objective.outputs(fisher.theta) if source.outputs is None else source.outputs
     start = 0
     for batch in objective.batches:
         own = outputs[start : start + batch.size]
@@ -222,6 +226,10 @@ def _coordinates(fisher: Fisher) -> Float[Tensor, " R"] | None:
         targets = batch.targets.to(own.device)
         residual = objective.likelihood.residual(own, targets).flatten(1).double()
         factor = cotangents(own, targets).flatten(2).permute(1, 2, 0).double()
+        spread = factor.diagonal(dim1=1, dim2=2)
+        if bool((spread != 0).all()) and not bool((factor - spread.diag_embed()).any()):
+            pieces.append(residual / spread)
+            continue
         spectral = eigh(factor @ factor.mT)
         values, vectors = spectral.values, spectral.vectors
         limit = values.amax(1, keepdim=True) * values.shape[1] * torch.finfo(torch.float64).eps

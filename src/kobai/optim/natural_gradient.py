@@ -250,7 +250,9 @@ class NaturalGradient(torch.optim.Optimizer):
         velocity = found.value
         if group["momentum"] and self._velocity(risk) is not None:
             velocity = velocity + group["momentum"] * self._velocity(risk)
-        step = -group["lr"] * (velocity + group["weight_decay"] * theta)
+        step = velocity.mul(-group["lr"])
+        if group["weight_decay"]:
+            step.sub_(theta, alpha=group["lr"] * group["weight_decay"])
         model, scale = None, 1.0
         adaptive = isinstance(self.damping, LevenbergMarquardt)
         if adaptive or self.kl_bound is not None or self.step_size == "model":
@@ -262,7 +264,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 self._back_off(group)
                 return
             record["last"] |= {"step_scale": scale, "kl": scale**2 * model.bend}
-        moved = theta + scale * step
+        moved = torch.add(theta, step, alpha=scale)
         after = example_losses(risk, moved) if adaptive else None
         if not is_finite(moved) or (after is not None and not is_finite(after)):
             counts["skipped_steps"] += 1

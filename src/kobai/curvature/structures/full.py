@@ -11,7 +11,7 @@ from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.gram_sums import sum_of_grams
 from kobai.curvature.linearization import Linearization
 from kobai.curvature.outer_rows import mirrored
-from kobai.curvature.rows import Joined, Rows, Stacked
+from kobai.curvature.rows import Rows, Stacked
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.coupled_layers import LARGEST_SYSTEM, check_system
 from kobai.curvature.structures.diagonal import row_squares
@@ -114,43 +114,55 @@ class InThetaOrder(Rows):
 
     def __init__(self, batches: Sequence[Sequence[Rows]], like: Tensor) -> None:
         self._batches, self._like = batches, like
-        self._rows = Joined([Stacked(pieces) for pieces in zip(*batches, strict=True)])
-        self._order = self._rows.indices
-        self.indices = torch.arange(self._rows.size)
-        self.count = self._rows.count
+        self._parts = [Stacked(pieces) for pieces in zip(*batches, strict=True)]
+        self._places = [part.indices.to(like.device) for part in self._parts]
+        self.indices = torch.arange(like.numel())
+        self.count = self._parts[0].count
 
     def product(self, columns: Float[Tensor, "p k"]) -> Float[Tensor, "R k"]:
         """G V."""
-        return self._rows.product(columns.index_select(0, self._order.to(columns.device)))
+        total = columns.new_zeros(self.count, columns.shape[1])
+        for part, places in zip(self._parts, self._places, strict=True):
+            total += part.product(columns.index_select(0, places))
+        return total
 
     def transpose(self, weights: Float[Tensor, "R k"]) -> Float[Tensor, "p k"]:
         """Gᵀ U."""
-        return self._placed(self._rows.transpose(weights), 0)
+        total = weights.new_empty(self.size, weights.shape[1])
+        for part, places in zip(self._parts, self._places, strict=True):
+            own = part.transpose(weights)
+            if own.shape[1] == 1:
+                # A third of the time of whole rows.
+                total.view(-1).scatter_(0, places, own.reshape(-1))
+            else:
+                total.index_copy_(0, places, own)
+        return total
 
     def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
         """G Hᵀ; the order of the columns plays no part."""
-        if other is not None:
-            return self._rows.gram(other._rows if isinstance(other, InThetaOrder) else other)
-        result = self._like.new_zeros(self.count, self.count)
-        sum_of_grams(self._batches, result=result)
-        return mirrored(result)
+        if other is None:
+            result = self._like.new_zeros(self.count, self.count)
+            sum_of_grams(self._batches, result=result)
+            return mirrored(result)
+        if not isinstance(other, InThetaOrder):
+            raise TypeError(f"rows in the order of θ meet others of that order, got {other!r}")
+        result = self._like.new_zeros(self.count, other.count)
+        sum_of_grams(self._batches, other._batches, result=result)
+        return result
 
     def squares(self) -> Float[Tensor, " p"]:
         """Sums of squares of the columns."""
-        return self._placed(self._rows.squares(), 0)
+        total = self._like.new_empty(self.size)
+        for part, places in zip(self._parts, self._places, strict=True):
+            total.scatter_(0, places, part.squares())
+        return total
 
     def dense(self) -> Float[Tensor, "R p"]:
         """G, written out."""
-        return self._placed(self._rows.dense(), 1)
-
-    def _placed(self, values: Tensor, axis: int) -> Tensor:
-        """Put what follows the order of the parts into the order of θ."""
-        order = self._order.to(values.device)
-        if values.ndim == 1 or values.shape[1 - axis] == 1:
-            # One entry a coordinate: twice as quick as whole rows.
-            flat = values.reshape(-1)
-            return torch.empty_like(flat).scatter_(0, order, flat).view(values.shape)
-        return torch.empty_like(values).index_copy_(axis, order, values)
+        total = self._like.new_empty(self.count, self.size)
+        for part, places in zip(self._parts, self._places, strict=True):
+            total.index_copy_(1, places, part.dense())
+        return total
 
 
 @final
