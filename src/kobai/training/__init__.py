@@ -10,11 +10,19 @@ from kobai.training.augmentation import (
     SelfPacedAugmentation,
     Shift,
 )
+from kobai.training.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted_targets
 from kobai.training.averaging import PolyakAverage
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
+from kobai.training.distillation import (
+    Tempered,
+    distillation_problem,
+    hint_problem,
+    train_by_hints,
+)
 from kobai.training.early_stopping import EarlyStopping
 from kobai.training.loop import train
+from kobai.training.pretraining import greedy_pretraining
 from kobai.training.progress import ConsoleProgress, Progress
 from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, Schedule
 from kobai.training.trajectory import snapshots
@@ -22,6 +30,7 @@ from kobai.training.trajectory import snapshots
 __all__ = [
     "SCHEDULES",
     "Augmentation",
+    "AuxiliaryHeads",
     "Blurred",
     "Checkpoint",
     "Compose",
@@ -39,9 +48,16 @@ __all__ = [
     "Schedule",
     "SelfPacedAugmentation",
     "Shift",
+    "Tempered",
     "Stages",
+    "auxiliary_problem",
+    "distillation_problem",
+    "greedy_pretraining",
+    "hint_problem",
     "load_model",
     "minimize_by_continuation",
     "snapshots",
     "train",
+    "train_by_hints",
+    "weighted_targets",
 ]
