@@ -28,6 +28,8 @@ _MODULES = (
     "initialisation",
     "adaptive",
     "second_order",
+    "batch_norm",
+    "coordinate",
 )
 
 PAGES: tuple[Page, ...] = tuple(
