@@ -237,3 +237,84 @@ def test_settings_round_trip():
 def test_an_unknown_setting_in_a_file_is_refused():
     with pytest.raises(ValueError, match="colour"):
         from_values(CompareOptions, {"colour": "red"})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A finished run, for the verbs that take one."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ["--data", "blobs", "--limit", "60", "--epochs", "1", "--model.widths", "4"]
+    assert main(["train", *words, "--optimizer", "sgd", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["measure", "landscape"])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model", "cnn"], "--model"),
+        (["--data", "spirals", "--limit", "9"], "--data, --limit"),
+        (["--model.widths", "9"], "--model.*"),
+        (["--label", "sgd-s7"], "sgd-s0"),
+    ],
+)
+def test_a_run_brings_its_own_problem(trained, tmp_path, capsys, verb, flags, told):
+    assert main([verb, str(trained), *flags, "--out", str(tmp_path / "x")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("verb", ["measure", "landscape"])
+def test_a_folder_that_is_not_there_is_called_so(tmp_path, capsys, verb):
+    assert main([verb, str(tmp_path / "nix"), "--out", str(tmp_path / "x")]) == 2
+    assert "no such run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--grid", "1"], "2 nodes"),
+        (["--grid", "0x5"], "2 nodes"),
+        (["--splits", "exam"], "exam"),
+        (["--grid", "9", "--directions", "between"], "two runs, got 1: sgd-s0"),
+    ],
+)
+def test_a_landscape_that_cannot_be_drawn_claims_no_folder(trained, tmp_path, capsys, flags, told):
+    assert main(["landscape", str(trained), *flags, "--out", str(tmp_path / "x")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_landscapes_and_measurements_do_not_record_a_problem_they_did_not_have(trained, tmp_path):
+    words = ["--grid", "3", "--out", str(tmp_path / "l")]
+    assert main(["landscape", str(trained), *words]) == 0
+    assert main(["measure", str(trained), "--out", str(tmp_path / "m")]) == 0
+    for name in ("l", "m"):
+        told = (tmp_path / name / "run.toml").read_text()
+        assert str(trained) in told
+        assert "data =" not in told
+        assert (tmp_path / name / "run.json").is_file()
+
+
+def test_measurements_stay_apart(trained, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "m")]
+    assert main(["measure", str(trained), *out]) == 0
+    assert main(["measure", str(trained), "--matrix", "ggn", *out]) == 0  # adds to the first
+    assert main(["measure", "--data", "blobs", "--limit", "60", *out]) == 2
+    assert "another run or model" in capsys.readouterr().err
+    assert main(["measure", "--data", "blobs", "--limit", "60", "--out", str(trained)]) == 2
+    assert "a run of kobai train" in capsys.readouterr().err
+
+
+def test_settings_of_another_verb_are_refused(trained, tmp_path, capsys):
+    words = ["--config", str(trained / "run.toml"), "--out", str(tmp_path / "x")]
+    assert main(["compare", *words]) == 2
+    assert "settings of kobai train, which kobai compare cannot take" in capsys.readouterr().err
+
+
+def test_settings_without_a_run_do_not_bar_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.toml").write_text('verb = "train"\n')
+    words = ["--data", "blobs", "--limit", "60", "--epochs", "1", "--model.widths", "4"]
+    assert main(["train", *words, "--optimizer", "sgd", "--out", str(folder)]) == 0

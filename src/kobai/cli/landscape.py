@@ -110,6 +110,8 @@ def _run(options: Any, wanted: dict[str, Any], command: str, rank: int) -> int:
     clock, console = Clock(), Console(stderr=True, emoji=False, quiet=rank > 0)
     points = find_points(options.runs, options.checkpoint, options.label, options)
     objective = head_of(points.problem, options.examples)
+    for split in wanted["splits"]:
+        points.problem.objective(split=split)  # refuses what the data do not have
     directions = _directions(points, objective, options, len(wanted["axes"]))
     for line in str(directions.report()).splitlines():
         console.print(f"[dim]{line}[/dim]", highlight=False)
@@ -230,6 +232,8 @@ class _Draw:
             self.saved[name] = load(folder, name)
             return self.saved[name]
         label = name.replace("_", " ")
+        if options.directions in ("random", "hessian", "gradient") and len(points.ends) > 1:
+            label += f", around {next(iter(points.ends))}"
         evaluate: Callable[..., Landscape] = {
             1: landscape.evaluate_line,
             2: landscape.evaluate_plane,
@@ -355,6 +359,13 @@ def _directions(
     if options.directions == "between":
         if count == 3:
             raise UsageError("--directions between draws a line or a plane: --grid 101 or 51x51")
+        there = len(points.ends)
+        if there < 2 or (count == 1 and there > 2):
+            wanted = "two runs" if count == 1 else "two runs or more"
+            raise UsageError(
+                f"--directions between on --grid {options.grid} needs {wanted}, got {there}: "
+                f"{', '.join(points.ends)}; name them with --label A,B"
+            )
         return landscape.between_directions(
             points.ends, count=count, space=objective, generator=generator
         )
@@ -381,6 +392,8 @@ def _check(options: Any) -> dict[str, Any]:
     if not re.fullmatch(r"\d+(x\d+){0,2}", options.grid):
         raise UsageError(f"--grid {options.grid}: give 101, 51x51 or 17x17x17")
     nodes = [int(n) for n in options.grid.split("x")]
+    if min(nodes) < 2:
+        raise UsageError(f"--grid {options.grid}: a direction needs 2 nodes or more")
     axes: list[Any] = list(nodes)
     if options.range != "auto":
         axes = _ranges(options.range, nodes)

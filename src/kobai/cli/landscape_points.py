@@ -1,6 +1,7 @@
 """Where landscapes are drawn: the ends and paths of runs, or checkpoints of any model."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kobai.cli.measure import open_run
-from kobai.cli.options import UsageError
+from kobai.cli.options import UsageError, read_toml, refuse_problem_flags
 from kobai.cli.problem import make_setting
+from kobai.cli.run_folder import SETTINGS
 from kobai.problem import Problem
-from kobai.studies import checkpoint_folder, load_model
+from kobai.studies import RunSpec, Setting, checkpoint_folder, load_model
 from kobai.training import snapshots
 
 
@@ -55,11 +57,21 @@ def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Points
     paths: dict[str, list[Tensor]] = {}
     buffers: dict[str, dict[str, Tensor]] = {}
     known: list[str] = []
+    lost: list[str] = []
+    chosen: list[tuple[Path, Setting, list[RunSpec]]] = []
     for folder in folders:
+        refuse_problem_flags(options, folder)
         setting, specs = open_run(folder, options)
         known += [spec.label for spec in specs]
+        chosen.append((folder, setting, specs))
+    wanted = None if label is None else [n.strip() for n in label.split(",") if n.strip()]
+    missing = [name for name in wanted or () if name not in known]
+    if missing:
+        raise UsageError(f"--label {', '.join(missing)}: the runs are {', '.join(known)}")
+    _require_same_data(folders)
+    for folder, setting, specs in chosen:
         for spec in specs:
-            if label is not None and spec.label not in label.split(","):
+            if wanted is not None and spec.label not in wanted:
                 continue
             name = spec.label if len(folders) == 1 else f"{spec.label} ({folder.name})"
             problem = load_model(setting, spec, folder)
@@ -67,18 +79,36 @@ def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Points
             if first is not None and len(theta) != first.space.dimension:
                 raise UsageError(f"{folder}: another model than that of {folders[0]}")
             if not bool(torch.isfinite(theta).all()):
-                continue  # a diverged run has no place to look from
+                lost.append(name)  # a diverged run has no place to look from
+                continue
             first = first or problem
             ends[name] = theta
             buffers[name] = {n: b.clone() for n, b in problem.model.named_buffers()}
             steps = snapshots(checkpoint_folder(folder, spec.label))[1]
             paths[name] = [step.to(theta) for step in steps]
     if first is None:
-        wanted = "" if label is None else f" called {label}"
         raise UsageError(
-            f"no run{wanted} that ended with finite parameters; the runs are {', '.join(known)}"
+            f"no run ended with finite parameters: {', '.join(lost)} diverged; choose others"
+        )
+    if lost:
+        print(
+            f"kobai: {', '.join(lost)} diverged and is left out: there is no place to look from",
+            file=sys.stderr,
         )
     return Points(problem=first, ends=ends, paths=paths, buffers=buffers)
+
+
+def _require_same_data(folders: Sequence[Path]) -> None:
+    """Refuse runs on different data: the loss of all of them is that of the first's."""
+    first = read_toml(folders[0] / SETTINGS)
+    for folder in folders[1:]:
+        other = read_toml(folder / SETTINGS)
+        for name in ("data", "limit", "standardize", "validation", "model", "model_options"):
+            if first.get(name) != other.get(name):
+                raise UsageError(
+                    f"{folder}: its {name} is {other.get(name)}, that of {folders[0]} "
+                    f"{first.get(name)}; one landscape belongs to one problem"
+                )
 
 
 def _of_checkpoints(files: Sequence[Path], options: Any) -> Points:

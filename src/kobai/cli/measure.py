@@ -22,10 +22,11 @@ from kobai.cli.options import (
     options_of,
     parse,
     read_toml,
+    refuse_problem_flags,
 )
 from kobai.cli.points import adam_of_gradients, adam_of_run, adam_of_state, load_file
-from kobai.cli.problem import make_setting
-from kobai.cli.run_folder import SETTINGS
+from kobai.cli.problem import find_device, make_setting
+from kobai.cli.run_folder import SETTINGS, Clock, claim_measurements, record
 from kobai.cli.tables import to_json, wide_console
 from kobai.curvature import (
     STRUCTURES,
@@ -60,6 +61,7 @@ def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     options = parse(MeasureOptions, arguments, verb="measure")
     _check(options)
+    clock = Clock()
     if options.run is None:
         setting = make_setting(options)
         problem = setting.problem(options.seed)
@@ -68,6 +70,8 @@ def main(arguments: list[str], command: str) -> int:
             state = load_file(options.checkpoint, problem.model)
             adam = adam_of_state(state, ParameterSpace(problem.model))
             label = options.checkpoint.stem
+        if options.out is not None:
+            claim_measurements(options)
         found = _measure(problem, options, label=label, optimizer="", seed=options.seed, adam=adam)
         target: Path | None = options.out
     else:
@@ -76,6 +80,11 @@ def main(arguments: list[str], command: str) -> int:
     if target is not None:
         for result in found:
             save(result, target, _name(result))
+        if target != options.run:
+            record(
+                target, command=command, seed=options.seed, device=find_device(options.device),
+                seconds=clock.seconds(),
+            )  # fmt: skip
         write_figures(target)
         Console(stderr=True, emoji=False).print(f"report: {report.build(target)}")
     if options.json:
@@ -204,12 +213,11 @@ def _classes(objective: EmpiricalRisk) -> int:
 
 
 def _measure_run(folder: Path, options: Any) -> list[Measured]:
+    refuse_problem_flags(options, folder, "seed")
     setting, specs = open_run(folder, options)
-    chosen = [spec for spec in specs if options.label in (None, spec.label)]
-    if not chosen:
-        raise UsageError(
-            f"--label {options.label}: {folder} holds {', '.join(s.label for s in specs)}"
-        )
+    chosen = labelled(specs, options.label, folder)
+    if options.out not in (None, folder):
+        claim_measurements(options)
     found: list[Measured] = []
     for spec in chosen:
         problem = load_model(setting, spec, folder)
@@ -220,12 +228,32 @@ def _measure_run(folder: Path, options: Any) -> list[Measured]:
     return found
 
 
+def labelled(specs: list[RunSpec], label: str | None, folder: Path) -> list[RunSpec]:
+    """The runs with these labels, separated by commas; all of them where none is named.
+
+    Raises:
+        UsageError: If the folder holds no run with one of them.
+    """
+    if label is None:
+        return specs
+    wanted = [name.strip() for name in label.split(",") if name.strip()]
+    known = {spec.label: spec for spec in specs}
+    missing = [name for name in wanted if name not in known]
+    if missing or not wanted:
+        raise UsageError(
+            f"--label {', '.join(missing) or 'is empty'}: {folder} holds {', '.join(known)}"
+        )
+    return [known[name] for name in dict.fromkeys(wanted)]
+
+
 def open_run(folder: Path, options: ProblemOptions) -> tuple[Setting, list[RunSpec]]:
     """The setting and the runs of a run folder, on the device and threads asked for now.
 
     Raises:
         UsageError: If the folder is no run of kobai train or compare.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such run folder")
     if not (folder / SETTINGS).is_file():
         raise UsageError(f"{folder}: holds no {SETTINGS}, so it is not a run folder of kobai")
     values = read_toml(folder / SETTINGS)

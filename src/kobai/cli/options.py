@@ -56,6 +56,35 @@ class ProblemOptions:
     """Print the result as JSON on standard output instead of a table."""
 
 
+OF_A_RUN = (
+    "data", "limit", "test_limit", "standardize", "validation", "model", "model_options", "dtype",
+)  # fmt: skip
+"""Flags of the problem, which a run folder brings itself."""
+
+
+def refuse_problem_flags(options: ProblemOptions, folder: Path, *more: str) -> None:
+    """Refuse flags that would be passed over because a run folder was named.
+
+    Args:
+        options: What was given.
+        folder: The run folder.
+        more: Further flags that have no meaning then.
+
+    Raises:
+        UsageError: If one of them differs from its default.
+    """
+    plain = type(options)()
+    given = [
+        f"--{name.replace('_', '-').replace('model-options', 'model.*')}"
+        for name in (*OF_A_RUN, *more)
+        if getattr(options, name, None) != getattr(plain, name, None)
+    ]
+    if given:
+        raise UsageError(
+            f"{folder} brings its own problem: leave {', '.join(given)} out, or name no run folder"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """The run folder and what to do when there is one already."""
@@ -112,7 +141,7 @@ class MeasureOptions(ProblemOptions):
     out: Path | None = None
     """Folder for the result; default: the run folder, or none for a fresh model or a file."""
     label: str | None = None
-    """Which run of a comparison, such as kfac-s0; default: all of them."""
+    """Which runs of a comparison, such as kfac-s0 or kfac-s0,sgd-s0; default: all of them."""
     matrix: MatrixName = "hessian"
     """Which curvature matrix; fisher-observed is the empirical Fisher matrix."""
     which: Literal["largest", "smallest", "both", "magnitude"] = "largest"
@@ -208,7 +237,8 @@ def _scan(arguments: Sequence[str], name: str) -> str | None:
 
 def _named(kind: str, name: str, table: Mapping[str, type]) -> type:
     if name not in table:
-        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+        own = ", or package.module:factory of your own" if kind == "model" else ""
+        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(table)}{own}")
     return table[name]
 
 
@@ -310,6 +340,10 @@ def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
     """
     text = _scan(arguments, "config")
     values = read_toml(Path(text)) if text is not None else {}
+    if values.get("verb", verb) != verb:
+        raise UsageError(
+            f"{text}: settings of kobai {values['verb']}, which kobai {verb} cannot take"
+        )
     chosen = {
         flag: _scan(arguments, flag) or values.get(flag) or _default(base, flag)
         for flag in _names_in(base)

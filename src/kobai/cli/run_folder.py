@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from kobai.cli.options import FolderOptions, UsageError, read_toml, to_values
+from kobai.cli.options import OF_A_RUN, FolderOptions, UsageError, read_toml, to_values
 from kobai.results import atomic_write, provenance, result_names, save
 
 SETTINGS = "run.toml"
@@ -27,6 +27,10 @@ def settings(options: Any, verb: str) -> dict[str, Any]:
     values = to_values(options)
     for name in ("resume", "fresh", "config", "json"):
         values.pop(name, None)
+    if values.get("runs") or values.get("run"):
+        # The runs bring their own problem; the defaults of these flags would tell another one.
+        for name in OF_A_RUN:
+            values.pop(name, None)
     return {"verb": verb, **values}
 
 
@@ -46,7 +50,8 @@ def claim(options: FolderOptions, verb: str) -> Path:
         entries = list(folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
-    if entries:
+    # Settings without any result are of a run that was refused before it did anything.
+    if entries and [entry.name for entry in entries] != [SETTINGS]:
         if not (folder / SETTINGS).is_file():
             raise UsageError(
                 f"{folder}: holds files that are not a run of kobai; choose another --out"
@@ -86,11 +91,47 @@ def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
         if key not in _FREE and there.get(key) != here.get(key)
     )
     if changed:
-        told = ", ".join(f"{key} ({there.get(key)} there)" for key in changed)
+        told = ", ".join(
+            f"{key} ({there.get(key, 'not set')} there, {here.get(key, 'not set')} here)"
+            for key in changed
+        )
         raise UsageError(
             f"{folder}: holds a run with other settings: {told}; use them, or --fresh, or "
             "another --out"
         )
+
+
+def claim_measurements(options: Any) -> Path:
+    """Make a folder for measurements, or add to one of the same point.
+
+    Raises:
+        UsageError: If the folder holds a run, foreign files or measurements of something else, or
+            cannot be written to.
+    """
+    folder: Path = options.out
+    wanted = settings(options, "measure")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; choose another --out")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / SETTINGS).is_file():
+            raise UsageError(
+                f"{folder}: holds files that are not a run of kobai; choose another --out"
+            )
+        there = read_toml(folder / SETTINGS)
+        if there.get("verb") != "measure":
+            raise UsageError(
+                f"{folder}: holds a run of kobai {there.get('verb')}; choose another --out"
+            )
+        of = (*OF_A_RUN, "run", "checkpoint", "seed")
+        if any(there.get(name) != wanted.get(name) for name in of):
+            raise UsageError(
+                f"{folder}: holds measurements of another run or model; choose another --out"
+            )
+    try:
+        atomic_write(folder / SETTINGS, tomli_w.dumps(wanted))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written to ({error.strerror})") from None
+    return folder
 
 
 def _delete_run(folder: Path) -> None:

@@ -283,7 +283,7 @@ def _unknown(name: str) -> DataError:
     if name and Path(name).exists():
         hint = f"; did you mean folder:{name}?"
     return DataError(
-        f"there is no data set {name!r}{hint} Known: {', '.join([*_DESCRIPTIONS, *FORMS])}"
+        f"there is no data set {name!r}{hint or ';'} Known: {', '.join([*_DESCRIPTIONS, *FORMS])}"
     )
 
 
