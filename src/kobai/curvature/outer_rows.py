@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kobai.curvature.rows import Rows
+from kobai.curvature.rows import DenseRows, Rows
 
 _WORKSPACE = 2**24
 """Numbers that an intermediate result of a Gram matrix may have."""
@@ -200,7 +200,8 @@ class OuterRows(Rows):
 
     def dense(self) -> Float[Tensor, "R p"]:
         """G, written out."""
-        return self._written(slice(None))
+        groups = [self._written_units(g, slice(None)) for g in range(self.groups)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups, 1)
 
     def rotated(
         self, outer: Float[Tensor, "G M M2"], inner: Float[Tensor, "G K K2"]
@@ -348,3 +349,27 @@ class EmbeddingRows(Rows):
         """G, written out."""
         unit = torch.eye(self.count, dtype=self.gradients.dtype, device=self.gradients.device)
         return self.transpose(unit).T
+
+
+def concatenated(pieces: Sequence[Rows]) -> Rows | None:
+    """Rows of several batches in the same coordinates as those of one; None if their forms differ.
+
+    Args:
+        pieces: At least one.
+    """
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    dense = [piece for piece in pieces if isinstance(piece, DenseRows)]
+    if len(dense) == len(pieces):
+        return DenseRows(torch.cat([piece.matrix for piece in dense]), first.indices)
+    outer = [piece for piece in pieces if isinstance(piece, OuterRows)]
+    if len(outer) == len(pieces) and len({piece.places for piece in outer}) == 1:
+        inputs = torch.cat([piece.inputs for piece in outer], 1)
+        return OuterRows(inputs, torch.cat([piece.gradients for piece in outer], 1), first.indices)
+    tables = [piece for piece in pieces if isinstance(piece, EmbeddingRows)]
+    if len(tables) == len(pieces) and len({piece.tokens.shape[1] for piece in tables}) == 1:
+        tokens = torch.cat([piece.tokens for piece in tables])
+        gradients = torch.cat([piece.gradients for piece in tables])
+        return EmbeddingRows(tokens, gradients, first.indices, tables[0].lines)
+    return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from kobai.curvature.factor_sums import joint_uses, outer_rows
 from kobai.curvature.layer_inputs import scale_rows
 from kobai.curvature.layer_uses import LayerUse, Watch
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
+from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, concatenated
 from kobai.curvature.parts import Part, plan_parts
 from kobai.curvature.pullback import Pullback
 from kobai.curvature.rows import DenseRows, Rows, Stacked
@@ -24,6 +24,8 @@ from kobai.curvature.scores import Scores
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 _ROWS_TOGETHER = 64
+
+_CACHED_BYTES = 2**23
 
 MEMORY_BOUND = 2**30
 """Bytes that the gradients in all layers' outputs may take at a time; batches are cut to fit."""
@@ -72,6 +74,36 @@ class ScoreRows:
         for run, cotangents in self._passes():
             yield self._complete(run.rows(cotangents, self._vectorised))
 
+    def compact(self) -> Iterator[list[Rows]]:
+        """Like iteration, with rows written out where that takes fewer numbers than their factors.
+
+        So it is with convolutions on many places. Their gradients are then made for a few examples
+        at a time, which stay in the cache, and never kept.
+        """
+        dense = [
+            part.form is not None
+            and not part.form.lookup
+            and places * (part.shape[2] + self.each * part.shape[1]) > self.each * part.size
+            for part, places in zip(self.parts, self.places, strict=True)
+        ]
+        if self.objective.coupled or not any(dense):
+            yield from self
+            return
+        pieces = []
+        for run, cotangents in self._passes(_CACHED_BYTES):
+            rows = self._complete(run.rows(cotangents, self._vectorised))
+            pieces.append(
+                [
+                    DenseRows(own.dense(), own.indices) if written else own
+                    for own, written in zip(rows, dense, strict=True)
+                ]
+            )
+        joined = [concatenated(own) for own in zip(*pieces, strict=True)]
+        if any(own is None for own in joined):
+            yield from pieces
+        else:
+            yield [own for own in joined if own is not None]
+
     def uses(self) -> Iterator[tuple[int, list[list[LayerUse] | Rows]]]:
         """Like iteration, but for parts that multiply by a matrix every use, not yet unfolded.
 
@@ -82,18 +114,26 @@ class ScoreRows:
         for run, cotangents in self._passes():
             yield run.examples, run.mixed(cotangents, self._vectorised)
 
-    def _passes(self) -> "Iterator[tuple[_Pass, Tensor]]":
+    def _passes(self, memory: int | None = None) -> "Iterator[tuple[_Pass, Tensor]]":
         """Forward passes over all data in pieces that fit, with their cotangents."""
         cotangents = self.scores.start()
         seen: list[Tensor] = []
-        limit = max(1, int(MEMORY_BOUND / max(1.0, self.each * self._bytes_per_example)))
+        memory = MEMORY_BOUND if memory is None else memory
+        limit = max(1, int(memory / max(1.0, self.each * self._bytes_per_example)))
         for batch in self.objective.batches:
             if self.objective.coupled or batch.size <= limit:
                 run = _Pass(self, batch, self.parts)
                 seen.append(run.outputs.detach())
                 yield run, cotangents(run.outputs, batch.targets.to(run.outputs.device))
                 continue
-            # Cotangents are drawn for the whole batch, as everywhere, and cut with it.
+            if self.scores.labels != "sampled":
+                for start in range(0, batch.size, limit):
+                    piece = batch.take(slice(start, start + limit))
+                    run = _Pass(self, piece, self.parts)
+                    seen.append(run.outputs.detach())
+                    yield run, cotangents(run.outputs, piece.targets.to(run.outputs.device))
+                continue
+            # Labels are drawn for the whole batch, as everywhere, and cut with it.
             with torch.no_grad(), pure(self.objective.model):
                 outputs = self.objective.forward(self.theta, batch)
             seen.append(outputs)

@@ -192,7 +192,7 @@ def _assemble(
     """Σ over parts of the Gram matrices, by blocks of examples that fit."""
 
     def pieces(source: ScoreRows) -> list[list[Rows]]:
-        batches = jacobian_rows(source) if plan.method == "jacobian" else source
+        batches = jacobian_rows(source) if plan.method == "jacobian" else source.compact()
         return [[select(parts[i]) for i in positions] for parts in batches]
 
     size = one.objective.size

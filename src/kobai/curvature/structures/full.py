@@ -89,7 +89,7 @@ class FullFisher(SolvableOperator):
                 self._solver = Dense((matrix + matrix.T) / 2, positive_semidefinite=True)
             else:
                 weight = self.source.objective.weight
-                rows = InThetaOrder(list(self.source), self.source.theta)
+                rows = InThetaOrder(list(self.source.compact()), self.source.theta)
                 self._solver = LowRank(rows, weight, self.source.theta)
         return self._solver
 
