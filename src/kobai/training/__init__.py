@@ -14,6 +14,7 @@ from kobai.training.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted
 from kobai.training.averaging import PolyakAverage
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
+from kobai.training.curriculum import curriculum_indices, train_by_curriculum
 from kobai.training.distillation import (
     Tempered,
     distillation_problem,
@@ -51,6 +52,7 @@ __all__ = [
     "Stages",
     "Tempered",
     "auxiliary_problem",
+    "curriculum_indices",
     "distillation_problem",
     "greedy_pretraining",
     "hint_problem",
@@ -58,6 +60,7 @@ __all__ = [
     "minimize_by_continuation",
     "snapshots",
     "train",
+    "train_by_curriculum",
     "train_by_hints",
     "weighted_targets",
 ]

@@ -30,6 +30,9 @@ _MODULES = (
     "second_order",
     "batch_norm",
     "coordinate",
+    "pretraining",
+    "architecture",
+    "continuation",
 )
 
 PAGES: tuple[Page, ...] = tuple(

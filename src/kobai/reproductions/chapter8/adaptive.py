@@ -132,10 +132,10 @@ def _bias_correction(steps: int = 2000) -> dict[str, np.ndarray]:
     p = torch.nn.Parameter(torch.zeros(1).double())
     adam, track = torch.optim.Adam([p], lr=1.0), []
     for _ in range(steps):
-        before = float(p)
+        before = p.item()
         p.grad = torch.ones(1).double()
         adam.step()
-        track.append(abs(float(p) - before))
+        track.append(abs(p.item() - before))
     found["with"] = np.array(track)
     found["without"] = first / np.sqrt(second)
     return found

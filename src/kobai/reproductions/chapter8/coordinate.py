@@ -87,7 +87,7 @@ def sparse_coding(config: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             return lasso(2 * w @ w.T, 2 * w @ x, 1.0, start=parts["H"], max_sweeps=200)
 
         optimizer: torch.optim.Optimizer = (
-            CoordinateDescent(model, blocks={"W": ["W"], "H": ["H"]},
+            CoordinateDescent(model, blocks={"H": ["H"], "W": ["W"]},
                               minimizers={"W": best_w, "H": best_h})
             if method == "alternating blocks" else SteepestDescent(model)
         )  # fmt: skip
@@ -135,7 +135,7 @@ def coordinates(config: Config) -> Outcome:
                 "valley by stairs.",
             ),
             "coding": Panels(
-                label="8.7.2", title="Sparse coding: W, then H, then W again", columns=2,
+                label="8.7.2", title="Sparse coding: H, then W, then H again", columns=2,
                 panels=(
                     Panel(title="objective", x_label="step", y_label="value", log_y=True,
                           series=tuple(Series(label=n, x=np.arange(len(v), dtype=float), y=v)

@@ -77,7 +77,7 @@ def initialisation(config: Config) -> Outcome:
             problem = classifier(splits, (32, 32), seed=seed, init="standard",
                                  weight_variance=2 * scale**2)  # fmt: skip
             history = train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.02),
-                            generator=seeds.generator(seed, "order"), epochs=config.pick(6, 15),
+                            generator=seeds.generator(seed, "order"), epochs=config.pick(12, 25),
                             batch_size=32)  # fmt: skip
             ends.append((history.train_loss[-1], history.test_accuracy[-1]))
         loss.append(float(np.mean([e[0] for e in ends])))
