@@ -42,6 +42,8 @@ class KFACConfig:
     """Multiple of the identity added to the Fisher matrix; auto: by the reduction ratio."""
     momentum: float = 0.9
     """Share of the last update kept, beside a learning rate in numbers."""
+    nesterov: bool = False
+    """Whether that momentum looks ahead."""
     weight_decay: float = 0.0
     """Share of the parameters, times the learning rate, taken off each step."""
     statistics_every: int = 10
@@ -67,6 +69,10 @@ class KFACConfig:
         if not (math.isfinite(self.output_damping) and self.output_damping >= 0):
             raise ValueError(
                 f"--kfac.output_damping must be non-negative and finite, got {self.output_damping}"
+            )
+        if self.nesterov and self.lr == "auto":
+            raise ValueError(
+                "--kfac.nesterov belongs to a learning rate in numbers: give --kfac.lr"
             )
         check_fraction("kfac", "momentum", self.momentum)
         check_decay("kfac", self.weight_decay)

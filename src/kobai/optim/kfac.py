@@ -28,6 +28,7 @@ from kobai.optim.kfac_settings import (
     due,
     first_lr,
 )
+from kobai.optim.lookahead import precondition
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.optim.step_control import StepControl
@@ -53,6 +54,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         lr: float | Literal["auto"] = "auto",
         damping: Damping = "auto",
         momentum: float = 0.9,
+        nesterov: bool = False,
         weight_decay: float = 0.0,
         statistics_every: int = 10,
         inverse_every: int = 100,
@@ -77,9 +79,15 @@ class FactoredOptimizer(torch.optim.Optimizer):
             statistics_every, inverse_every, control_every, kl_bound, output_damping, labels
         )
         plan = plan_blocks(model)
+        if nesterov and lr == "auto":
+            raise ValueError(
+                'nesterov=True belongs to a learning rate in numbers; under lr="auto" the momentum '
+                "is measured"
+            )
         self.model = model
         self.likelihood = as_likelihood(likelihood)
         self.lr = lr
+        self.nesterov = nesterov
         self.control_every = control_every
         self.statistics_every = statistics_every
         self.inverse_every = inverse_every
@@ -146,7 +154,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         settings = ", ".join(f"{name}={group[name]:g}" for name in GROUP)
         lines = [
-            f"{type(self).__name__}({settings}{self._automatic()}, kl_bound={self.kl_bound}, "
+            f"{type(self).__name__}({settings}{', nesterov' * self.nesterov}{self._automatic()}, "
+            f"kl_bound={self.kl_bound}, "
             f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
             f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
         ]
@@ -335,8 +344,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
         size, waiting = 0.0, 0
         for block in blocks.every:
             group = self.param_groups[block.group]
-            part, parameters, directions, late = block.precondition(
-                0.0 if automatic else group["momentum"], group["damping"]
+            part, parameters, directions, late = precondition(
+                block, 0.0 if automatic else group["momentum"], group["damping"], self.nesterov
             )
             size += part * float(group["lr"]) ** 2
             waiting += late
@@ -466,6 +475,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         arguments = {
             "likelihood": self.likelihood,
             "lr": self.lr,
+            "nesterov": self.nesterov,
             "damping": self.damping,
             "control_every": self.control_every,
             "statistics_every": self.statistics_every,
@@ -543,7 +553,9 @@ class KFAC(FactoredOptimizer):
             is a factor on Δ, which starts at 1.
         damping: λ, added to F; shared out between the factors by their scales (π). A number, a
             schedule step ↦ number, "auto", or a `LevenbergMarquardt` rule.
-        momentum: Heavy-ball coefficient in [0, 1) beside a learning rate in numbers.
+        momentum: Coefficient μ in [0, 1) of the heavy ball beside a learning rate in numbers.
+        nesterov: Whether that step goes along (F + λ)⁻¹(gradient + μ m) instead of (F + λ)⁻¹m, as
+            in ``torch.optim.SGD``.
         weight_decay: Decoupled weight decay, as in AdamW; times lr, and times α under "auto".
         statistics_every: Steps between two updates of the factors. The first steps update more
             often: the interval is a tenth of the number of steps made.

@@ -54,6 +54,8 @@ def reason_against(task: Task, searched: Sequence[str]) -> str:
             return f"kfac's {missing[0]} is automatic"
         if config.labels != "sampled":
             return f"kfac's labels are {config.labels}"
+        if config.nesterov:
+            return "kfac's momentum is Nesterov's"
         whole = {"statistics_every", "inverse_every", "labels", "output_damping"}
         mixed = sorted(whole & set(searched))
         if mixed:
