@@ -7,6 +7,7 @@ kobai's own cotangents (scores at labels drawn from the model) back to the layer
 any parameter's gradient. What the user's loss is scaled by never matters.
 """
 
+import contextlib
 import dataclasses
 import sys
 import weakref
@@ -21,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from kobai.curvature.factor_sums import FactorSums, Sharing, turned_squares
 from kobai.curvature.layer_inputs import scale_rows
 from kobai.curvature.layer_uses import LayerUse, Watch
+from kobai.curvature.moments import rounded_rows
 from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
@@ -109,6 +111,8 @@ class BackwardStatistics:
         sharing: How places under weight sharing are taken, "expand" or "reduce".
         distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
+        rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
+            the factors; see `kobai.curvature.moments.rounded_rows`.
 
     Attributes:
         due: Whether the next forward and backward pass gathers statistics.
@@ -127,6 +131,7 @@ class BackwardStatistics:
         sharing: Sharing = "expand",
         distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
+        rounded: bool = True,
     ) -> None:
         self.model = model
         self.likelihood = likelihood
@@ -137,6 +142,7 @@ class BackwardStatistics:
         self.sharing: Sharing = sharing
         self.distributed = distributed
         self._bases = bases
+        self.rounded = rounded
         self.due = True
         self.seen = 0
         self._sums = Sums()
@@ -313,9 +319,10 @@ class BackwardStatistics:
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
         dtype = factor_dtype(layer.weight.dtype)
-        self._sums.layers.setdefault(position, FactorSums()).add(
-            layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
-        )
+        with rounded_rows() if self.rounded else contextlib.nullcontext():
+            self._sums.layers.setdefault(position, FactorSums()).add(
+                layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
+            )
         if basis is not None:
             squares = turned_squares(layer.form, uses, examples, dtype, *basis)
             self._sums.squares[position] = _plus(self._sums.squares.get(position), squares)
