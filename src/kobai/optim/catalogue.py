@@ -50,8 +50,9 @@ class KFACConfig:
     """Steps between updates of the curvature statistics; denser at the start."""
     inverse_every: int = 100
     """Steps between inversions; denser at the start."""
-    kl_bound: float | Literal["auto"] = "auto"
-    """Largest squared length of a step in the Fisher metric; auto: by the reduction ratio."""
+    kl_bound: float | Literal["auto", "none"] = "auto"
+    """Largest squared length of a step in the Fisher metric; auto: by the reduction ratio; none
+    beside a learning rate in numbers: no bound, kept as inf."""
     output_damping: float = 1.0
     """Multiple of the identity added to the Fisher matrix of the outputs."""
     labels: Labels = "sampled"
@@ -60,7 +61,17 @@ class KFACConfig:
     """Tokens, positions and time steps: independent of each other, or summed over first."""
 
     def __post_init__(self) -> None:
-        for flag in ("lr", "damping", "kl_bound", "statistics_every", "inverse_every"):
+        if self.kl_bound == "none":
+            # As a number it stays what it is in a file of settings, which leaves None out.
+            object.__setattr__(self, "kl_bound", math.inf)
+        if isinstance(self.kl_bound, str):
+            if self.kl_bound != "auto":
+                raise ValueError(
+                    f"--kfac.kl_bound must be a number, auto or none, got {self.kl_bound!r}"
+                )
+        elif not self.kl_bound > 0:
+            raise ValueError(f"--kfac.kl_bound must be positive, got {self.kl_bound}")
+        for flag in ("lr", "damping", "statistics_every", "inverse_every"):
             value = getattr(self, flag)
             if not isinstance(value, str):
                 check_positive("kfac", flag, value)

@@ -82,7 +82,11 @@ def task(config: Config, cell: Cell, where: Setting) -> Task:
         settings = CONFIGS["momentum"]()
     else:
         settings = CONFIGS["kfac"](
-            lr=0.1, damping=config.damping or 0.01, momentum=0.9, kl_bound=1e9, output_damping=0.0
+            lr=0.1,
+            damping=config.damping or 0.01,
+            momentum=0.9,
+            kl_bound="none",
+            output_damping=0.0,
         )
     return Task(
         setting=where,
