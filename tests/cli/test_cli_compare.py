@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from kobai.cli import main
-from kobai.results import Comparison, History, Plane, Provenance, Spectrum, load, load_all
+from kobai.cli.tables import spell
+from kobai.results import (
+    Aggregate,
+    Comparison,
+    History,
+    Plane,
+    Provenance,
+    Spectrum,
+    load,
+    load_all,
+)
 
 SMALL = [
     "--data", "blobs", "--limit", "120", "--model", "mlp", "--model.widths", "8",
@@ -183,3 +193,18 @@ def test_models_and_data_of_the_users_own(tmp_path, monkeypatch):
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scale", "text"),
+    [
+        ((4.0, 0.0), 1, "4 ± 0"),
+        ((133.0, float("nan")), 1, "133"),
+        ((0.99, float("nan")), 100, "99.00"),
+        ((1.04e-6, float("nan")), 1, "1.04e-06"),
+        ((0.12345, 0.012), 1, "0.123 ± 0.012"),
+    ],
+)
+def test_numbers_of_the_table_have_the_digits_they_deserve(numbers, scale, text):
+    mean, sd = numbers
+    assert spell(Aggregate(mean=mean, sd=sd, count=1), scale=scale) == text

@@ -1,6 +1,7 @@
 """Wrong use: one clear line, exit code 2, nothing half-written."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,17 @@ def test_settings_without_a_run_do_not_bar_the_folder(tmp_path):
     (folder / "run.toml").write_text('verb = "train"\n')
     words = ["--data", "blobs", "--limit", "60", "--epochs", "1", "--model.widths", "4"]
     assert main(["train", *words, "--optimizer", "sgd", "--out", str(folder)]) == 0
+
+
+def test_damaged_results_are_left_out_and_named(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    shutil.rmtree(folder / "figures")
+    assert main(["measure", str(folder)]) == 0
+    damaged = folder / "measure_hessian_sgd-s0.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 1
+    assert "left out" in capsys.readouterr().err
+    assert (folder / "figures" / "curves.png").is_file()
+    assert "measure_hessian_sgd-s0" in (folder / "report.html").read_text()

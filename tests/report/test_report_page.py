@@ -351,3 +351,21 @@ def test_claims_come_first_and_words_stand_flush_left(tmp_path):
     assert '<td class="m">0.500</td>' in text
     assert re.search(r'<th scope="row" class="w long"><span>Waves rise', text)
     assert re.search(r'<td class="w">holds</td>', text)
+
+
+def test_a_point_measured_again_is_shown_once(tmp_path):
+    save(a_spectrum("sgd"), tmp_path, "spectrum_sgd-0")
+    save(a_spectrum("adam"), tmp_path, "spectrum_adam-0")
+    save(a_spectrum("sgd", trace=7.0), tmp_path, "measure_hessian_sgd-0")
+    contents = gather(tmp_path)
+    assert [(s.label, s.trace) for s in contents.spectra] == [("adam-0", 6.0), ("sgd-0", 7.0)]
+    assert contents.superseded == ["spectrum_sgd-0"]
+    page = Page(render(contents))
+    assert "not those of spectrum_sgd-0" in page.text
+
+
+def test_paths_are_explained_only_where_there_are_some(tmp_path):
+    save(a_plane(trajectories=(), points={}), tmp_path, "p")
+    assert "Paths are projected" not in Page(render(gather(tmp_path))).text
+    save(a_plane(), tmp_path, "q")
+    assert "Paths are projected" in Page(render(gather(tmp_path))).text

@@ -1,15 +1,32 @@
 """The static figures of a run folder."""
 
+import sys
 from pathlib import Path
 
 from kobai import plots
 from kobai.report import exhibits
-from kobai.results import History, Plane, SpectralDensity, Spectrum, load_all
+from kobai.results import (
+    History,
+    Plane,
+    ResultError,
+    SpectralDensity,
+    Spectrum,
+    load,
+    result_names,
+)
 
 
 def write_figures(folder: Path) -> list[Path]:
-    """Draw every result of a run folder into ``figures/`` as PNG and SVG; the PNG paths."""
-    results = load_all(folder)
+    """Draw every result of a run folder into ``figures/`` as PNG and SVG; the PNG paths.
+
+    Damaged results are named on standard error and on the page, and left out.
+    """
+    results = {}
+    for name in result_names(folder):
+        try:
+            results[name] = load(folder, name)
+        except ResultError as error:
+            print(f"kobai: left out: {error}", file=sys.stderr)
     target = folder / "figures"
     histories = [r for r in results.values() if isinstance(r, History)]
     spectra = [r for r in results.values() if isinstance(r, Spectrum) and len(r.eigenvalues)]

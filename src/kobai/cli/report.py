@@ -13,7 +13,10 @@ from kobai.cli.options import UsageError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Rebuild the figures and the report of a run folder from its saved results."""
+    """Rebuild the figures and the report of a run folder from its saved results.
+
+    Results that are damaged are named on the page, and the exit code is 1.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
@@ -26,4 +29,4 @@ def main(arguments: list[str], command: str) -> int:
         raise UsageError(f"{options.run}: there is no such run folder")
     write_figures(options.run)
     print(report.build(options.run))
-    return 0
+    return 1 if report.gather(options.run).damaged else 0

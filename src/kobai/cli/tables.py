@@ -51,7 +51,10 @@ def spell(value: Aggregate, *, scale: float | int = 1) -> str:
         return "–"
     mean, sd = value.mean * scale, value.sd * scale
     spread = sd if math.isfinite(sd) and sd > 0 else abs(mean) / 100
-    exact = sd == 0 and mean == round(mean)  # counts, such as steps, that all seeds agree on
+    # Counts, such as steps, that all seeds agree on.
+    exact = scale == 1 and not sd > 0 and mean == round(mean)
+    if 0 < abs(mean) < 1e-4:
+        return f"{mean:.2e} ± {sd:.1e}" if math.isfinite(sd) else f"{mean:.2e}"
     digits = 0 if spread == 0 or exact else min(max(1 - math.floor(math.log10(spread)), 0), 6)
     text = f"{mean:.{digits}f}"
     return f"{text} ± {sd:.{digits}f}" if math.isfinite(sd) else text

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kobai.plots.scales import spell
 from kobai.plots.style import ACCENT, INK, MUTED, OTHER_MAP, RULE, dress, plain
@@ -36,8 +36,9 @@ def search_history(trials: Trials, scores: Scores | None = None) -> Figure:
     x = np.arange(1, len(value) + 1)
     bad = ~np.isin(trials.state, ("finished",))
     axes.plot(x[~bad & good], value[~bad & good], "o", color=_BLUE, ms=4, alpha=0.6, mew=0)
-    low, high = _limits(value[good & ~bad] if (good & ~bad).any() else value[good])
-    clipped = np.clip(np.where(np.isfinite(value), value, low), low, high)
+    low, high = _limits(value[good & ~bad] if (good & ~bad).any() else value[good], trials)
+    worst = low if trials.maximise else high
+    clipped = np.clip(np.where(np.isfinite(value), value, worst), low, high)
     axes.plot(x[bad], clipped[bad], "x", color=ACCENT, ms=5, mew=1.2)
     best = np.fmax.accumulate if trials.maximise else np.fmin.accumulate
     axes.plot(x, best(np.where(good, value, np.nan)), color=INK, linewidth=1.4)
@@ -52,6 +53,7 @@ def search_history(trials: Trials, scores: Scores | None = None) -> Figure:
                       ha="right", size=8.5, color=color)  # fmt: skip
     axes.set_ylim(low, high)
     axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(plain(_name(trials.metric)))
     _percent(axes, trials)
     dress(axes)
@@ -89,8 +91,10 @@ def top_distribution(groups: Sequence[tuple[str, Trials]], *, k: int) -> Figure:
         )  # fmt: skip
     axes.set_yticks(range(len(groups)), [plain(name, limit=34) for name, _ in groups])
     axes.set_ylim(len(groups) - 0.4, -0.7)
-    axes.set_xlim(*_limits(np.concatenate(tops)))
-    axes.set_xlabel(plain(f"{_name(groups[0][1].metric)}, best {k} of each and their mean"))
+    axes.set_xlim(*_limits(np.concatenate(tops), groups[0][1]))
+    most = max(map(len, tops))
+    each = " of each" if len(groups) > 1 else ""
+    axes.set_xlabel(plain(f"{_name(groups[0][1].metric)}, best {most}{each} and their mean"))
     _percent(axes, groups[0][1], axis="x")
     dress(axes)
     axes.grid(False, axis="y")
@@ -119,7 +123,7 @@ def sensitivity(trials: Trials, scores: Scores | None = None) -> Figure:
     figure = Figure(figsize=(3.1 * columns + 0.6, 2.7 * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     done = np.array([state == "finished" for state in trials.state]) & good
-    limits = _limits(value[done] if done.any() else value[good])
+    limits = _limits(value[done] if done.any() else value[good], trials)
     for place, axes in enumerate(grid.flat):
         if place >= len(names):
             axes.set_visible(False)
@@ -212,12 +216,14 @@ def _shown(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
     return trials.value, good
 
 
-def _limits(value: np.ndarray) -> tuple[float, float]:
-    """From the lower quarter's foot to the best, so that lost trials do not flatten the rest."""
-    low, high = np.quantile(value, 0.25), np.max(value)
-    low = min(low, np.quantile(value, 0.5) - 1e-12)
+def _limits(value: np.ndarray, trials: Trials) -> tuple[float, float]:
+    """From the worse quarter's end to the best, so that lost trials do not flatten the rest."""
+    sign = 1.0 if trials.maximise else -1.0
+    low, high = np.quantile(sign * value, 0.25), np.max(sign * value)
+    low = min(low, np.quantile(sign * value, 0.5) - 1e-12)
     pad = 0.08 * (high - low) or 1e-3
-    return float(low - pad), float(high + pad)
+    ends = sign * (low - pad), sign * (high + pad)
+    return float(min(ends)), float(max(ends))
 
 
 def _slices(axes: Axes, x: np.ndarray, value: np.ndarray, trials: Trials) -> None:

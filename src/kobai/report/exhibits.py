@@ -87,17 +87,18 @@ def _studies(results: Mapping[str, Any]) -> list[Exhibit]:
                 (f"{name}_sensitivity", "Score against every hyperparameter"): (
                     lambda t=trials, s=scores: plots.sensitivity(t, s)
                 ),
-                (f"{name}_coordinates", "Hyperparameters of every trial"): (
-                    lambda t=trials: plots.parallel_coordinates(t)
-                ),
             }
+            if len(trials.parameters) > 1:
+                shown[f"{name}_coordinates", "Hyperparameters of every trial"] = lambda t=trials: (
+                    plots.parallel_coordinates(t)
+                )
             if scores is not None:
                 shown[f"{name}_top", "Scores of the best trials"] = lambda t=trials, s=scores: (
                     plots.top_distribution([(t.optimizer, t)], k=s.k)
                 )
         made.append(
             Exhibit(
-                title=f"Study {trials.label}: {trials.optimizer}",
+                title=f"Study {trials.label}: {trials.optimizer}".replace("Study study:", "Study:"),
                 lead=_study_lead(trials, scores),
                 figures=shown,
                 heads=("measure", "best trial", f"mean of the best {scores.counted}", "sd",

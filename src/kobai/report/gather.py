@@ -41,6 +41,7 @@ class Contents:
         config: Text of ``run.toml``; empty without one.
         files: Name of each result to the name of its class.
         results: Name → every result that could be read.
+        superseded: Names of the spectra that a later measurement of the same point replaces.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Contents:
     config: str
     files: Mapping[str, str]
     results: Mapping[str, Any] = field(default_factory=dict)
+    superseded: Sequence[str] = ()
 
     @property
     def optimizers(self) -> list[str]:
@@ -110,8 +112,19 @@ def gather(folder: Path | str) -> Contents:
         return order.get(optimizer, len(order))
 
     histories = sorted(of(History), key=lambda h: (rank(h.optimizer), h.optimizer, h.seed))
+    # A comparison's own spectrum_LABEL, where `kobai measure` has left measure_MATRIX_LABEL too.
+    again = {
+        (s.matrix, s.label)
+        for name, s in found.items()
+        if isinstance(s, Spectrum) and name.startswith("measure_")
+    }
+    superseded = [
+        name
+        for name, s in found.items()
+        if isinstance(s, Spectrum) and name.startswith("spectrum_") and (s.matrix, s.label) in again
+    ]
     spectra = sorted(
-        of(Spectrum),
+        (s for name, s in found.items() if isinstance(s, Spectrum) and name not in superseded),
         key=lambda s: (s.matrix, rank(optimizer_of(s.label, s.optimizer)), s.label),
     )
     densities = sorted(
@@ -139,4 +152,5 @@ def gather(folder: Path | str) -> Contents:
         config=config.read_text(errors="replace") if config.is_file() else "",
         files={name: type(result).__name__ for name, result in found.items()},
         results=found,
+        superseded=superseded,
     )

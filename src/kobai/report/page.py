@@ -89,6 +89,7 @@ def render(contents: Contents) -> str:
         images=_images(contents),
         exhibits=shown,
         details=_provenance_rows(contents),
+        paths=any(plane.trajectories for plane in contents.planes),
         ornament=_ornament(contents),
         spell=lambda value, digits=3: plots.spell(float(value), digits),
         styles=contents.styles,

@@ -114,7 +114,7 @@ def _aggregates(comparison: Comparison, column: _Column) -> list[Cell]:
     scale = 100.0 if column.percent else 1.0
     numbers: list[Aggregate] = [getattr(row, column.name) for row in comparison.rows]
     means = [number.mean * scale for number in numbers]
-    digits = 2 if column.percent else decimals(means)
+    digits = 2 if column.percent else 0 if _whole(numbers) else decimals(means)
     known = [mean for mean in means if math.isfinite(mean)]
     best = (max(known) if column.better > 0 else min(known)) if column.better and known else None
     cells = []
@@ -129,6 +129,12 @@ def _aggregates(comparison: Comparison, column: _Column) -> list[Cell]:
             )
         )
     return cells
+
+
+def _whole(numbers: Sequence[Aggregate]) -> bool:
+    """Whether all are counts that the seeds agree on, such as steps."""
+    known = [number for number in numbers if number.count]
+    return all(number.mean == round(number.mean) and not number.sd > 0 for number in known)
 
 
 def decimals(values: Sequence[float]) -> int | None:
