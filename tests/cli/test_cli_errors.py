@@ -333,3 +333,19 @@ def test_damaged_results_are_left_out_and_named(trained, tmp_path, capsys):
     assert "left out" in capsys.readouterr().err
     assert (folder / "figures" / "curves.png").is_file()
     assert "measure_hessian_sgd-s0" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["measure", "x"], "the same command starts again"),
+        (["compare", "--fresh", "--out", "a b"], "kobai compare --out 'a b' --resume"),
+    ],
+)
+def test_a_stop_at_once_says_how_to_go_on(monkeypatch, capsys, words, told):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kobai.cli.{words[0]}.main", stopped)
+    assert main(words) == 130
+    assert told in capsys.readouterr().err

@@ -30,6 +30,9 @@ VERBS = {
     "data": ("data", "list, fetch and verify data sets"),
 }
 
+# Verbs without a --resume: what they do is done again as a whole.
+_WHOLE = ("measure", "report", "data")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb.
@@ -52,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # Models and data of the user's own are named package.module:factory and live where they work.
     sys.path.insert(0, "")
-    verb = importlib.import_module(f"kobai.cli.{VERBS[words[0]][0]}")
     try:
+        # Inside, as an import takes seconds in which people press Ctrl-C.
+        verb = importlib.import_module(f"kobai.cli.{VERBS[words[0]][0]}")
         return verb.main(words[1:], f"kobai {shlex.join(words)}")
     except (ValueError, TypeError) as error:
         print(f"kobai: {' '.join(str(error).split())}", file=sys.stderr)
@@ -62,8 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kobai: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("kobai: stopped at once; add --resume to go on", file=sys.stderr)
+        print(_stopped(words), file=sys.stderr)
         return 130
+
+
+def _stopped(words: list[str]) -> str:
+    """What to say after a stop that did not wait, with the line that goes on where there is one."""
+    if words[0] in _WHOLE:
+        return "kobai: stopped at once; the same command starts again"
+    kept = [word for word in words if word not in ("--fresh", "--resume")]
+    return f"kobai: stopped at once. Go on with:\n  kobai {shlex.join(kept)} --resume"
 
 
 def _usage() -> str:
