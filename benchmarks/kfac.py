@@ -213,10 +213,11 @@ class Stepper:
         own = self.factored
         if own is not None:
             self.count += 1  # so that what is done every so many steps is seen
-            own._steps = own._statistics_step = own._inverse_step = 10**6 + self.count
+            own._steps = 10**6 + self.count
+            own._refreshes.statistics.last = own._refreshes.inverse.last = own._steps
             own._watch.due = kind != "precondition"
             if kind == "invert":
-                own._inverse_step = None
+                own._refreshes.inverse.last = None
         if self.cuda:
             torch.cuda.synchronize()
         start = time.perf_counter() if self.cuda else time.process_time()

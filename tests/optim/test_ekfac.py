@@ -70,7 +70,7 @@ def test_second_moments_are_the_diagonal_of_the_exact_block_in_the_basis(name):
 def test_steps_equal_those_of_explicit_matrices(name):
     """(F̂ + λ)⁻¹g with F̂ = Q diag(s) Qᵀ; s: Kronecker eigenvalues, then one exact observation."""
     problem, optimizer, fisher = settled(name, inverse_every=10**6)
-    optimizer._inverse_step = 0
+    optimizer._refreshes.inverse.last = 0
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     before = problem.space.theta()
@@ -80,7 +80,7 @@ def test_steps_equal_those_of_explicit_matrices(name):
         for span in stack.spans
     }
     optimizer._steps = 1
-    optimizer._inverse_step = 1
+    optimizer._refreshes.inverse.last = 1
     objective = problem.objective()
     optimizer.step(objective)
     gradient = problem.space.flatten({n: p.grad for n, p in problem.model.named_parameters()})

@@ -46,10 +46,11 @@ class KFACConfig:
     """Whether that momentum looks ahead."""
     weight_decay: float = 0.0
     """Share of the parameters, times the learning rate, taken off each step."""
-    statistics_every: int = 10
-    """Steps between updates of the curvature statistics; denser at the start."""
-    inverse_every: int = 100
-    """Steps between inversions; denser at the start."""
+    statistics_every: int | Literal["auto"] = 10
+    """Steps between updates of the curvature statistics; denser at the start; auto: by measured
+    staleness."""
+    inverse_every: int | Literal["auto"] = 100
+    """Steps between inversions; denser at the start; auto: by measured staleness."""
     kl_bound: float | Literal["auto", "none"] = "auto"
     """Largest squared length of a step in the Fisher metric; auto: by the reduction ratio; none
     beside a learning rate in numbers: no bound, kept as inf."""

@@ -19,16 +19,14 @@ from kobai.optim.kfac_settings import (
     COUNTS,
     FIXED_BOUND,
     GROUP,
-    INVERSE_DENSITY,
     KFAC_RULE,
-    STATISTICS_DENSITY,
     all_finite,
     check_group,
     check_settings,
-    due,
     first_lr,
 )
 from kobai.optim.lookahead import precondition
+from kobai.optim.refresh import Every, Refresh
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.optim.step_control import StepControl
@@ -56,8 +54,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        statistics_every: int = 10,
-        inverse_every: int = 100,
+        statistics_every: Every = 10,
+        inverse_every: Every = 100,
         kl_bound: float | Literal["auto"] | None = "auto",
         output_damping: float = 1.0,
         control_every: int = 10,
@@ -104,8 +102,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self.product_dtype = product_dtype
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._steps = 0
-        self._statistics_step: int | None = None
-        self._inverse_step: int | None = None
+        self._refreshes = Refresh(statistics_every, inverse_every)
         self._counts = dict.fromkeys(COUNTS, 0)
         self._last = {"step_scale": 1.0, "kl": 0.0}
         self._control = self._controller()
@@ -196,12 +193,17 @@ class FactoredOptimizer(torch.optim.Optimizer):
             being δᵀGδ. "decisions": a dictionary for each judgement of the damping, with "step",
             "damping", "predicted" change, "ratio" and its "error" on the step's own examples,
             "fresh_ratio" and "fresh_error" on those of the next step (None where they were the
-            same), "action" and "next". Always the present "damping".
+            same), "action" and "next".
+
+            Where intervals are automatic, "statistics_interval" and "inverse_interval" in steps,
+            and what they follow, "statistics_staleness" and "inverse_staleness" (see
+            `kobai.optim.refresh`). Always the present "damping".
         """
         found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
         if self._control is not None:
             found |= {**self._control.counts, **self._control.last()}
             found["decisions"] = copy.deepcopy(self._control.decisions)
+        found |= self._refreshes.diagnostics()
         return found | {"damping": self.param_groups[0]["damping"]}
 
     def close(self) -> None:
@@ -279,7 +281,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
         if gradients:
-            if self._statistics_step is None and not self._waiting:
+            if self._refreshes.statistics.last is None and not self._waiting:
                 raise RuntimeError(
                     "there are gradients but no statistics: call the model itself (not "
                     "model.forward) and let the loss depend on its output"
@@ -294,9 +296,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
 
     def _schedule(self) -> None:
         """Say whether the next pass gathers statistics."""
-        self._watch.due = self._waiting or due(
-            self._steps, self._statistics_step, self.statistics_every, STATISTICS_DENSITY
-        )
+        self._watch.due = self._waiting or self._refreshes.statistics_due(self._steps)
         if self._control is not None:
             self._control.schedule(self._steps)
 
@@ -317,17 +317,16 @@ class FactoredOptimizer(torch.optim.Optimizer):
         if sums.passes:
             self._counts["refused_statistics"] += blocks.update(sums)
             self._counts["statistics"] += 1
-            self._statistics_step = self._steps
-        if sums.passes and due(
-            self._steps, self._inverse_step, self.inverse_every, INVERSE_DENSITY
-        ):
+            self._refreshes.updated(self._steps, blocks)
+        damping = float(self.param_groups[0]["damping"])
+        if sums.passes and self._refreshes.inverse_due(self._steps, damping):
             found = invert(
                 blocks, lambda group: self.param_groups[group]["damping"], self.distributed
             )
             for name, count in zip(("float64", "damped", "failed"), found, strict=True):
                 self._counts[f"inversions_{name}"] += count
             self._counts["inversions"] += 1
-            self._inverse_step = self._steps
+            self._refreshes.inverted(self._steps, damping)
 
     def _demote(self, sums: Sums) -> None:
         """Give layers whose weights are used behind their back diagonal blocks from now on."""
@@ -433,8 +432,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         return list(entries.values()), {
             "control": None if control is None else control.export(),
             "steps": self._steps,
-            "statistics_step": self._statistics_step,
-            "inverse_step": self._inverse_step,
+            "refreshes": self._refreshes.export(),
             "waiting": self._waiting,
             "demoted": sorted(self._demoted),
             "counts": dict(self._counts),
@@ -463,8 +461,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             if "updates" in entry:
                 self._made().restore(parameter, entry)
         self._steps = shared["steps"]
-        self._statistics_step = shared["statistics_step"]
-        self._inverse_step = shared["inverse_step"]
+        self._refreshes.restore(shared["refreshes"])
         self._waiting = shared["waiting"]
         self._counts.update(shared["counts"])
         self._last.update(shared["last"])
@@ -558,9 +555,11 @@ class KFAC(FactoredOptimizer):
             in ``torch.optim.SGD``.
         weight_decay: Decoupled weight decay, as in AdamW; times lr, and times α under "auto".
         statistics_every: Steps between two updates of the factors. The first steps update more
-            often: the interval is a tenth of the number of steps made.
+            often: the interval is a tenth of the number of steps made. "auto": 10, halved while
+            averages lag behind and doubled up to 100 while they do not (`kobai.optim.refresh`).
         inverse_every: Steps between two inversions. Denser at the start likewise: half the number
-            of steps made.
+            of steps made. "auto": 100, halved and doubled likewise up to 1,000; an update of the
+            factors that finds them, or the damping, far from those of the inverses inverts at once.
         kl_bound: Trust region on the KL size of a step, in nats. "auto": its radius is what the
             minibatch allows, found by halving steps and doubled while the model holds; beside a
             learning rate in numbers it is 0.03. A number: no step is larger. None: none beside a

@@ -68,8 +68,8 @@ def first_lr(lr: Any) -> float:
 
 
 def check_settings(
-    statistics_every: int,
-    inverse_every: int,
+    statistics_every: int | str,
+    inverse_every: int | str,
     control_every: int,
     kl_bound: float | str | None,
     output_damping: float,
@@ -85,7 +85,10 @@ def check_settings(
         ("inverse_every", inverse_every),
         ("control_every", control_every),
     ):
-        if interval < 1:
+        if isinstance(interval, str):
+            if interval != "auto" or name == "control_every":
+                raise ValueError(f"{name} is a number of steps or 'auto', got {interval!r}")
+        elif interval < 1:
             raise ValueError(f"{name} must be at least 1 step, got {interval}")
     if isinstance(kl_bound, str):
         if kl_bound != "auto":

@@ -54,6 +54,8 @@ def reason_against(task: Task, searched: Sequence[str]) -> str:
             return f"kfac's {missing[0]} is automatic"
         if config.labels != "sampled":
             return f"kfac's labels are {config.labels}"
+        if "auto" in (config.statistics_every, config.inverse_every):
+            return "kfac's statistics or inverses are renewed as they grow stale"
         if config.nesterov:
             return "kfac's momentum is Nesterov's"
         whole = {"statistics_every", "inverse_every", "labels", "output_damping"}
