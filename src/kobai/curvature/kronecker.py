@@ -99,12 +99,14 @@ def shifted_inverse(
 ) -> tuple[Float[Tensor, "S n n"], Int[Tensor, " S"]]:
     """(C + s I)⁻¹ of positive semi-definite matrices, and how it was come by."""
     factor = cholesky(matrices, damping=shifts, precision=matrices.dtype)
-    inverse = torch.cholesky_inverse(factor.triangle).to(matrices.dtype)
+    # Symmetric, and written column by column: turned, it lies in memory as copies want it.
+    inverse = torch.cholesky_inverse(factor.triangle).mT.to(matrices.dtype)
     status = [_STATUS[name] for name in factor.statuses]
     if factor.triangle.dtype != matrices.dtype:
         status = [max(code, 1) for code in status]
     found = torch.tensor(status, device=matrices.device)
-    # A matrix on the brink can have an inverse that overflows.
-    failed = (found == 3) | ~torch.isfinite(inverse.sum((1, 2)))
-    inverse[failed] = 0.0
+    # A matrix on the brink can have an inverse that overflows, on its diagonal if anywhere.
+    failed = (found == 3) | ~torch.isfinite(inverse.diagonal(dim1=1, dim2=2).sum(1))
+    if bool(failed.any()):
+        inverse[failed] = 0.0
     return inverse, torch.where(failed, 3, found)
