@@ -10,10 +10,13 @@ import cases
 from kobai import Problem
 from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams, score_rows
 from kobai.curvature.fisher import STRUCTURES
+from kobai.curvature.layer_forms import slots
 from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.scores import Scores
+from kobai.models import NTKLinear
 from kobai.models.normalization import BatchNorm
+from kobai.optim import KFAC
 from tolerances import assert_close
 
 
@@ -333,3 +336,60 @@ def test_batches_are_cut_to_a_memory_bound(name, labels, monkeypatch):
     assert batches == 1
     assert pieces == cases.objective(name).size
     assert_close(cut, whole, 1e-12)
+
+
+@pytest.mark.parametrize("memory", [1, 2**30])
+def test_compact_rows_are_the_same_matrix(memory, monkeypatch):
+    """Many places: rows written out, a few examples at a time, beside layers kept in factors."""
+    objective = build(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3)
+        ),
+        (2, 6, 6),
+    )  # fmt: skip
+    matrix = dense_jacobian(objective, objective.theta())
+    source = ScoreRows(
+        objective, None, Scores(likelihood=objective.likelihood, labels="outputs")
+    )  # fmt: skip
+    monkeypatch.setattr(score_rows, "_CACHED_BYTES", memory)
+    (rows,) = source.compact()
+    assert [type(own).__name__ for own in rows] == ["DenseRows", "OuterRows"]
+    for own in rows:
+        assert_close(own.dense(), matrix[:, own.indices])
+
+
+def scaled(bias=True):
+    def make():
+        generator = torch.Generator().manual_seed(3)
+        options = {"weight_variance": 1.7, "generator": generator, "bias": bias}
+        return nn.Sequential(
+            NTKLinear(4, 5, bias_variance=0.3, **options), nn.Tanh(),
+            NTKLinear(5, 2, bias_variance=0.6, **options),
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_layers_that_scale_themselves_are_captured_and_exact(shape, bias):
+    objective = build(scaled(bias), shape)
+    assert set(kinds(Fisher(objective, "layer")).values()) == {"matrix"}
+    assert_blocks_exact(objective)
+
+
+def test_kronecker_factors_of_a_layer_that_scales_itself():
+    """With one layer and a Gaussian likelihood B is the identity and K-FAC exact."""
+    generator = torch.Generator().manual_seed(3)
+    objective = build(lambda: NTKLinear(4, 2, bias_variance=0.3, generator=generator), (4,))
+    exact = dense_ggn(objective, objective.theta())
+    assert_close(Fisher(objective, "kronecker").dense(), exact)
+    assert [line.block for line in KFAC(objective.model, "gaussian").coverage()] == ["kronecker"]
+
+
+def test_a_layer_with_a_function_of_its_own_is_not_taken_for_its_base():
+    class Shifted(NTKLinear):
+        def forward(self, h):
+            return super().forward(h) + self.weight.sum()
+
+    assert slots(Shifted(2, 3, generator=torch.Generator())) == ()

@@ -111,11 +111,12 @@ def outer_rows(
     if form.inputs == 1 and form.bias:
         # A bias is an input that is always one, whatever the groups of its layer.
         g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
-        return g.new_ones(1, examples, longest, 1), g, (longest,)
+        ones = g.new_full((1, examples, longest, 1), form.bias_input)
+        return ones, g, (longest,)
     if form.bias:
         ones = a.new_zeros(*a.shape[:3], 1)
         for group, length in enumerate(lengths):
-            ones[group, :, :length] = 1
+            ones[group, :, :length] = form.bias_input
         a = torch.cat([a, ones], 3)
     return a, g, lengths
 
@@ -258,6 +259,9 @@ class FactorSums:
                 moment, count = input_moment(use.module, form, values)
                 rows = rows or float(count)
                 moment = moment.to(dtype)
+                if form.bias and form.bias_input != 1:
+                    moment[:, :, -1] *= form.bias_input
+                    moment[:, -1] *= form.bias_input
                 moments.append(moment if count == rows else moment * (rows / count))
             found = torch.cat(moments) if len(moments) > 1 else moments[0]
         self._take(found, rows, torch.cat(outputs) if len(outputs) > 1 else outputs[0])

@@ -33,6 +33,7 @@ class LayerForm:
         turned: Whether the weight keeps inputs before outputs: (G·I, M, taps) instead of
             (G·M, I, taps), as transposed convolutions and embedding tables do.
         lookup: Whether inputs are one-hot, so that A is diagonal (an embedding).
+        bias_input: What the bias is multiplied by.
     """
 
     groups: int
@@ -42,6 +43,7 @@ class LayerForm:
     taps: int = 1
     turned: bool = False
     lookup: bool = False
+    bias_input: float = 1.0
 
     @property
     def size(self) -> int:
@@ -115,10 +117,18 @@ def slots(module: Any) -> tuple[Slot, ...]:
     """The matrices of a module, none if it is of a kind that is not known.
 
     Linear, Conv1d to Conv3d and their transposes, Embedding, MultiheadAttention, RNN, LSTM, GRU and
-    their cells, and subclasses of them that compute the same function.
+    their cells, and subclasses of them that compute the same function. A layer of another kind is
+    known by a property ``linear_scales``, a pair (s, t), if it computes s W h + t b from `weight` W
+    and `bias` b (perhaps None) on the last axis of its input: it must be defined in the same class
+    as the `forward` for which it speaks.
     """
     if _computes(module, nn.Linear):
         return (_slot(module, "", "weight", "bias", 1, module.out_features, module.in_features),)
+    scales = linear_scales(module)
+    if scales is not None:
+        own = _slot(module, "", "weight", "bias", 1, *module.weight.shape)
+        form = dataclasses.replace(own.form, bias_input=float(scales[1]))
+        return (dataclasses.replace(own, form=form),)
     for kind in CONVOLUTIONS + TRANSPOSED:
         if _computes(module, kind) and _same(module, kind, "_conv_forward"):
             return (_convolution(module, turned=kind in TRANSPOSED),)
@@ -141,6 +151,16 @@ def slots(module: Any) -> tuple[Slot, ...]:
                 for end in ("ih", "hh")
             )  # fmt: skip
     return ()
+
+
+def linear_scales(module: Any) -> tuple[float, float] | None:
+    """The factors (s, t) of a layer that computes s W h + t b, see `slots`; None for others."""
+    kind = type(module)
+    owners = [
+        next((base for base in kind.__mro__ if name in vars(base)), None)
+        for name in ("linear_scales", "forward")
+    ]
+    return module.linear_scales if owners[0] is not None and owners[0] is owners[1] else None
 
 
 def is_composite(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from kobai.curvature.composites import CompositeCall, attach_composites
-from kobai.curvature.layer_forms import is_composite
+from kobai.curvature.layer_forms import is_composite, linear_scales
 from kobai.problem import Capture, attach
 
 
@@ -25,7 +25,8 @@ class LayerUse:
         slot: Which of its matrices; empty for modules that have but one.
         module: The module if its inputs and outputs are to be read its way (a convolution, a
             normalisation, an embedding); None for rows: inputs (E, T, K), gradients (Q, E, T, M).
-        inputs: What was multiplied, or what the module was called with.
+        inputs: What was multiplied (with the layer's scale, where it has one), or what the module
+            was called with.
         gradients: In the products, or the module's output, with an axis Q of cotangents in front.
         group: Which of the slot's groups; None for all of them.
         owner: The module that was called.
@@ -93,9 +94,9 @@ class Watch:
             gradient = next(rest) if call.edge is not None else None
             if gradient is not None:
                 own = gradient if batched else gradient.unsqueeze(0)
-                found.append(
-                    LayerUse(call.layer, "", call.module, call.inputs, own, owner=call.module)
-                )
+                scales = linear_scales(call.module)
+                inputs = call.inputs if scales is None else scales[0] * call.inputs
+                found.append(LayerUse(call.layer, "", call.module, inputs, own, owner=call.module))
         for call in self.composite:
             own = [next(rest) for _ in call.edges]
             for product, gradient in call.products(own, batched=batched):

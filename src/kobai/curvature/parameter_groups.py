@@ -118,10 +118,15 @@ def _group(
     slot_names = tuple(slot.name for slot in slotted)
     if len(slotted) == len(uses) and roles == {"bias"}:
         forms = [slot.form for slot in slotted]
+        if len({form.bias_input for form in forms}) > 1:
+            reason = f"{what}{shared}: layers of different scale"
+            return ParameterGroup(kind="alone", parameters=(name,), reason=reason)
         width = forms[0].groups * forms[0].outputs
         return ParameterGroup(
             kind="bias", parameters=(name,), modules=modules, slots=slot_names,
-            form=LayerForm(groups=1, outputs=width, inputs=1, bias=True),
+            form=LayerForm(
+                groups=1, outputs=width, inputs=1, bias=True, bias_input=forms[0].bias_input
+            ),
             reason=f"bias of {kinds} alone{shared}",
         )  # fmt: skip
     if len(slotted) == len(uses) and roles == {"weight"}:

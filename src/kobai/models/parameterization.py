@@ -75,6 +75,11 @@ class NTKLinear(nn.Module):
         """√s_b, what multiplies b."""
         return math.sqrt(self.bias_variance)
 
+    @property
+    def linear_scales(self) -> tuple[float, float]:
+        """What W h and b are multiplied by: tells curvature that the layer is an affine map."""
+        return self.weight_scale, self.bias_scale
+
     @torch.no_grad()
     def reset_parameters(self, *, generator: torch.Generator) -> None:
         """Draw W and b from N(0, 1) in float64; on the device "meta" draw nothing."""
