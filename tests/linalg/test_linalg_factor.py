@@ -1,5 +1,6 @@
 """Robust factorisations: the ladder, its rungs, and what it says about each matrix."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -174,3 +175,19 @@ def test_empty_batches_and_matrices_pass():
     assert cholesky(torch.zeros(0, 3, 3, dtype=F64)).statuses == ()
     assert cholesky(torch.zeros(0, 3, 3, dtype=F64)).status == "ok"
     assert eigh(torch.zeros(0, 3, 3, dtype=F64)).values.shape == (0, 3)
+
+
+def test_large_float32_matrices_are_factorised_by_blocks(generator):
+    """Against NumPy in float64; a singular one goes on up the ladder."""
+    rows = torch.randn(1100, 1500, generator=generator)
+    matrix = rows @ rows.T / 1500
+    factor = cholesky(matrix, damping=0.1, precision=torch.float32)
+    assert factor.status == "ok"
+    assert factor.triangle.dtype == torch.float32
+    damped = matrix.double().numpy() + 0.1 * np.eye(1100)
+    expected = torch.from_numpy(np.linalg.cholesky(damped))
+    assert float((factor.triangle - expected).abs().max()) < 1e-5
+    short = rows[:, :40]
+    singular = cholesky(short @ short.T, precision=torch.float32)
+    assert singular.status == "jittered"
+    assert singular.triangle.dtype == torch.float64

@@ -5,13 +5,14 @@ import itertools
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import cases
 from kobai.curvature import GGN, STRUCTURES, Fisher
-from kobai.optim import GaussNewton, LevenbergMarquardt, NaturalGradient
+from kobai.optim import GaussNewton, LevenbergMarquardt, NaturalGradient, function_space
 from kobai.problem import Gaussian, Problem, WeightedSum
 from laws import optimizers as laws
 
@@ -411,3 +412,25 @@ def test_exact_step_of_a_million_parameters(generator):
     step = time.process_time() - start
     print(f"a step costs {step:.2f} s, {step / gradient:.0f} gradients")
     assert float(objective.value(problem.space.theta())) < 0.5 * first
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6, 1e9])
+def test_dual_systems_in_float32_are_solved_as_in_float64(condition):
+    """Refined or, where that does not converge, factorised in float64: NumPy's answer rounded."""
+    generator = torch.Generator().manual_seed(5)
+    basis, _ = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))
+    values = torch.logspace(-math.log10(condition), 0, 60, dtype=torch.float64)
+    matrix = ((basis * values) @ basis.T).float()
+    matrix = (matrix + matrix.T) / 2
+    right = torch.randn(60, generator=generator)
+    damping = 1e-1 / condition
+    # The matrix as it was rounded, so that the solution is that of one well-defined system.
+    damped = matrix.double() + damping * torch.eye(60, dtype=torch.float64)
+    if float(np.linalg.eigvalsh(damped.numpy())[0]) <= 0:
+        damping = 1e-6
+        damped = matrix.double() + damping * torch.eye(60, dtype=torch.float64)
+    expected = np.linalg.solve(damped.numpy(), right.double().numpy())
+    found, status = function_space._dual_solution(matrix, right, damping)
+    assert status == "ok"
+    assert found.dtype == torch.float32
+    assert float(_relative(found.double(), torch.from_numpy(expected))) < 3e-7

@@ -22,16 +22,20 @@ from kobai.curvature.rows import DenseRows, Rows
 _WORKSPACE = 2**24
 """Numbers that an intermediate result of a Gram matrix may have."""
 
-_CACHED = 2**18
+_CACHED = 2**19
 """Numbers of a block that is multiplied entry by entry, few enough to stay in a cache."""
 
 _NARROWEST = 64
 """Rows below which matrix products lose speed."""
 
+_WIDEST = 200
+"""Rows above which too much below the diagonal is computed as well."""
+
 
 def example_blocks(examples: int, each: int, columns: int) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of examples whose rows meet `columns` others within a cache."""
-    step = max(1, max(_CACHED // max(1, columns), _NARROWEST) // each)
+    rows = min(_WIDEST, max(_CACHED // max(1, columns), _NARROWEST))
+    step = max(1, rows // each)
     for start in range(0, examples, step):
         yield start, min(start + step, examples)
 
@@ -178,6 +182,13 @@ class OuterRows(Rows):
         for start in range(0, self.examples, step):
             total += self._written(slice(start, start + step)).square().sum(0)
         return total
+
+    def square(self) -> Float[Tensor, ""]:
+        """Σ of the squares of all entries; without repeated places from the factors' lengths."""
+        if self.places == 1:
+            lengths = self.gradients.square().sum((2, 3, 4)) * self.inputs.square().sum((2, 3))
+            return lengths.sum()
+        return self.squares().sum()
 
     def unit_moments(self) -> Float[Tensor, "GM K K"]:
         """Σ over rows of the outer products of each unit's K entries, (groups · M, K, K)."""

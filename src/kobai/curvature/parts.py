@@ -60,14 +60,22 @@ class Part:
 
 
 # Two integers a parameter, the same as long as the parameters are: made once.
+_NUMBERS: WeakKeyDictionary[ParameterSpace, Tensor] = WeakKeyDictionary()
 _COORDINATES: WeakKeyDictionary[ParameterSpace, dict[str, Tensor]] = WeakKeyDictionary()
 _ARRANGED: WeakKeyDictionary[ParameterSpace, dict[Any, Tensor]] = WeakKeyDictionary()
+
+
+def all_indices(space: ParameterSpace) -> Int[Tensor, " P"]:
+    """0…P−1."""
+    if space not in _NUMBERS:
+        _NUMBERS[space] = torch.arange(space.dimension)
+    return _NUMBERS[space]
 
 
 def parameter_indices(space: ParameterSpace) -> dict[str, Int[Tensor, " size"]]:
     """Coordinates in θ of every parameter, flat."""
     if space not in _COORDINATES:
-        pieces = torch.arange(sum(space.sizes)).split(list(space.sizes))
+        pieces = all_indices(space).split(list(space.sizes))
         _COORDINATES[space] = dict(zip(space.names, pieces, strict=True))
     return _COORDINATES[space]
 

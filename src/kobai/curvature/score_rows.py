@@ -338,7 +338,8 @@ class _Pass:
                 continue
             truth = _arranged(part, expected)
             claim = own.transpose(weights.unsqueeze(1)).squeeze(1)
-            scale = own.squares().sum().sqrt() + torch.linalg.vector_norm(truth)
+            square = own.square() if isinstance(own, OuterRows) else own.squares().sum()
+            scale = square.sqrt() + torch.linalg.vector_norm(truth)
             limit = torch.finfo(truth.dtype).eps ** 0.5 * scale
             if not bool(torch.linalg.vector_norm(claim - truth) <= limit):
                 wrong.append(part)

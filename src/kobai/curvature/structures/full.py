@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.gram_sums import sum_of_grams
 from kobai.curvature.linearization import Linearization
 from kobai.curvature.outer_rows import mirrored
+from kobai.curvature.parts import all_indices
 from kobai.curvature.rows import Rows, Stacked
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.coupled_layers import LARGEST_SYSTEM, check_system
@@ -89,7 +90,8 @@ class FullFisher(SolvableOperator):
                 self._solver = Dense((matrix + matrix.T) / 2, positive_semidefinite=True)
             else:
                 weight = self.source.objective.weight
-                rows = InThetaOrder(list(self.source.compact()), self.source.theta)
+                indices = all_indices(self.source.objective.space)
+                rows = InThetaOrder(list(self.source.compact()), self.source.theta, indices)
                 self._solver = LowRank(rows, weight, self.source.theta)
         return self._solver
 
@@ -110,13 +112,16 @@ class InThetaOrder(Rows):
         batches: For every batch the rows of all parts, whose indices together are a permutation of
             0…P−1.
         like: θ.
+        indices: 0…P−1.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Rows]], like: Tensor) -> None:
+    def __init__(
+        self, batches: Sequence[Sequence[Rows]], like: Tensor, indices: Int[Tensor, " P"]
+    ) -> None:
         self._batches, self._like = batches, like
         self._parts = [Stacked(pieces) for pieces in zip(*batches, strict=True)]
         self._places = [part.indices.to(like.device) for part in self._parts]
-        self.indices = torch.arange(like.numel())
+        self.indices = indices
         self.count = self._parts[0].count
 
     def product(self, columns: Float[Tensor, "p k"]) -> Float[Tensor, "R k"]:
