@@ -183,7 +183,7 @@ def choosing(config: Config) -> Outcome:
                 label="8.5.4", title="Which one? Training loss at the best rate of each",
                 panels=(
                     Panel(title=f"after {epochs} epochs", x_label="", y_label="training loss",
-                          log_y=True, x_names=names, series=tuple(
+                          log_y=True, x_names=("SGD", "mom.", "Nest.", "AdaG.", "RMSP.", "AdaD.", "Adam"), series=tuple(
                               Series(label=t, x=x, kind="both",
                                      y=np.array([np.mean(v[n]) for n in names]))
                               for t, v in ends.items())),

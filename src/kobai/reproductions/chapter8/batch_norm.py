@@ -98,7 +98,8 @@ def chain(config: Config) -> Outcome:
             "chain": Panels(label="8.7.1", title="Layers that move at the same time", columns=3,
                             panels=panels,
                             note="Every weight's gradient takes the others to stand still. Terms "
-                            "of order two and more are what that leaves out."),
+                            "of order two and more are what that leaves out. Under normalisation a lower weight acts "
+                            "through its sign alone."),
             "network": Panels(label="8.7.1", title="A network of six tanh layers", columns=2,
                               panels=network),
         },
@@ -145,7 +146,6 @@ def _at(normalised, weights, target, which: int, value: float) -> float:
 
 
 def _restored(x: torch.Tensor) -> dict[str, tuple[float, float]]:
-
 
     layer = BatchNorm(1)
     layer = layer.double()

@@ -74,7 +74,7 @@ def printed(code: str) -> str:
     out = io.StringIO()
     with torch.random.fork_rng(), contextlib.redirect_stdout(out):
         torch.manual_seed(0)
-        exec(compile(code, "<gallery>", "exec"), {"__name__": "__gallery__"})  # noqa: S102
+        exec(compile(code, "<gallery>", "exec"), {"__name__": "__gallery__"})
     return out.getvalue()
 
 
@@ -87,7 +87,8 @@ def _chapter(folder: Path, page: Page, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(record, Reproduction):
         return {"page": page, "record": None}
     figures = []
-    for part in names:
+    # The animated one is what a page begins with.
+    for part in sorted(names, key=lambda n: not n.endswith(f"_{MOVING}")):
         if part.startswith(f"{name}_"):
             result = load(folder, part)
             if (drawn := plots.picture(result)) is not None:
@@ -95,7 +96,7 @@ def _chapter(folder: Path, page: Page, names: Sequence[str]) -> dict[str, Any]:
                 moves = None
                 if isinstance(result, Panels) and part == f"{name}_{MOVING}":
                     moves = animation(result.panels[0])
-                figures.append({"png": png, "title": getattr(result, "title", part),
+                figures.append({"png": png, "width": round(105 * drawn.get_figwidth()), "title": getattr(result, "title", part),
                                 "note": getattr(result, "note", ""), "moves": moves})  # fmt: skip
     claims = {claim.key: claim.text for claim in record.claims}
     return {

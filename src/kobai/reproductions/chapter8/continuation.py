@@ -42,7 +42,7 @@ def blurring(config: Config) -> tuple[dict[str, Panels], list[Finding], dict[str
         found["descent"] += surface.distance(objective.theta()) < 0.05
         objective = surface.objective(start)
         stages = minimize_by_continuation(objective, _descent(0.02), _SIGMAS[:-1], steps=steps,
-                                          pairs=64,
+                                          pairs=config.pick(24, 48), sampling="cubature",
                                           generator=seeds.generator(config.seed, "blur"))  # fmt: skip
         optimizer = torch.optim.SGD(objective.space.module.parameters(), lr=0.003)
         for _ in range(steps):
@@ -170,7 +170,7 @@ def continuation(config: Config) -> Outcome:
                       f"{100 * g.mean():+.1f} ± {100 * g.std(ddof=1) / len(g) ** 0.5:.1f} points "
                       f"({n})" for n, g in gains.items())),
         ],
-        note=f"{len(config.seeds)} seeds for the curricula; 64 antithetic pairs for the blur.",
+        note=f"{len(config.seeds)} seeds for the curricula; cubature for the blur.",
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ PAGES = (
             objective = surface.objective(torch.tensor([2.6, -3.1]).double())
             stages = minimize_by_continuation(
                 objective, lambda m: torch.optim.SGD(m.parameters(), lr=0.02),
-                (1.2, 0.8, 0.5, 0.3, 0.15), steps=20, pairs=64,
+                (1.2, 0.8, 0.5, 0.3, 0.15), steps=20, pairs=24, sampling="cubature",
                 generator=seeds.generator(0, "blur"))
             for sigma, theta in zip(stages.sigmas, stages.thetas):
                 print(f"sigma {sigma:.2f}: theta {theta.round(3)}")

@@ -120,7 +120,7 @@ def momentum(config: Config) -> Outcome:
         needed[name] = float(np.argmax(values < 1e-6 * values[0])) or math.nan
         losses.append(Series(label=name, x=np.arange(len(values), dtype=float),
                              y=np.maximum(values, 1e-14)))  # fmt: skip
-    ground = contours(surface.function, (-1.5, 0.5), (-0.4, 0.4), np.logspace(-2, 1.1, 12))
+    ground = contours(surface.function, (-1.6, 0.6), (-1.1, 1.1), np.logspace(-2, 1.8, 14))
     shown = [path(name, w[:60]) for name, w in walks.items()]
     # A constant gradient g: speeds tend to ε‖g‖/(1 − α).
     speeds = []

@@ -28,7 +28,7 @@ def animation(panel: Panel, *, seconds: float = 8.0) -> Markup:
     moving = [s for s in panel.series if s.label and np.isfinite(s.x).any()]
     if not moving:
         raise ValueError("nothing moves: the panel has no curve with a label")
-    every = [s for s in (ground or moving)]
+    every = ground or moving
     x = np.concatenate([s.x[np.isfinite(s.x)] for s in every])
     y = np.concatenate([s.y[np.isfinite(s.y)] for s in every])
 

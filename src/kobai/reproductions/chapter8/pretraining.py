@@ -56,7 +56,7 @@ def pretraining(config: Config) -> Outcome:
     curves: dict[str, list[np.ndarray]] = {"together": [], "greedy, then fine-tuned": []}
     greedy: dict[str, list[float]] = {name: [] for name in curves}
     greedy_test: dict[str, list[float]] = {name: [] for name in curves}
-    fit: dict[str, list[float]] = {"alone": [], "hints and distillation": [], "teacher": []}
+    fit: dict[str, list[float]] = {"alone": [], "with hints": [], "teacher": []}
     x = np.arange(0)
     for seed in config.seeds:
         together = chain(sizes, nn.Sigmoid, seed=seed, name="deep")
@@ -103,7 +103,7 @@ def pretraining(config: Config) -> Outcome:
         train_by_hints(student, teacher, regressor, data, _sgd(0.02), guided=4, hint=1,
                        epochs=(epochs, epochs), batch_size=32,
                        generator=seeds.generator(seed, "order"))  # fmt: skip
-        fit["hints and distillation"].append(_accuracy(student, test))
+        fit["with hints"].append(_accuracy(student, test))
     shown = {
         "together": (x, np.mean(curves["together"], axis=0)),
         "greedy, then fine-tuned": (
@@ -111,7 +111,7 @@ def pretraining(config: Config) -> Outcome:
             np.mean(curves["greedy, then fine-tuned"], axis=0),
         ),
     }
-    gain = np.array(fit["hints and distillation"]) - np.array(fit["alone"])
+    gain = np.array(fit["with hints"]) - np.array(fit["alone"])
     error = float(gain.std(ddof=1) / len(gain) ** 0.5)
     names = tuple(fit)
     return Outcome(

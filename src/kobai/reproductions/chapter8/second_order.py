@@ -90,8 +90,8 @@ def newton(config: Config) -> Outcome:
         findings=[
             *(Finding(claim="8.6.1-one", what=f"distance to the minimum after one step, P = {k}, "
                       "condition 1000", measured=v, predicted=0.0) for k, v in landed.items()),
-            *(Finding(claim="8.6.1-damping", what=f"steps to the minimum, {k} (−1: never)",
-                      measured=float(v)) for k, v in count.items()),
+            *(Finding(claim="8.6.1-damping", what=f"steps to the minimum, {k} ",
+                      measured=float(v) if v >= 0 else float("nan")) for k, v in count.items()),
             Finding(claim="8.6.1-cost", what="exponent of the time of a solve", measured=slope,
                     predicted=3.0),
         ],
@@ -247,8 +247,8 @@ def quasi_newton(config: Config) -> Outcome:
             )
         },
         findings=[
-            *(Finding(claim="8.6.3-fast", what=f"{t}: steps to {levels[t]:g}, {n} (−1: not reached)",
-                      measured=s) for t, row in need.items() for n, (s, _) in row.items()),
+            *(Finding(claim="8.6.3-fast", what=f"{t}: steps to {levels[t]:g}, {n}",
+                      measured=s if s >= 0 else float("nan")) for t, row in need.items() for n, (s, _) in row.items()),
             *(Finding(claim="8.6.3-fast", what=f"{t}: gradients to {levels[t]:g}, {n}", measured=g)
               for t, row in need.items() for n, (_, g) in row.items()),
             Finding(claim="8.6.3-cg", what="largest difference between BFGS and CG, exact searches, "
@@ -262,8 +262,9 @@ def quasi_newton(config: Config) -> Outcome:
                 and (steps[t]["steepest descent"] < 0
                      or steps[t]["BFGS"] < steps[t]["steepest descent"]) for t in problems),
                   because="; ".join(
-                      f"{t}: " + ", ".join(f"{n} {s:.0f}" for n, s in row.items())
-                      for t, row in steps.items()) + " steps (−1: not reached)"),
+                      f"{t}: " + ", ".join(
+                          f"{n} {s:.0f}" if s >= 0 else f"{n} –" for n, s in row.items())
+                      for t, row in steps.items()) + " steps (–: not reached)"),
             judge("8.6.3-lbfgs", *(steps[t]["L-BFGS"] >= 0 for t in problems),
                   because="L-BFGS with 10 pairs of vectors: " + ", ".join(
                       f"{row['L-BFGS']:.0f} against {row['BFGS']:.0f} of BFGS ({t})"
