@@ -184,7 +184,7 @@ def test_decisions_follow_the_two_ratios():
     for own, fresh, error, before, after in cases:
         control = StepControl(net, Categorical(), rule=rule, every=1, sized=True)
         control.state.predicted, control.state.ratio = -1.0, own
-        factor = control._judge(trial(net, fresh, error), [], [], before, 0, 1)
+        factor = control.judged.judge(control.state, trial(net, fresh, error), [], before, 0, 1)
         assert before * factor == pytest.approx(after), (own, fresh, error)
         control.close()
 

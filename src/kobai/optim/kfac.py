@@ -202,7 +202,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
         if self._control is not None:
             found |= {**self._control.counts, **self._control.last()}
-            found["decisions"] = copy.deepcopy(self._control.decisions)
+            found["decisions"] = copy.deepcopy(self._control.judged.decisions)
         found |= self._refreshes.diagnostics()
         return found | {"damping": self.param_groups[0]["damping"]}
 

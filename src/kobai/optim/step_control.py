@@ -12,11 +12,8 @@ The noise of minibatches enters at three places, each by measurement:
 - At every step the fresh gradient is multiplied with the last update, which costs a dot product. A
   step that was right for the function, not only for its own examples, ends where this is zero;
   where it overshoots on the average, the share of the model's step that is made shrinks.
-- The damping falls only where fresh examples confirm the predicted decrease, to the same threshold
-  as the examples of the step. That is its floor: on one and the same batch, again and again, it
-  falls as far as the model is exact; on minibatches it stays where noise begins to dominate. It
-  rises where a step does harm to fresh examples, and from above and below goes back to where it
-  began while they are neither harmed nor helped as much as predicted.
+- The damping falls only where fresh examples confirm the predicted decrease; see
+  `kobai.optim.damping_control`.
 """
 
 import copy
@@ -29,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from kobai.optim.control_state import CONTROL_COUNTS, ControlState
-from kobai.optim.damping import LOG_LENGTH, LevenbergMarquardt, ReductionRatio
+from kobai.optim.damping import LevenbergMarquardt
+from kobai.optim.damping_control import DampingControl
 from kobai.optim.kfac_settings import due
 from kobai.optim.passes import PassWatch
 from kobai.optim.quadratic_model import QuadraticModel, minimiser, shrunk
@@ -70,13 +68,12 @@ class StepControl:
     ) -> None:
         self.model = model
         self.likelihood = likelihood
-        self.rule = rule
+        self.counts = dict.fromkeys(CONTROL_COUNTS, 0)
+        self.judged = DampingControl(rule, self.counts)
         self.every = every
         self.sized = sized
         self.watch = PassWatch(model)
         self.state = ControlState()
-        self.counts = dict.fromkeys(CONTROL_COUNTS, 0)
-        self.decisions: list[dict[str, Any]] = []
         self.updates: dict[int, Tensor] = {}
         self.largest = math.inf
         """What the radius may not exceed."""
@@ -158,7 +155,7 @@ class StepControl:
             )
         factor = 1.0
         if state.predicted and trial is not None and trial.passes:
-            factor = self._judge(trial, parameters, update, damping, step, inversions)
+            factor = self.judged.judge(state, trial, update, damping, step, inversions)
         model = None
         if self.due(step) and trial is not None:
             if not trial.passes and state.model_step is None:
@@ -294,7 +291,8 @@ class StepControl:
         if self.sized and whole > state.radius:
             scale, bounded = math.sqrt(state.radius / whole), True
         limit = _HALVINGS if self.sized else 0
-        accepted = 0.25 if self.rule is None else self.rule.raise_below
+        rule = self.judged.rule
+        accepted = 0.25 if rule is None else rule.raise_below
         while True:
             ratio = trial.ratio(model, update, scale, coefficients)
             good = math.isfinite(ratio.actual) and (
@@ -310,7 +308,7 @@ class StepControl:
             _scale(update, 0.0)
             state.predicted, state.bend, state.ratio = 0.0, 0.0, -math.inf
             state.urgent = True
-            return self._change(step, damping, ratio, None, raised=True)
+            return self.judged.shortened(step, damping, ratio)
         if scale != 1.0:
             _scale(update, scale)
         state.bend = state.measured = scale * scale * whole
@@ -319,105 +317,26 @@ class StepControl:
         state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
         if halvings:
             state.radius = max(state.bend, _LEAST_RADIUS)
-            return self._change(step, damping, ratio, None, raised=True)
+            return self.judged.shortened(step, damping, ratio)
         if bounded and ratio.value > 0.75:
             state.radius = min(self.largest, state.radius * _RADIUS_GROWTH)
-        if abs(ratio.predicted) <= ratio.resolution or self.rule is None:
+        if abs(ratio.predicted) <= ratio.resolution or rule is None:
             state.predicted = 0.0  # nothing left to judge
         return 1.0
-
-    def _judge(
-        self,
-        trial: Trial,
-        parameters: Sequence[nn.Parameter],
-        update: Sequence[Tensor],
-        damping: float,
-        step: int,
-        inversions: int,
-    ) -> float:
-        """What the last step did to examples it had not seen, and the damping that follows."""
-        state, rule = self.state, self.rule
-        predicted, state.predicted = state.predicted, 0.0
-        own = ReductionRatio(
-            actual=state.ratio * predicted,
-            predicted=predicted,
-            value=state.ratio,
-            error=0.0 if state.repeated else state.error,
-        )
-        if rule is None or inversions == state.damping_step:
-            return 1.0
-        fresh = None
-        if not state.repeated:
-            fresh = trial.fresh_ratio(update, predicted)
-        wanted, action = rule.decide(damping, own)
-        if fresh is not None:
-            margin = rule.noise * fresh.error if rule.noise else 0.0
-            if not math.isfinite(fresh.actual) or fresh.value + margin < 0:
-                wanted, action = rule.raised(damping)
-            elif fresh.value + margin < rule.raise_below and damping < rule.initial:
-                wanted, action = min(rule.initial, rule.raised(damping)[0]), "noise"
-            elif action == "lowered" and not fresh.value - margin > rule.lower_above:
-                back = damping > rule.initial and fresh.value > margin
-                wanted, action = max(rule.initial, wanted) if back else damping, "noise"
-        if wanted != damping:
-            state.damping_step = inversions
-        return self._log(step, damping, own, fresh, action, wanted)
-
-    def _change(
-        self,
-        step: int,
-        damping: float,
-        ratio: ReductionRatio,
-        fresh: ReductionRatio | None,
-        *,
-        raised: bool,
-    ) -> float:
-        """After a step that had to be shortened: more damping, where it adapts."""
-        if self.rule is None or not raised:
-            return 1.0
-        wanted, action = self.rule.raised(damping)
-        return self._log(step, damping, ratio, fresh, action, wanted)
-
-    def _log(
-        self,
-        step: int,
-        damping: float,
-        own: ReductionRatio,
-        fresh: ReductionRatio | None,
-        action: str,
-        wanted: float,
-    ) -> float:
-        if f"damping_{action}" in self.counts:
-            self.counts[f"damping_{action}"] += 1
-        self.decisions.append(
-            {
-                "step": step,
-                "damping": damping,
-                "predicted": own.predicted,
-                "ratio": own.value,
-                "error": own.error,
-                "fresh_ratio": None if fresh is None else fresh.value,
-                "fresh_error": None if fresh is None else fresh.error,
-                "action": action,
-                "next": wanted,
-            }
-        )
-        del self.decisions[:-LOG_LENGTH]
-        return wanted / damping
 
     def export(self) -> dict[str, Any]:
         """What is to be saved, apart from the updates."""
         return {
             "state": dataclasses.asdict(self.state),
             "counts": dict(self.counts),
-            "decisions": copy.deepcopy(self.decisions),
+            "decisions": copy.deepcopy(self.judged.decisions),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Put back what `export` gave."""
         self.state = ControlState(**saved["state"])
         self.counts.update(saved["counts"])
-        self.decisions = copy.deepcopy(saved["decisions"])
+        self.judged.decisions = copy.deepcopy(saved["decisions"])
 
 
 def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -1,0 +1,116 @@
+"""How K-FAC's damping follows measured steps: two reduction ratios, one of fresh examples.
+
+The damping falls only where fresh examples confirm the predicted decrease, to the same threshold as
+the examples of the step. That is its floor: on one and the same batch, again and again, it falls as
+far as the model is exact; on minibatches it stays where noise begins to dominate. It rises where a
+step does harm to fresh examples, and from above and below goes back to where it began while they
+are neither harmed nor helped as much as predicted.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+from torch import Tensor
+
+from kobai.optim.control_state import ControlState
+from kobai.optim.damping import LOG_LENGTH, LevenbergMarquardt, ReductionRatio
+from kobai.optim.trials import Trial
+
+
+@final
+class DampingControl:
+    """Decides about the damping and remembers why.
+
+    Args:
+        rule: Thresholds and factors; None leaves the damping alone.
+        counts: Where decisions are counted, by "damping_" and the action.
+    """
+
+    def __init__(self, rule: LevenbergMarquardt | None, counts: dict[str, int]) -> None:
+        self.rule = rule
+        self.counts = counts
+        self.decisions: list[dict[str, Any]] = []
+
+    def judge(
+        self,
+        state: ControlState,
+        trial: Trial,
+        update: Sequence[Tensor],
+        damping: float,
+        step: int,
+        inversions: int,
+    ) -> float:
+        """What the last step did to examples it had not seen, and the damping that follows.
+
+        Args:
+            state: With the prediction and ratio of the last step; the prediction is used up.
+            trial: The present minibatch.
+            update: The last step.
+            damping: λ of the last step.
+            step: Number of steps made.
+            inversions: Inversions made; a damping changes once an inversion.
+
+        Returns:
+            Factor on the damping.
+        """
+        rule = self.rule
+        predicted, state.predicted = state.predicted, 0.0
+        own = ReductionRatio(
+            actual=state.ratio * predicted,
+            predicted=predicted,
+            value=state.ratio,
+            error=0.0 if state.repeated else state.error,
+        )
+        if rule is None or inversions == state.damping_step:
+            return 1.0
+        fresh = None
+        if not state.repeated:
+            fresh = trial.fresh_ratio(update, predicted)
+        wanted, action = rule.decide(damping, own)
+        if fresh is not None:
+            margin = rule.noise * fresh.error if rule.noise else 0.0
+            if not math.isfinite(fresh.actual) or fresh.value + margin < 0:
+                wanted, action = rule.raised(damping)
+            elif fresh.value + margin < rule.raise_below and damping < rule.initial:
+                wanted, action = min(rule.initial, rule.raised(damping)[0]), "noise"
+            elif action == "lowered" and not fresh.value - margin > rule.lower_above:
+                back = damping > rule.initial and fresh.value > margin
+                wanted, action = max(rule.initial, wanted) if back else damping, "noise"
+        if wanted != damping:
+            state.damping_step = inversions
+        return self._log(step, damping, own, fresh, action, wanted)
+
+    def shortened(self, step: int, damping: float, ratio: ReductionRatio) -> float:
+        """After a step that had to be shortened: more damping, where it adapts; the factor."""
+        if self.rule is None:
+            return 1.0
+        wanted, action = self.rule.raised(damping)
+        return self._log(step, damping, ratio, None, action, wanted)
+
+    def _log(
+        self,
+        step: int,
+        damping: float,
+        own: ReductionRatio,
+        fresh: ReductionRatio | None,
+        action: str,
+        wanted: float,
+    ) -> float:
+        if f"damping_{action}" in self.counts:
+            self.counts[f"damping_{action}"] += 1
+        self.decisions.append(
+            {
+                "step": step,
+                "damping": damping,
+                "predicted": own.predicted,
+                "ratio": own.value,
+                "error": own.error,
+                "fresh_ratio": None if fresh is None else fresh.value,
+                "fresh_error": None if fresh is None else fresh.error,
+                "action": action,
+                "next": wanted,
+            }
+        )
+        del self.decisions[:-LOG_LENGTH]
+        return wanted / damping
