@@ -119,7 +119,7 @@ def test_a_failed_check_gives_exit_code_1_if_asked(run, unseen, tmp_path, monkey
     flags = ["landscape", str(run), "--grid", "3x3", "--out", str(tmp_path / "out")]
     assert main(flags) == 0
     assert main([*flags, "--resume", "--check"]) == 1
-    assert "self-checks failed: plane random: orientation" in capsys.readouterr().err
+    assert "self-checks failed: plane random, around sgd-s0: orientation" in capsys.readouterr().err
 
 
 def test_an_interrupt_keeps_blocks_and_goes_on(run, unseen, tmp_path, monkeypatch, capsys):

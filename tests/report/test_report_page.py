@@ -1,6 +1,7 @@
 """The page is one file that needs nothing, says everything, and lets nobody's text become code."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -369,3 +370,15 @@ def test_paths_are_explained_only_where_there_are_some(tmp_path):
     assert "Paths are projected" not in Page(render(gather(tmp_path))).text
     save(a_plane(), tmp_path, "q")
     assert "Paths are projected" in Page(render(gather(tmp_path))).text
+
+
+def test_claims_that_were_tested_stand_before_those_that_were_not(tmp_path):
+    whole = a_reproduction("")
+    late = Claim(key="calm", figure="2", where="p. 3", text="Calm follows")
+    not_run = Verdict(claim="calm", verdict="not run", because="figure 2 was not made")
+    whole = dataclasses.replace(
+        whole, claims=(late, *whole.claims), verdicts=(not_run, *whole.verdicts)
+    )
+    page = _page_of(tmp_path, "", whole=whole)
+    assert "of 1 claims tested 1 hold; 1 belong to figures that were not made" in page.text
+    assert page.text.index("Waves rise") < page.text.index("Calm follows")

@@ -57,9 +57,9 @@ def main(arguments: list[str], command: str) -> int:
 
 
 def _table(rows: tuple[data.Availability, ...]) -> Table:
-    table = Table("name", "what", "here", "where", title="data sets")
+    table = Table("name", "what", "here", "where", title="data sets", caption_justify="left")
     for row in rows:
         table.add_row(row.name, row.description, "yes" if row.found else "no", row.where)
-    forms = "; ".join(f"{form}: {what}" for form, what in data.FORMS.items())
-    table.caption = f"and data of your own: {forms}"
+    forms = "\n".join(f"  {form}: {what}" for form, what in data.FORMS.items())
+    table.caption = f"and data of your own:\n{forms}"
     return table

@@ -94,7 +94,7 @@ def findings_table(summary: Reproduction) -> Table:
 
 def verdicts_table(summary: Reproduction) -> Table:
     """A verdict on every claim that was tested; the others are counted below."""
-    table = Table(title="claims of the source", show_lines=True)
+    table = Table(title="claims of the source", show_lines=True, caption_justify="left")
     rest = [v.claim for v in summary.verdicts if v.verdict == "not run"]
     if rest:
         table.caption = f"not run: {len(rest)} claims of other figures ({', '.join(rest)})"

@@ -20,7 +20,10 @@ def wide_console() -> Console:
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row an optimizer, every number mean ± sample standard deviation over seeds."""
-    table = Table(title=f"{comparison.title} · {comparison.model}, P = {comparison.parameters:,}")
+    table = Table(
+        title=f"{comparison.title} · {comparison.model}, P = {comparison.parameters:,}",
+        caption_justify="left",
+    )
     table.add_column("optimizer")
     for name in ("train loss", "train acc %", "test loss", "test acc %", "s / epoch"):
         table.add_column(name, justify="right")

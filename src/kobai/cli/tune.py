@@ -161,6 +161,7 @@ class _Lines:
         self._console, self._study, self._clock = console, study, clock
         self._began = self._told = study.done()
         self._best: float | None = None
+        self._last: tuple[int, float] | None = None
 
     def __call__(self, done: int, outcome: Outcome) -> None:
         """Take note of a trial that ended."""
@@ -168,13 +169,15 @@ class _Lines:
         value = outcome.value
         self._best = value if self._best is None else better(self._best, value)
         total = self._study.options.trials
-        if done - self._told < max(1, total // 10) and done < total:
+        few = done - self._told < max(1, total // 10) and done < total
+        if few or (done, self._best) == self._last:  # trials trained together end together
             return
-        self._told = done
+        self._told, self._last = done, (done, self._best)
         rate = self._clock.seconds() / max(done - self._began, 1)
         self._console.print(
             f"[dim]{done} of {total} trials, best so far {self._best:.4g}, "
-            f"about {rate * (total - done) / 60:.1f} min left[/dim]"
+            + (f"about {rate * (total - done) / 60:.1f} min left" if done < total else "done")
+            + "[/dim]"
         )
 
 

@@ -33,6 +33,9 @@ def _verdicts(record: Reproduction) -> dict[str, Any]:
     partly = sum(v.verdict == "holds in part" for v in tested)
     lead = f"{record.title}, at scale {record.scale}: of {len(tested)} claims tested {held} hold"
     lead += f", {partly} hold in part" if partly else ""
+    left = sum(v.verdict == "not run" for v in record.verdicts)
+    lead += f"; {left} belong to figures that were not made and stand last" if left else ""
+    order = {"out of scope": 1, "not run": 2}
     return {
         "title": "Claims of the source",
         "lead": lead + ".",
@@ -41,7 +44,7 @@ def _verdicts(record: Reproduction) -> dict[str, Any]:
         "words": ("where", "verdict", "because"),
         "rows": [
             (claims[v.claim].text, claims[v.claim].where, v.verdict, v.because)
-            for v in record.verdicts
+            for v in sorted(record.verdicts, key=lambda v: order.get(v.verdict, 0))
         ],
     }
 
