@@ -3,33 +3,28 @@
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kobai.curvature import Fisher
-from kobai.optim.damping import (
-    Damping,
-    LevenbergMarquardt,
-    as_rule,
-    check_damping,
-    first_damping,
-    reduction_ratio,
-)
+from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
 from kobai.optim.function_space import natural_direction
-from kobai.optim.local_model import example_losses, local_model
+from kobai.optim.local_model import local_model
 from kobai.optim.risk_step import (
-    as_risk,
+    Start,
+    begin_step,
     check_lr,
+    count_solve,
     diagnostics_of,
     is_finite,
-    leave_gradient,
     log_decision,
-    rebuild,
+    ratio_at,
     record_of,
+    reduced,
     refuse_second_group,
     start_record,
     trainable,
 )
-from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
+from kobai.problem import Likelihood, as_likelihood
 
 LEVENBERG_MARQUARDT = LevenbergMarquardt(
     initial=1e-2, raise_by=4.0, lower_by=1 / 3, minimum=1e-10, maximum=1e10, noise=0.0
@@ -135,39 +130,25 @@ class GaussNewton(torch.optim.Optimizer):
             TypeError: If it is anything else, such as a plain closure.
             ValueError: If it belongs to another model, or the model is not a function of θ now.
         """
-        risk = as_risk(closure, self, self.model, self.likelihood)
+        start = begin_step(self, closure)
         group, record = self.param_groups[0], record_of(self)
-        counts = record["counts"]
-        if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
-            group["damping"] = check_damping(self.damping(counts["steps"]))
-        theta = risk.theta()
-        loss, gradient = risk.value_and_grad(theta)
-        leave_gradient(risk, gradient)
-        if not is_finite(loss, gradient):
-            counts["skipped_steps"] += 1
+        if not start.finite:
+            record["counts"]["skipped_steps"] += 1
         elif group["lr"]:
-            self._search(risk, theta, gradient, group, record)
-        counts["steps"] += 1
-        return loss
+            self._search(start, group, record)
+        record["counts"]["steps"] += 1
+        return start.loss
 
-    def _search(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        gradient: Tensor,
-        group: dict[str, Any],
-        record: dict[str, Any],
-    ) -> None:
+    def _search(self, start: Start, group: dict[str, Any], record: dict[str, Any]) -> None:
         """Try steps of growing damping until one is good; one trial if the damping is given."""
         counts, rule = record["counts"], self.damping
+        risk, theta = start.risk, start.theta
         fisher = Fisher(risk, "full", theta=theta)
         trials = self.max_trials if isinstance(rule, LevenbergMarquardt) else 1
         for trial in range(1, trials + 1):
             damping = group["damping"]
-            found = natural_direction(fisher, gradient, damping)
-            counts["jittered_solves"] += found.status in ("jittered", "pseudo-inverse")
-            counts["cg_iterations"] += found.iterations
-            counts["unconverged_solves"] += bool(found.iterations) and found.status != "ok"
+            found = natural_direction(fisher, start.gradient, damping)
+            count_solve(counts, found)
             record["last"] = {"status": found.status, "trials": trial}
             step = -group["lr"] * found.value
             moved = theta + step
@@ -181,14 +162,7 @@ class GaussNewton(torch.optim.Optimizer):
                 counts["rejected_trials"] += 1
                 group["damping"], _ = rule.raised(damping)
                 continue
-            model = local_model(risk, theta, step)
-            ratio = reduction_ratio(
-                model.losses,
-                example_losses(risk, moved),
-                model.change(),
-                model.weight,
-                precision=theta.dtype,
-            )
+            ratio = ratio_at(risk, local_model(risk, theta, step), moved)
             lowered = ratio.actual < 0
             following, action = rule.decide(damping, ratio) if lowered else rule.raised(damping)
             if ratio.actual == 0 or (not lowered and abs(ratio.predicted) <= ratio.resolution):
@@ -211,10 +185,4 @@ class GaussNewton(torch.optim.Optimizer):
         counts["rejected_steps"] += 1
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "likelihood": self.likelihood,
-            "damping": self.damping,
-            "max_trials": self.max_trials,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+        return reduced(self, ("damping", "max_trials"))

@@ -4,30 +4,25 @@ import math
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.curvature import GGN, Fisher
 from kobai.linalg import Damped, Diagonal, conjugate_gradient
-from kobai.optim.damping import (
-    Damping,
-    LevenbergMarquardt,
-    as_rule,
-    check_damping,
-    first_damping,
-    reduction_ratio,
-)
-from kobai.optim.local_model import example_losses, local_model
+from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
+from kobai.optim.local_model import local_model
 from kobai.optim.risk_step import (
-    as_risk,
+    Start,
+    begin_step,
     check_lr,
     diagnostics_of,
     is_finite,
-    leave_gradient,
     log_decision,
-    rebuild,
+    ratio_at,
+    recall,
     record_of,
+    reduced,
     refuse_second_group,
+    remember,
     start_record,
     trainable,
 )
@@ -39,6 +34,7 @@ HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, nois
 _SUFFICIENT = 1e-2
 _SHRINK = 0.5
 _LINE_SEARCH = 20
+_SOLUTION = "solution"
 _PRECONDITIONER_POWER = -0.75
 _COUNTS = (
     "skipped_steps",
@@ -161,38 +157,25 @@ class HessianFree(torch.optim.Optimizer):
             TypeError: If it is anything else, such as a plain closure.
             ValueError: If it belongs to another model, or the model is not a function of θ now.
         """
-        risk = as_risk(closure, self, self.model, self.likelihood)
+        start = begin_step(self, closure)
         group, record = self.param_groups[0], record_of(self)
-        counts = record["counts"]
-        if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
-            group["damping"] = check_damping(self.damping(counts["steps"]))
-        theta = risk.theta()
-        loss, gradient = risk.value_and_grad(theta)
-        leave_gradient(risk, gradient)
-        if not is_finite(loss, gradient):
-            counts["skipped_steps"] += 1
+        if not start.finite:
+            record["counts"]["skipped_steps"] += 1
         elif group["lr"]:
-            self._advance(risk, theta, float(loss), gradient, group, record)
-        counts["steps"] += 1
-        return loss
+            self._advance(start, group, record)
+        record["counts"]["steps"] += 1
+        return start.loss
 
-    def _advance(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        loss: float,
-        gradient: Tensor,
-        group: dict[str, Any],
-        record: dict[str, Any],
-    ) -> None:
+    def _advance(self, start: Start, group: dict[str, Any], record: dict[str, Any]) -> None:
         """Directions, the best of them, how far, and the damping of the next step."""
         counts, lr = record["counts"], group["lr"]
+        risk, theta, gradient = start.risk, start.theta, start.gradient
         path, steps, record["last"] = self._path(risk, theta, gradient, group["damping"])
         counts["cg_iterations"] += record["last"]["iterations"]
         counts["negative_curvature"] += record["last"]["status"] == "negative-curvature"
         if not path:
             counts["skipped_steps"] += 1
-            self._remember(risk, None)
+            remember(self, risk, _SOLUTION, None)
             if isinstance(self.damping, LevenbergMarquardt):
                 group["damping"], _ = self.damping.raised(group["damping"])
             return
@@ -205,7 +188,9 @@ class HessianFree(torch.optim.Optimizer):
                 break
         counts["backtracked_steps"] += at < len(path) - 1
         step = lr * path[at]
-        scale = self._line_search(risk, theta, step, loss, best, float(gradient @ step))
+        scale = self._line_search(
+            risk, theta, step, float(start.loss), best, float(gradient @ step)
+        )
         record["last"] |= {"chosen": steps[at], "step_scale": scale}
         counts["shortened_steps"] += 0 < scale < 1
         if isinstance(self.damping, LevenbergMarquardt):
@@ -214,7 +199,7 @@ class HessianFree(torch.optim.Optimizer):
             risk.space.assign(theta + scale * step)
         else:
             counts["rejected_steps"] += 1
-        self._remember(risk, path[-1])
+        remember(self, risk, _SOLUTION, path[-1])
 
     def _path(
         self, risk: EmpiricalRisk, theta: Tensor, gradient: Tensor, damping: float
@@ -225,7 +210,7 @@ class HessianFree(torch.optim.Optimizer):
             squares = Fisher(risk, "diagonal", "observed", theta=theta).diagonal()
             shifted = squares + max(damping, float(squares.max()) * 1e-12, 1e-30)
             preconditioner = Diagonal(shifted**_PRECONDITIONER_POWER)
-        start = self._previous(risk) if self.warm_start else None
+        start = recall(self, risk, _SOLUTION) if self.warm_start else None
         solution = conjugate_gradient(
             Damped(GGN(risk, theta), damping),
             -gradient,
@@ -269,14 +254,7 @@ class HessianFree(torch.optim.Optimizer):
     ) -> None:
         """Set the next damping by how the model predicted the whole step."""
         assert isinstance(self.damping, LevenbergMarquardt)
-        model = local_model(risk, theta, step)
-        ratio = reduction_ratio(
-            model.losses,
-            example_losses(risk, theta + step),
-            model.change(),
-            model.weight,
-            precision=theta.dtype,
-        )
+        ratio = ratio_at(risk, local_model(risk, theta, step), theta + step)
         following, action = group["damping"], "kept"
         if abs(ratio.predicted) > ratio.resolution:
             following, action = self.damping.decide(group["damping"], ratio)
@@ -285,34 +263,10 @@ class HessianFree(torch.optim.Optimizer):
         )
         group["damping"] = following
 
-    def _previous(self, risk: EmpiricalRisk) -> Float[Tensor, " P"] | None:
-        """The last solution, or None where there is none for these parameters."""
-        parameters = [risk.model.get_parameter(name) for name in risk.space.names]
-        if any("solution" not in self.state[p] for p in parameters):
-            return None
-        return torch.cat([self.state[p]["solution"].reshape(-1) for p in parameters])
-
-    def _remember(self, risk: EmpiricalRisk, solution: Tensor | None) -> None:
-        """Keep the last iterate for the next step; None forgets it."""
-        pieces = None if solution is None else risk.space.unflatten(solution)
-        for name in risk.space.names:
-            own = self.state[risk.model.get_parameter(name)]
-            if pieces is None:
-                own.pop("solution", None)
-            else:
-                own["solution"] = pieces[name].clone()
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "likelihood": self.likelihood,
-            "damping": self.damping,
-            "max_iterations": self.max_iterations,
-            "progress": self.progress,
-            "warm_start": self.warm_start,
-            "preconditioner": self.preconditioner,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+        return reduced(
+            self, ("damping", "max_iterations", "progress", "warm_start", "preconditioner")
+        )
 
 
 def _value(risk: EmpiricalRisk, theta: Tensor) -> float:

@@ -4,7 +4,6 @@ import math
 from typing import Any, Literal, final, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.curvature import STRUCTURES, Fisher
@@ -15,29 +14,32 @@ from kobai.optim.damping import (
     Damping,
     LevenbergMarquardt,
     as_rule,
-    check_damping,
     first_damping,
     reduction_ratio,
 )
 from kobai.optim.function_space import Direction, natural_direction
 from kobai.optim.local_model import LocalModel, example_losses, local_model
 from kobai.optim.risk_step import (
-    as_risk,
+    Start,
+    begin_step,
     check_lr,
+    count_solve,
     diagnostics_of,
     is_finite,
-    leave_gradient,
     log_decision,
-    rebuild,
+    recall,
     record_of,
+    reduced,
     refuse_second_group,
+    remember,
     start_record,
     trainable,
 )
-from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
+from kobai.problem import Likelihood, as_likelihood
 
 StepSize = Literal["fixed", "model"]
 
+_VELOCITY = "momentum_buffer"
 _COUNTS = (
     "skipped_steps",
     "bounded_steps",
@@ -214,42 +216,29 @@ class NaturalGradient(torch.optim.Optimizer):
             ValueError: If it belongs to another model, the model is not a function of θ now, or the
                 structure needs too large a dense system.
         """
-        risk = as_risk(closure, self, self.model, self.likelihood)
-        group, record = self.param_groups[0], record_of(self)
-        counts = record["counts"]
-        if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
-            group["damping"] = check_damping(
-                self.damping(counts["steps"]), positive=self.structure == "tridiagonal"
-            )
-        theta = risk.theta()
-        loss, gradient = risk.value_and_grad(theta)
-        leave_gradient(risk, gradient)
-        if is_finite(loss, gradient):
-            self._advance(risk, theta, gradient, group, record)
+        start = begin_step(self, closure, positive=self.structure == "tridiagonal")
+        record = record_of(self)
+        if start.finite:
+            self._advance(start, self.param_groups[0], record)
         else:
-            counts["skipped_steps"] += 1
-        counts["steps"] += 1
-        return loss
+            record["counts"]["skipped_steps"] += 1
+        record["counts"]["steps"] += 1
+        return start.loss
 
-    def _advance(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        gradient: Tensor,
-        group: dict[str, Any],
-        record: dict[str, Any],
-    ) -> None:
+    def _advance(self, start: Start, group: dict[str, Any], record: dict[str, Any]) -> None:
         """Solve, size the step, make it and judge it."""
-        counts = record["counts"]
-        found = self._solve(risk, theta, gradient, group["damping"], counts)
+        counts, risk, theta = record["counts"], start.risk, start.theta
+        found = self._solve(start, group["damping"])
+        count_solve(counts, found)
         record["last"] = {"status": found.status}
         if not is_finite(found.value):
             counts["skipped_steps"] += 1
             self._back_off(group)
             return
         velocity = found.value
-        if group["momentum"] and self._velocity(risk) is not None:
-            velocity = velocity + group["momentum"] * self._velocity(risk)
+        past = recall(self, risk, _VELOCITY) if group["momentum"] else None
+        if past is not None:
+            velocity = velocity + group["momentum"] * past
         step = velocity.mul(-group["lr"])
         if group["weight_decay"]:
             step.sub_(theta, alpha=group["lr"] * group["weight_decay"])
@@ -260,7 +249,7 @@ class NaturalGradient(torch.optim.Optimizer):
             scale = self._scale(model, step, group, counts)
             if scale is None:
                 counts["ascent_steps"] += 1
-                self._remember(risk, None)
+                remember(self, risk, _VELOCITY, None)
                 self._back_off(group)
                 return
             record["last"] |= {"step_scale": scale, "kl": scale**2 * model.bend}
@@ -268,7 +257,7 @@ class NaturalGradient(torch.optim.Optimizer):
         after = example_losses(risk, moved) if adaptive else None
         if not is_finite(moved) or (after is not None and not is_finite(after)):
             counts["skipped_steps"] += 1
-            self._remember(risk, None)
+            remember(self, risk, _VELOCITY, None)
             self._back_off(group)
             return
         if (
@@ -278,28 +267,17 @@ class NaturalGradient(torch.optim.Optimizer):
             and not self._judge(model, scale, after, group, record, theta.dtype)
         ):
             counts["rejected_steps"] += 1
-            self._remember(risk, None)
+            remember(self, risk, _VELOCITY, None)
             return
         risk.space.assign(moved)
         if group["momentum"]:
-            self._remember(risk, velocity)
+            remember(self, risk, _VELOCITY, velocity)
 
-    def _solve(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        gradient: Tensor,
-        damping: float,
-        counts: dict[str, int],
-    ) -> Direction:
+    def _solve(self, start: Start, damping: float) -> Direction:
         fisher = Fisher(
-            risk, self.structure, self.labels, generator=self.generator, theta=theta
-        )  # fmt: skip
-        found = natural_direction(fisher, gradient, damping, self.damping_form)
-        counts["jittered_solves"] += found.status in ("jittered", "pseudo-inverse")
-        counts["cg_iterations"] += found.iterations
-        counts["unconverged_solves"] += bool(found.iterations) and found.status != "ok"
-        return found
+            start.risk, self.structure, self.labels, generator=self.generator, theta=start.theta
+        )
+        return natural_direction(fisher, start.gradient, damping, self.damping_form)
 
     def _scale(
         self, model: LocalModel, step: Tensor, group: dict[str, Any], counts: dict[str, int]
@@ -347,32 +325,6 @@ class NaturalGradient(torch.optim.Optimizer):
         if isinstance(self.damping, LevenbergMarquardt):
             group["damping"], _ = self.damping.raised(group["damping"])
 
-    def _velocity(self, risk: EmpiricalRisk) -> Float[Tensor, " P"] | None:
-        """The last update, or None where there was none or parameters have been unfrozen since."""
-        parameters = [risk.model.get_parameter(name) for name in risk.space.names]
-        if any("momentum_buffer" not in self.state[p] for p in parameters):
-            return None
-        return torch.cat([self.state[p]["momentum_buffer"].reshape(-1) for p in parameters])
-
-    def _remember(self, risk: EmpiricalRisk, velocity: Tensor | None) -> None:
-        """Keep the update for the next step's momentum; None forgets it."""
-        pieces = None if velocity is None else risk.space.unflatten(velocity)
-        for name in risk.space.names:
-            own = self.state[risk.model.get_parameter(name)]
-            if pieces is None:
-                own.pop("momentum_buffer", None)
-            else:
-                own["momentum_buffer"] = pieces[name].clone()
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "likelihood": self.likelihood,
-            "structure": self.structure,
-            "damping": self.damping,
-            "damping_form": self.damping_form,
-            "labels": self.labels,
-            "step_size": self.step_size,
-            "kl_bound": self.kl_bound,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+        own = ("structure", "damping", "damping_form", "labels", "step_size", "kl_bound")
+        return reduced(self, own)

@@ -5,6 +5,7 @@ own under one key of ``state``, as plain numbers and lists that load with ``weig
 """
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.optim.damping import LOG_LENGTH, Action, ReductionRatio
+from kobai.optim.damping import (
+    LOG_LENGTH,
+    Action,
+    LevenbergMarquardt,
+    ReductionRatio,
+    check_damping,
+    reduction_ratio,
+)
+from kobai.optim.function_space import Direction
+from kobai.optim.local_model import LocalModel, example_losses
 from kobai.problem import EmpiricalRisk, Likelihood
 
 KEY = "kobai"
@@ -74,6 +84,90 @@ def check_lr(lr: float) -> float:
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be positive and finite, got {lr}")
     return lr
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Start:
+    """Where a step begins.
+
+    Attributes:
+        risk: The objective.
+        theta: θ.
+        loss: Its value there.
+        gradient: Its gradient, which is left in ``.grad``, too.
+        finite: Whether both are.
+    """
+
+    risk: EmpiricalRisk
+    theta: Float[Tensor, " P"]
+    loss: Float[Tensor, ""]
+    gradient: Float[Tensor, " P"]
+    finite: bool
+
+
+def begin_step(optimizer: Any, objective: Any, *, positive: bool = False) -> Start:
+    """Check what `step` was handed, set a scheduled damping, and take value and gradient.
+
+    Args:
+        optimizer: Has a model, a likelihood, a damping and one group of parameters.
+        objective: The argument of `step`; see `as_risk` for errors.
+        positive: Whether a damping of zero is refused.
+    """
+    risk = as_risk(objective, optimizer, optimizer.model, optimizer.likelihood)
+    schedule = optimizer.damping
+    if callable(schedule) and not isinstance(schedule, LevenbergMarquardt):
+        steps = record_of(optimizer)["counts"]["steps"]
+        optimizer.param_groups[0]["damping"] = check_damping(schedule(steps), positive=positive)
+    theta = risk.theta()
+    loss, gradient = risk.value_and_grad(theta)
+    leave_gradient(risk, gradient)
+    return Start(
+        risk=risk, theta=theta, loss=loss, gradient=gradient, finite=is_finite(loss, gradient)
+    )
+
+
+def count_solve(counts: dict[str, int], found: Direction) -> None:
+    """Count how a direction was come by."""
+    counts["jittered_solves"] += found.status in ("jittered", "pseudo-inverse")
+    counts["cg_iterations"] += found.iterations
+    counts["unconverged_solves"] += bool(found.iterations) and found.status != "ok"
+
+
+def ratio_at(risk: EmpiricalRisk, model: LocalModel, theta: Float[Tensor, " P"]) -> ReductionRatio:
+    """The reduction ratio of the model's whole step, which leads to `theta`."""
+    return reduction_ratio(
+        model.losses,
+        example_losses(risk, theta),
+        model.change(),
+        model.weight,
+        precision=theta.dtype,
+    )
+
+
+def recall(
+    optimizer: torch.optim.Optimizer, risk: EmpiricalRisk, name: str
+) -> Float[Tensor, " P"] | None:
+    """A vector kept in `remember`; None where there is none for all of these parameters."""
+    known = [optimizer.state[risk.model.get_parameter(own)] for own in risk.space.names]
+    if any(name not in own for own in known):
+        return None
+    return torch.cat([own[name].reshape(-1) for own in known])
+
+
+def remember(
+    optimizer: torch.optim.Optimizer,
+    risk: EmpiricalRisk,
+    name: str,
+    vector: Float[Tensor, " P"] | None,
+) -> None:
+    """Keep a vector by parameters, under a name in their state; None forgets it."""
+    pieces = None if vector is None else risk.space.unflatten(vector)
+    for path in risk.space.names:
+        own = optimizer.state[risk.model.get_parameter(path)]
+        if pieces is None:
+            own.pop(name, None)
+        else:
+            own[name] = pieces[path].clone()
 
 
 def leave_gradient(risk: EmpiricalRisk, gradient: Float[Tensor, " P"]) -> None:
@@ -161,6 +255,24 @@ def _adopt(optimizer: torch.optim.Optimizer) -> None:
     generator = getattr(optimizer, "generator", None)
     if generator is not None:
         generator.set_state(shared[KEY]["generator"].cpu())
+
+
+def reduced(optimizer: Any, settings: tuple[str, ...]) -> tuple[Any, ...]:
+    """What pickling and copying need of an optimizer.
+
+    Args:
+        optimizer: Has a model and a likelihood.
+        settings: Its other arguments that are attributes under their own names.
+    """
+    arguments = {name: getattr(optimizer, name) for name in ("likelihood", *settings)}
+    parameters = optimizer.param_groups[0]["params"]
+    return rebuild, (
+        type(optimizer),
+        optimizer.model,
+        arguments,
+        parameters,
+        optimizer.state_dict(),
+    )
 
 
 def rebuild(
