@@ -80,7 +80,8 @@ def architecture(config: Config) -> Outcome:
         ends = []
         for seed in config.seeds:
             problem = classifier(splits, (32,) * 15, seed=seed, activation=activation, skips=skips,
-                                 init="he" if activation == "relu" else "glorot-uniform")  # fmt: skip
+                                 init="he" if activation == "relu" else "glorot-uniform"
+                                 )  # fmt: skip
             history = train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.02),
                             epochs=epochs, batch_size=32,
                             generator=seeds.generator(seed, "order"))  # fmt: skip

@@ -98,8 +98,8 @@ def chain(config: Config) -> Outcome:
             "chain": Panels(label="8.7.1", title="Layers that move at the same time", columns=3,
                             panels=panels,
                             note="Every weight's gradient takes the others to stand still. Terms "
-                            "of order two and more are what that leaves out. Under normalisation a lower weight acts "
-                            "through its sign alone."),
+                            "of order two and more are what that leaves out. Under normalisation "
+                            "a lower weight acts through its sign alone."),
             "network": Panels(label="8.7.1", title="A network of six tanh layers", columns=2,
                               panels=network),
         },
@@ -150,8 +150,8 @@ def _restored(x: torch.Tensor) -> dict[str, tuple[float, float]]:
     layer = BatchNorm(1)
     layer = layer.double()
     with torch.no_grad():
-        layer.weight.fill_(2.5)
-        layer.bias.fill_(-0.75)
+        for name, p in layer.named_parameters():
+            p.fill_(2.5 if name == "weight" else -0.75)
     out = layer.train()((40.0 * x + 7.0)[:, None])
     return {
         "mean": (float(out.mean().detach()), -0.75),

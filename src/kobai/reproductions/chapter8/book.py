@@ -96,7 +96,8 @@ def _chapter(folder: Path, page: Page, names: Sequence[str]) -> dict[str, Any]:
                 moves = None
                 if isinstance(result, Panels) and part == f"{name}_{MOVING}":
                     moves = animation(result.panels[0])
-                figures.append({"png": png, "width": round(105 * drawn.get_figwidth()), "title": getattr(result, "title", part),
+                width = round(105 * drawn.get_figwidth())
+                figures.append({"png": png, "width": width, "title": getattr(result, "title", part),
                                 "note": getattr(result, "note", ""), "moves": moves})  # fmt: skip
     claims = {claim.key: claim.text for claim in record.claims}
     return {

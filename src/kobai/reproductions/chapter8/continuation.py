@@ -43,7 +43,8 @@ def blurring(config: Config) -> tuple[dict[str, Panels], list[Finding], dict[str
         objective = surface.objective(start)
         stages = minimize_by_continuation(objective, _descent(0.02), _SIGMAS[:-1], steps=steps,
                                           pairs=config.pick(24, 48), sampling="cubature",
-                                          generator=seeds.generator(config.seed, "blur"))  # fmt: skip
+                                          generator=seeds.generator(config.seed, "blur")
+                                          )  # fmt: skip
         optimizer = torch.optim.SGD(objective.space.module.parameters(), lr=0.003)
         for _ in range(steps):
             optimizer.step(objective)

@@ -164,7 +164,7 @@ def coordinates(config: Config) -> Outcome:
                   because="each sweep divides by (1 + α)²: " + ", ".join(
                       f"{r:.4f} (α = {a:g})" for a, r in rates.items())
                   + "; slow where the variables depend on each other"),
-            judge("8.7.2-coding", rises < 1e-9 * float(values[0]), float(values[-1]) < float(rival[-1]),
+            judge("8.7.2-coding", rises < 1e-9 * float(values[0]), values[-1] < rival[-1],
                   because=f"every step lowers the value; at the end {values[-1]:.1f} against "
                   f"{rival[-1]:.1f} of steepest descent after as many steps, with "
                   f"{100 * zeros[-1]:.0f} % of the codes exactly 0"),
@@ -240,7 +240,7 @@ def averaging(config: Config) -> Outcome:
             ),
         },
         findings=[
-            *(Finding(claim="8.7.3-valley", what=f"mean loss of the last 100 steps, {n}", measured=v)
+            *(Finding(claim="8.7.3-valley", what=f"mean loss of the last 100, {n}", measured=v)
               for n, v in late.items()),
             *(mean_of("8.7.3-network", f"network: test loss, {n}", v) for n, v in ends.items()),
         ],
@@ -263,7 +263,7 @@ PAGES = (
         title="Coordinate descent",
         question="What if one minimises over one variable, or one block of them, at a time?",
         claims={
-            "8.7.2-coupled": "it is slow where the value of one variable decides on that of another",
+            "8.7.2-coupled": "it is slow where the value of a variable decides on that of another",
             "8.7.2-coding": "it is good where the variables fall into blocks that are easy by "
             "themselves, as in sparse coding",
         },

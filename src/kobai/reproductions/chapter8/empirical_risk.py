@@ -1,6 +1,7 @@
 """Section 8.1: what learning minimises, the surrogate loss, minibatches."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def empirical_risk(config: Config) -> Outcome:
                     measured=gap),
             Finding(claim="8.1.1-overfit", what="least test loss over the last one",
                     measured=float(history.test_loss.min() / history.test_loss[-1])),
-            Finding(claim="8.1.1-flat", what="share of small steps that leave the 0/1 loss as it is",
+            Finding(claim="8.1.1-flat", what="share of small steps that leave the 0/1 loss alone",
                     measured=flat),
         ],
         verdicts=[
@@ -248,7 +249,8 @@ def _gradients(problem, data: Batch, theta: torch.Tensor) -> torch.Tensor:
         out = torch.func.functional_call(model, space.unflatten(point), (x[None],))
         return likelihood.nll(out, y[None]).sum()
 
-    return torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(theta, data.inputs, data.targets)
+    inputs: Any = data.inputs
+    return torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(theta, inputs, data.targets)
 
 
 def _throughput(problem, data: Batch, sizes) -> tuple[np.ndarray, np.ndarray]:

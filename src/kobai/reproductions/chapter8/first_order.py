@@ -1,6 +1,7 @@
 """Section 8.3: stochastic gradient descent, momentum, Nesterov's momentum."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def decay(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def _methods(rate: float, mu: float) -> dict[str, dict[str, float | bool]]:
+def _methods(rate: float, mu: float) -> dict[str, dict[str, Any]]:
     return {
         "sgd": {"lr": rate},
         "momentum": {"lr": rate, "momentum": mu},
@@ -106,7 +107,7 @@ def momentum(config: Config) -> Outcome:
     # The best constants on a quadratic with eigenvalues 1 and κ (Polyak 1964).
     root = math.sqrt(condition)
     best_mu, best_rate = ((root - 1) / (root + 1)) ** 2, (2 / (root + 1)) ** 2
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "sgd": {"lr": 2 / (1 + condition)},
         "momentum": {"lr": best_rate, "momentum": best_mu},
         "nesterov": {"lr": 1 / condition, "momentum": (root - 1) / (root + 1), "nesterov": True},
@@ -157,7 +158,7 @@ def momentum(config: Config) -> Outcome:
             ),
         },
         findings=[
-            *(Finding(claim="8.3.2-valley", what=f"valley: steps to a millionth of the loss, {name}",
+            *(Finding(claim="8.3.2-valley", what=f"valley: steps to 10⁻⁶ of the loss, {name}",
                       measured=count) for name, count in needed.items()),
             *(Finding(claim="8.3.2-speed", what=f"terminal speed / (ε‖g‖) at α = {mu:g}",
                       measured=t[-1], predicted=1 / (1 - mu)) for mu, t in speeds),
@@ -183,7 +184,7 @@ def momentum(config: Config) -> Outcome:
 
 def _on_network(config: Config) -> tuple[Panel, dict[str, list[float]]]:
     splits, epochs = pictures(config), config.pick(3, 8)
-    series, ends = [], {}
+    series, ends, x = [], {}, np.arange(0)
     for name, arguments in _methods(0.02, 0.9).items():
         losses = []
         for seed in config.seeds:
@@ -193,9 +194,11 @@ def _on_network(config: Config) -> tuple[Panel, dict[str, list[float]]]:
                 generator=seeds.generator(seed, "order"), epochs=epochs, batch_size=64,
             )  # fmt: skip
             losses.append(history.train_loss)
+            x = history.epoch
         ends[name] = [float(loss[-1]) for loss in losses]
-        series.append(Series(label=name, x=history.epoch, y=np.mean(losses, axis=0), kind="both",
-                             error=np.std(losses, axis=0, ddof=1) / len(losses) ** 0.5))  # fmt: skip
+        series.append(Series(label=name, x=x, y=np.mean(losses, axis=0), kind="both",
+                             error=np.std(losses, axis=0, ddof=1) / len(losses) ** 0.5)
+                      )  # fmt: skip
     return (
         Panel(title="network, rate 0.02", x_label="epoch", y_label="training loss", log_y=True,
               series=tuple(series)),

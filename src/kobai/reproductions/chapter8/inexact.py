@@ -1,5 +1,7 @@
 """Sections 8.2.6 to 8.2.8: inexact gradients, local against global structure, limits."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -35,7 +37,7 @@ def inexact(config: Config) -> Outcome:
         curves.append(Series(label=label, x=np.arange(steps, dtype=float),
                              y=np.maximum(track, 1e-14)))  # fmt: skip
         ends[label] = float(np.mean(track[-100:]))
-    # The stationary variance of (1 − εh)θ − εn is εσ²/(h(2 − εh)); a bias b moves the minimum by b/h.
+    # The variance of θ' = (1 − εh)θ − εn tends to εσ²/(h(2 − εh)); a bias b moves θ by b/h.
     floor = {
         "noise": float((0.5 * rate * noise**2 / (2 - rate * curvature)).sum()),
         "bias": float((0.5 * bias.square() / curvature).sum()),
@@ -137,7 +139,7 @@ def structure(config: Config) -> Outcome:
             ),
             "starts": Panels(
                 label="8.2.7", title="Where one starts decides where one ends", panels=(
-                    Panel(title="Rastrigin's function", x_label="half-width of the square of starts",
+                    Panel(title="Rastrigin's function", x_label="half-width of starts",
                           y_label="share that finds the global minimum", percent=True,
                           series=(Series(label="gradient descent", x=np.array(list(reached)),
                                          y=np.array(list(reached.values())), kind="both"),)),
@@ -187,17 +189,19 @@ def limits(config: Config) -> Outcome:
     start = torch.zeros(size).double()
     steps = config.pick(30, 100)
     tracks = {}
-    for name, arguments in (
-        ("gradient descent", {"lr": 1.0}),
-        ("Nesterov", {"lr": 1.0, "momentum": 0.97, "nesterov": True}),
-    ):
+    settings: dict[str, dict[str, Any]] = {
+        "gradient descent": {"lr": 1.0},
+        "Nesterov": {"lr": 1.0, "momentum": 0.97, "nesterov": True},
+    }
+    for name, arguments in settings.items():
         objective = Analytic(worst, start)
         tracks[name] = values_along(objective, walk(
             objective, torch.optim.SGD(objective.space.module.parameters(), **arguments), steps)
         ) - lowest  # fmt: skip
     objective = Analytic(worst, start)
     tracks["conjugate gradients"] = values_along(objective, walk(
-        objective, NonlinearCG(objective.space.module, search="exact"), steps)) - lowest  # fmt: skip
+        objective, NonlinearCG(objective.space.module, search="exact"), steps)
+    ) - lowest  # fmt: skip
     k = np.arange(1, steps + 1, dtype=float)
     bound = (1 / (k + 1) - 1 / (size + 1)) / 8
     least = min(float((v[1:] / bound[: len(v) - 1]).min()) for v in tracks.values())

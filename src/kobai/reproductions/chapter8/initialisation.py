@@ -135,7 +135,7 @@ def initialisation(config: Config) -> Outcome:
                     measured=differ["equal start"][-1], predicted=0.0),
             *(mean_of("8.4-scale", f"test accuracy with weights scaled by {s:g}", t)
               for s, t in zip(scales, test, strict=True)),
-            Finding(claim="8.4-bias", what="mean square at layer 20, random walk with bias 0.1 over "
+            Finding(claim="8.4-bias", what="mean square at layer 20, random walk, bias 0.1 over "
                     "without", measured=grown),
             *(Finding(claim="8.4-output", what=f"first loss on skewed classes, {n}", measured=v)
               for n, v in prior.items()),
@@ -159,8 +159,8 @@ def initialisation(config: Config) -> Outcome:
                   because=f"first loss {prior['from the marginals']:.2f} against "
                   f"{prior['zero']:.2f}"),
         ],
-        note=f"{config.data} ({len(splits.train[0])} examples); {len(config.seeds)} seeds. An LSTM starts with a "
-        "forget bias of 1 (`LSTMConfig.forget_bias`).",
+        note=f"{config.data} ({len(splits.train[0])} examples); {len(config.seeds)} seeds. An "
+        "LSTM starts with a forget bias of 1 (`LSTMConfig.forget_bias`).",
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Page:
         return textwrap.dedent(self.code).strip() + "\n"
 
 
-def judge(claim: str, *conditions: bool, because: str) -> Verdict:
+def judge(claim: str, *conditions: bool | np.bool_, because: str) -> Verdict:
     """A verdict from what was required: all, some or none of it.
 
     Args:

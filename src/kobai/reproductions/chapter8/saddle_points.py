@@ -90,7 +90,7 @@ def symmetries(config: Config) -> Outcome:
         verdicts=[judge("8.2.2-equal", spread < 1e-9, valley < 1e-9,
                         because=f"24! permutations and every scale have the same loss to "
                         f"{max(spread, valley):.0e}; between two of them the loss rises from "
-                        f"{at_minimum:.3f} to {hill:.2f}, so they are separate minima of one cost")],
+                        f"{at_minimum:.3f} to {hill:.2f}, so they are separate minima")],
         note=f"{config.data}, ReLU network of width 24 after Adam.",
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def escape(config: Config) -> Outcome:
                   because="steps to within 10⁻³ of the minimum: "
                   f"{_steps(plain[0])} (saddle), {_steps(plain[1])} (monkey saddle)"),
             judge("8.2.3-saddle-free",
-                  *(0 < f and (f < p or p < 0) for f, p in zip(free, plain, strict=True)),
+                  *(f > 0 and (f < p or p < 0) for f, p in zip(free, plain, strict=True)),
                   because=f"{_steps(free[0])} and {_steps(free[1])} steps against "
                   f"{_steps(plain[0])} and {_steps(plain[1])} of gradient descent"),
         ],

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,7 +47,10 @@ def newton(config: Config) -> Outcome:
     surface = SURFACES["saddle"]()
     start = torch.tensor([1.0, 0.3]).double()
     runs = {}
-    for label, damping in (("α = 0", 0.0), ("α = 1.5", 1.5), ("α = 6", 6.0), ("adaptive", "auto")):
+    cases: dict[str, float | Literal["auto"]] = {
+        "α = 0": 0.0, "α = 1.5": 1.5, "α = 6": 6.0, "adaptive": "auto",
+    }  # fmt: skip
+    for label, damping in cases.items():
         objective = surface.objective(start)
         runs[label] = walk(objective, Newton(objective.space.module, damping=damping), 40)
     values = {k: values_along(surface.objective(), w) for k, w in runs.items()}
@@ -100,7 +105,8 @@ def newton(config: Config) -> Outcome:
                   because=f"largest distance left {max(landed.values()):.0e}"),
             judge("8.6.1-damping", count["α = 0"] < 0, count["α = 1.5"] > 0, count["adaptive"] > 0,
                   because=f"α = 0 ends on the saddle; α = 1.5 needs {count['α = 1.5']} steps, "
-                  f"α = 6 {count['α = 6'] if count['α = 6'] > 0 else 'more than 40'}, the adaptive rule {count['adaptive']}"),
+                  f"α = 6 {count['α = 6'] if count['α = 6'] > 0 else 'more than 40'}, the "
+                  f"adaptive rule {count['adaptive']}"),
             judge("8.6.1-cost", slope > 2,
                   because=f"between k = {dimension[-2]} and {dimension[-1]} time grows as "
                   f"k^{slope:.1f}; for 10⁶ parameters the matrix alone has 8 TB"),
@@ -125,7 +131,7 @@ def conjugate(config: Config) -> Outcome:
         objective = surface.objective(start)
         runs[name] = walk(objective, make(objective.space.module), 25)
     moves = np.diff(runs["steepest descent"], axis=0)[:15]
-    for a, b in zip(moves[:-1], moves[1:], strict=True):
+    for a, b in pairwise(moves):
         angles.append(abs(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))))
     ground = contours(surface.function, (-1.2, 0.4), (-0.35, 0.35), np.logspace(-2.5, 0.3, 12))
     conditions, steps = (
@@ -157,7 +163,7 @@ def conjugate(config: Config) -> Outcome:
                 label="8.6.2", title="Zig-zag and conjugate directions", columns=2,
                 panels=(
                     map_panel("condition number 10", ground, [path(k, w) for k, w in runs.items()]),
-                    Panel(title="steps to a millionth of the loss, P = 20", x_label="condition number",
+                    Panel(title="steps to 10⁻⁶ of the loss, P = 20", x_label="condition number",
                           y_label="steps", log_x=True, log_y=True,
                           series=tuple(Series(label=k, x=np.array(conditions), y=np.array(v),
                                               kind="both") for k, v in steps.items())),
@@ -172,7 +178,7 @@ def conjugate(config: Config) -> Outcome:
                     predicted=0.0),
             *(Finding(claim="8.6.2-terminates", what=f"steps at condition {c:g}, {k}", measured=v)
               for k, row in steps.items() for c, v in zip(conditions, row, strict=True)),
-            Finding(claim="8.6.2-variants", what="largest difference of the points of four formulas "
+            Finding(claim="8.6.2-variants", what="largest difference of the points of 4 formulas "
                     "for β on a quadratic", measured=apart, predicted=0.0),
         ],
         verdicts=[
@@ -241,17 +247,19 @@ def quasi_newton(config: Config) -> Outcome:
     return Outcome(
         results={
             "race": Panels(
-                label="8.6.3", title="Five methods, three problems", columns=3, panels=tuple(panels),
+                label="8.6.3", title="Five methods, three problems", columns=3,
+                panels=tuple(panels),
                 note="Gradients as counted by the objective; a step of Newton's method costs its "
                 "P Hessian products besides.",
             )
         },
         findings=[
             *(Finding(claim="8.6.3-fast", what=f"{t}: steps to {levels[t]:g}, {n}",
-                      measured=s if s >= 0 else float("nan")) for t, row in need.items() for n, (s, _) in row.items()),
+                      measured=s if s >= 0 else float("nan"))
+              for t, row in need.items() for n, (s, _) in row.items()),
             *(Finding(claim="8.6.3-fast", what=f"{t}: gradients to {levels[t]:g}, {n}", measured=g)
               for t, row in need.items() for n, (_, g) in row.items()),
-            Finding(claim="8.6.3-cg", what="largest difference between BFGS and CG, exact searches, "
+            Finding(claim="8.6.3-cg", what="largest difference of BFGS and CG, exact searches, "
                     "quadratic", measured=apart, predicted=0.0),
             Finding(claim="8.6.3-cg", what="distance to the minimum after P = 5 steps of BFGS",
                     measured=left, predicted=0.0),
@@ -305,7 +313,7 @@ class _Counted:
             optimizer.step(closure)  # pyright: ignore[reportArgumentType]
             return
         before = self._known(optimizer)
-        optimizer.step(self.inner)  # pyright: ignore[reportArgumentType]
+        optimizer.step(self.inner)  # pyright: ignore
         self.count += self._known(optimizer) - before
 
     @staticmethod

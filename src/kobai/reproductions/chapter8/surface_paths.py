@@ -48,7 +48,7 @@ def walk(
     """The points an optimizer visits, the start included; it ends early where it is not finite."""
     points = [objective.theta()]
     for _ in range(steps):
-        optimizer.step(objective)  # pyright: ignore[reportArgumentType]
+        optimizer.step(objective)  # pyright: ignore
         points.append(objective.theta())
         if not bool(points[-1].isfinite().all()):
             points.pop()

@@ -1,0 +1,207 @@
+"""The gallery: pages, claims, the book, the verb; and the formulas its pages compute with."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from kobai.cli.gallery import main, translated
+from kobai.problem import Analytic
+from kobai.reproductions import chapter8, source
+from kobai.reproductions.chapter8.batch_norm import expansion
+from kobai.reproductions.chapter8.book import MOVING, printed
+from kobai.reproductions.chapter8.continuation import lagged_sums
+from kobai.reproductions.chapter8.coordinate import sparse_coding
+from kobai.reproductions.chapter8.empirical_risk import _gradients
+from kobai.reproductions.chapter8.long_term import unrolled_loss
+from kobai.reproductions.chapter8.motion import animation
+from kobai.reproductions.chapter8.networks import classifier, pictures
+from kobai.reproductions.chapter8.page import judge
+from kobai.reproductions.chapter8.surface_paths import contours, walk
+from kobai.results import Panel, Panels, Series, load
+
+QUICK = chapter8.Config(scale="quick")
+CHEAP = ("8.2.6", "8.2.8", "8.6.2")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a few pages and the book."""
+    folder = tmp_path_factory.mktemp("gallery")
+    config = chapter8.Config(scale="quick", figure=",".join(CHEAP))
+    return folder, chapter8.run(config, folder)
+
+
+def test_every_section_of_the_chapter_has_a_page():
+    names = [page.name for page in chapter8.PAGES]
+    wanted = ["8.1.1", "8.1.2", "8.1.3", *(f"8.2.{i}" for i in range(1, 9)), "8.3.1", "8.3.2",
+              "8.4", "8.5", "8.5.4", "8.6.1", "8.6.2", "8.6.3",
+              *(f"8.7.{i}" for i in range(1, 7))]  # fmt: skip
+    assert names == wanted
+    assert source("chapter8") is chapter8
+
+
+def test_claims_are_keyed_by_their_section_and_asked_for_once():
+    keys = [claim.key for claim in chapter8.EXPECTED]
+    assert len(set(keys)) == len(keys)
+    for claim in chapter8.EXPECTED:
+        assert claim.key.startswith(f"{claim.figure}-")
+        assert claim.where == f"section {claim.figure}"
+
+
+def test_sections_name_their_pages():
+    assert chapter8.named_by("8.6") == "8.6.1,8.6.2,8.6.3"
+    assert chapter8.named_by("8.5.2") == "8.5"
+    assert chapter8.named_by("8.3.2, 8.4") == "8.3.2,8.4"
+    assert chapter8.named_by("all") == "all"
+    with pytest.raises(ValueError, match="no page for section"):
+        chapter8.named_by("9.1")
+
+
+def test_pages_judge_exactly_their_claims(made):
+    folder, summary = made
+    pages = {page.name: page for page in chapter8.PAGES}
+    for name in CHEAP:
+        record = load(folder, f"figure_{name}")
+        assert {v.claim for v in record.verdicts} == set(pages[name].claims)
+    assert sum(v.verdict != "not run" for v in summary.verdicts) == sum(
+        len(pages[name].claims) for name in CHEAP
+    )
+
+
+def test_closed_forms_hold_on_the_pages(made):
+    """Stationary variance, orthogonal steps, termination in P steps: all with a prediction."""
+    folder, _ = made
+    verdicts = {v.claim: v.verdict for name in CHEAP
+                for v in load(folder, f"figure_{name}").verdicts}  # fmt: skip
+    for claim in ("8.2.6-noise", "8.2.6-bias", "8.6.2-zigzag", "8.6.2-terminates",
+                  "8.6.2-variants", "8.2.8-bound"):  # fmt: skip
+        assert verdicts[claim] == "holds", claim
+
+
+def test_the_book_is_one_file_without_scripts_or_connections(made):
+    folder, _ = made
+    text = (folder / "index.html").read_text()
+    assert "<script" not in text
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    for name in CHEAP:
+        assert f'id="s{name.replace(".", "-")}"' in text
+    assert text.count("(not made yet)") == len(chapter8.PAGES) - len(CHEAP)
+    assert 'class="motion"' in text
+    assert "The code that made this page" in text
+
+
+def test_finished_pages_are_kept(made):
+    folder, _ = made
+    before = (folder / "figure_8.6.2.json").stat().st_mtime_ns
+    lines: list[str] = []
+    chapter8.run(chapter8.Config(scale="quick", figure="8.6.2"), folder, progress=lines.append)
+    assert (folder / "figure_8.6.2.json").stat().st_mtime_ns == before
+    assert any("made before, kept" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["8.2.1", "8.2.3", "8.3.2", "8.5", "8.6.3", "8.7.1", "8.7.2"])
+def test_scripts_on_the_pages_run(name):
+    page = next(page for page in chapter8.PAGES if page.name == name)
+    assert printed(page.script()).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", chapter8.PAGES, ids=lambda page: page.name)
+def test_every_page_is_made_and_every_script_runs(page):
+    outcome = page.make(QUICK)
+    assert {v.claim for v in outcome.verdicts} == set(page.claims)
+    assert outcome.results
+    assert printed(page.script()).strip()
+
+
+def test_the_verb_translates_to_reproduce(capsys):
+    assert translated(["--quick", "--section", "8.6", "--out", "x"]) == [
+        "--scale", "quick", "--figure", "8.6.1,8.6.2,8.6.3", "--out", "x"]  # fmt: skip
+    assert translated(["--section=8.4"])[:2] == ["--figure", "8.4"]
+    assert translated([])[-2:] == ["--out", "runs/gallery"]
+    assert main(["--help"], "kobai gallery --help") == 0
+    assert "8.7.6" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--section wants"):
+        translated(["--section"])
+
+
+def test_expansion_of_a_step_adds_up_to_the_exact_output():
+    rng = np.random.default_rng(0)
+    w, g = rng.standard_normal(7), rng.standard_normal(7)
+    terms = expansion(w, g, 0.1)
+    assert np.isclose(terms.sum(), np.prod(w - 0.1 * g), rtol=1e-12)
+    assert np.isclose(terms[0], np.prod(w))
+    first = -0.1 * sum(g[i] * np.prod(np.delete(w, i)) for i in range(7))
+    assert np.isclose(terms[1], first)
+
+
+def test_single_gradients_average_to_the_gradient():
+    problem = classifier(pictures(QUICK, limit=40), (5,), seed=0, dtype=torch.float64)
+    data, theta = problem.train.first(40), problem.space.theta()
+    rows = _gradients(problem, data, theta)
+    torch.testing.assert_close(rows.mean(0), problem.objective().grad(theta))
+
+
+def test_alternating_blocks_never_raise_the_sparse_coding_cost():
+    values, zeros = sparse_coding(QUICK)["alternating blocks"]
+    assert np.diff(values).max() <= 1e-9 * values[0]
+    assert zeros[-1] > 0.1
+
+
+def test_lagged_sums_are_sums_of_the_marked_digits(generator):
+    (x, y), lag = lagged_sums(200, 16, 14, generator)
+    digits, marks = x[..., 0] + 1, x[..., 1]
+    assert torch.equal(marks.sum(1), torch.full((200,), 2.0))
+    torch.testing.assert_close((digits * marks).sum(1), y.float())
+    assert torch.equal(15 - marks.argmax(1), lag.long())
+
+
+def test_the_recurrent_loss_is_the_loop_written_out():
+    h = np.tanh(1.3 * np.tanh(1.3 * 0.1 - 0.2) - 0.2)
+    loss = unrolled_loss(torch.tensor(1.3).double(), torch.tensor(-0.2).double(), 2)
+    assert np.isclose(float(loss), 0.5 * (h + 0.7) ** 2)
+
+
+def test_walks_hold_every_point_and_level_lines_their_level():
+    def bowl(theta: torch.Tensor) -> torch.Tensor:
+        return theta.square().sum()
+
+    objective = Analytic(bowl, torch.tensor([1.0, 2.0]).double())
+    points = walk(objective, torch.optim.SGD(objective.space.module.parameters(), lr=0.25), 3)
+    np.testing.assert_allclose(points, np.array([1.0, 2.0]) * 0.5 ** np.arange(4)[:, None])
+    line = contours(bowl, (-2, 2), (-2, 2), np.array([1.0]))
+    radius = np.hypot(line.x, line.y)
+    np.testing.assert_allclose(radius[np.isfinite(radius)], 1.0, atol=2e-3)
+
+
+def test_animations_move_labelled_curves_only():
+    ground = Series(label="", x=np.array([0.0, 1.0]), y=np.array([0.0, 1.0]))
+    moving = Series(label="a & b", x=np.array([0.2, 0.4, 0.6]), y=np.array([0.1, 0.2, 0.3]))
+    drawn = str(animation(Panel(title="t", x_label="x", y_label="y", series=(ground, moving))))
+    assert drawn.count("<circle") == 1
+    assert drawn.count("<animate ") == 2
+    assert "a &amp; b" in drawn
+    values = re.findall(r'values="([^"]+)"', drawn)
+    assert all(len(v.split(";")) == 3 for v in values)
+    with pytest.raises(ValueError, match="nothing moves"):
+        animation(Panel(title="t", x_label="x", y_label="y", series=(ground,)))
+
+
+def test_animated_results_have_a_panel_of_paths(made):
+    folder, _ = made
+    result = load(folder, f"figure_8.6.2_{MOVING}")
+    assert isinstance(result, Panels)
+    assert any(series.label for series in result.panels[0].series)
+
+
+def test_verdicts_follow_from_their_conditions():
+    words = [judge("c", *c, because="").verdict for c in ((True, True), (True, False), (False,))]
+    assert words == ["holds", "holds in part", "does not hold"]
+
+
+def test_configurations_refuse_nonsense():
+    with pytest.raises(ValueError, match="seed is"):
+        chapter8.Config(seed=-1)
