@@ -21,7 +21,7 @@ from kobai.optim.coverage import KroneckerLayer
 _LEAST_IN_PIECES = 40_000
 """Entries of a matrix from which products in two pieces are quicker."""
 
-_PIECES_ERROR = 0.015
+_PIECES_ERROR = 0.01
 """Error of a step, relative to its length in the metric it is taken in, at which products in pieces
 are given up."""
 
@@ -257,7 +257,7 @@ class KroneckerStack:
         return [*tensors, self.pieces] if self.pieces.dtype == tensors[0].dtype else tensors
 
     def _in_pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inverses of B and A, each as a sum of two bfloat16 matrices, made anew if they changed."""
+        """Inverses of B and A, each a sum of two bfloat16 matrices, made anew if they changed."""
         versions = self.output_inverses._version, self.input_inverses._version
         if self._split is None or self._split[0] != versions:
             halves = (*_halves(self.output_inverses), *_halves(self.input_inverses))
@@ -267,8 +267,8 @@ class KroneckerStack:
     def _error(self, damping: float) -> float:
         """What products in pieces do to a step, relative to it in the norm (F + λ).
 
-        Measured for either factor on some rows, and some columns, of the present momentum; infinite
-        where there is none yet.
+        Measured for either factor on some rows, and some columns, of the present momentum, which
+        tells it up to a factor of about two; infinite where there is no momentum yet.
         """
         m, outer, within = self.momentum, self.output_inverses, self.input_inverses
         left, left_rest, right, right_rest = self._in_pieces()

@@ -1,0 +1,95 @@
+"""Products with inverses in two bfloat16 pieces: near the float64 step, or not taken."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.moments import multiplies_bfloat16
+from kobai.optim import KFAC
+
+needed = pytest.mark.skipif(not multiplies_bfloat16(), reason="no such instructions here")
+SETTINGS = {"lr": 0.01, "damping": 0.01, "kl_bound": None, "inverse_every": 1, "momentum": 0.5}
+
+
+def made(inputs=260, outputs=200, offset=0.0, damping=0.01):
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(inputs, outputs), nn.Tanh(), nn.Linear(outputs, 4))
+    x = torch.randn(128, inputs, generator=generator) + offset
+    y = torch.randint(0, 4, (128,), generator=generator)
+    return net, x, y, KFAC(net, **{**SETTINGS, "damping": damping})
+
+
+def steps(net, x, y, optimizer, count):
+    for _ in range(count):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+def stack_error(stack, damping):
+    """Of its direction, in the norm of (F + λ), from the factors in float64."""
+    factors = KroneckerFactors(
+        inputs=stack.factors.inputs.double(), outputs=stack.factors.outputs.double()
+    )
+    exact = factors.inverse(damping).product(stack.momentum.double())
+    wrong = stack.direction.double() - exact
+
+    def norm(v):
+        return float((v * (factors.product(v) + damping * v)).sum().sqrt())
+
+    return norm(wrong) / norm(exact)
+
+
+@needed
+def test_pieces_are_used_once_there_is_a_momentum_and_are_near():
+    net, x, y, optimizer = made()
+    steps(net, x, y, optimizer, 1)
+    wide = optimizer._made().stacks[0]
+    assert not wide.pieces.any()
+    assert stack_error(wide, 0.01) < 1e-4
+    steps(net, x, y, optimizer, 3)
+    assert bool(wide.pieces.all())
+    assert 1e-4 < stack_error(wide, 0.01) < 0.03
+    narrow = optimizer._made().stacks[1]
+    assert not narrow.pieces.any()
+    assert stack_error(narrow, 0.01) < 1e-4
+
+
+@needed
+def test_pieces_are_given_up_where_they_are_not_near():
+    # All inputs alike but for noise: A has one eigenvalue far above the rest and the damping.
+    net, x, y, optimizer = made(offset=100.0, damping=1e-7)
+    steps(net, x, y, optimizer, 4)
+    wide = optimizer._made().stacks[0]
+    assert wide._error(1e-7) > 0.01
+    assert not wide.pieces.any()
+
+
+def test_resumed_runs_are_equal_to_the_bit():
+    net, x, y, optimizer = made()
+    steps(net, x, y, optimizer, 4)
+    twin = copy.deepcopy(net)
+    other = KFAC(twin, **{**SETTINGS, "damping": 0.01})
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(net, x, y, optimizer, 2)
+    steps(twin, x, y, other, 2)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_float64_and_a_chosen_precision_are_never_in_pieces():
+    net, x, y, optimizer = made()
+    doubles = KFAC(net.double(), **SETTINGS)
+    steps(net, x.double(), y, doubles, 3)
+    assert not doubles._made().stacks[0].pieces.any()
+    net, x, y, _ = made()
+    chosen = KFAC(net, **SETTINGS, product_dtype=torch.float32)
+    steps(net, x, y, chosen, 3)
+    assert not chosen._made().stacks[0].pieces.any()
+    assert stack_error(chosen._made().stacks[0], 0.01) < 1e-4
+    del optimizer
