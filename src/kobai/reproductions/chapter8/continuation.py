@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kobai import Problem, models, seeds
-from kobai.problem import SURFACES
+from kobai import models, seeds
+from kobai.problem import SURFACES, Problem
 from kobai.problem.surfaces import quadratic
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.page import Page, judge, mean_of

@@ -8,7 +8,7 @@ import torch
 
 from kobai import seeds
 from kobai.curvature import Fisher
-from kobai.problem import Batch
+from kobai.problem import Batch, Problem
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.networks import classifier, endless, per_step, pictures
 from kobai.reproductions.chapter8.page import Page, judge, mean_of
@@ -241,7 +241,7 @@ def minibatches(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def _gradients(problem, data: Batch, theta: torch.Tensor) -> torch.Tensor:
+def _gradients(problem: Problem, data: Batch, theta: torch.Tensor) -> torch.Tensor:
     """(N, P) gradients of single examples."""
     space, model, likelihood = problem.space, problem.model, problem.likelihood
 
@@ -253,7 +253,9 @@ def _gradients(problem, data: Batch, theta: torch.Tensor) -> torch.Tensor:
     return torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(theta, inputs, data.targets)
 
 
-def _throughput(problem, data: Batch, sizes) -> tuple[np.ndarray, np.ndarray]:
+def _throughput(
+    problem: Problem, data: Batch, sizes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     seconds, memory = [], []
     for size in sizes:
         objective = problem.objective(data.take(torch.arange(size) % data.size))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kobai import Problem, data, models, seeds
+from kobai import data, models, seeds
 from kobai.data import DataSplits
-from kobai.problem import Batch, EmpiricalRisk
+from kobai.problem import Batch, EmpiricalRisk, Problem
 from kobai.reproductions.chapter8.config import Config
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kobai import Problem, models, seeds
+from kobai import models, seeds
+from kobai.problem import Problem
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.networks import pictures
 from kobai.reproductions.chapter8.page import Page, judge, mean_of
