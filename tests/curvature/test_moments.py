@@ -6,7 +6,7 @@ import torch
 from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.moments import input_moment, multiplies_bfloat16, rounded_rows
 
-SHAPES = [(60, 30), (300, 250), (1100, 410)]
+SHAPES = [(60, 90), (300, 450), (1100, 410)]
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
@@ -23,7 +23,7 @@ def test_rounded_moments_are_definite_and_near(rows, width):
     assert count == rows
     assert moment.dtype == torch.float32
     assert float(error.max()) < 2.0**-8
-    # Were the products rounded instead of the rows, this would fail.
+    # Were the products rounded instead, this would fail with fewer rows than columns.
     least = torch.linalg.eigvalsh(moment[0].double())[0]
     assert float(least) > -1e-6 * float(exact.diagonal().sum())
 
