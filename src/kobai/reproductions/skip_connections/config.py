@@ -69,6 +69,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.together < 0:
+            raise ValueError(f"together must be 0 or more, got {self.together}")
         if self.depth < 3:
             raise ValueError(f"depth must be at least 3 for a layer with a skip, got {self.depth}")
 
