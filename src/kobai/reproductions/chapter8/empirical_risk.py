@@ -9,6 +9,7 @@ import torch
 from kobai import seeds
 from kobai.curvature import Fisher
 from kobai.problem import Batch, Problem
+from kobai.problem.examples import TensorExamples
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.networks import classifier, endless, per_step, pictures
 from kobai.reproductions.chapter8.page import Page, judge, mean_of
@@ -94,7 +95,7 @@ def surrogate(config: Config) -> Outcome:
         assert problem.test is not None
         whole = problem.examples("test").first(problem.test.size)
         half = whole.size // 2
-        problem.validation = type(problem.train)(whole.take(slice(0, half)))
+        problem.validation = TensorExamples(whole.take(slice(0, half)))
         history = train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.2, momentum=0.9),
                         generator=seeds.generator(seed, "order"), epochs=epochs, batch_size=32,
                         early_stopping=EarlyStopping(patience=5))  # fmt: skip
@@ -273,7 +274,7 @@ def _throughput(
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            problem.model(objective.batches[0].inputs)
+            problem.model(next(iter(objective.batches)).inputs)
         own = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
         memory.append(sum(n for pointer, n in seen.items() if pointer not in own))
     return np.array(seconds), np.array(memory, dtype=float)

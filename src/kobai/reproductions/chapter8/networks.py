@@ -96,4 +96,4 @@ def per_step(
     for step in range(steps):
         objective = problem.objective(next(batches))
         watch(step, objective)
-        optimizer.step(objective)  # pyright: ignore[reportArgumentType]
+        optimizer.step(objective)  # pyright: ignore
