@@ -61,7 +61,6 @@ class Config:
             "top",
             "epochs",
             "depth",
-            "together",
             "workers",
             "threads",
             "damping",
