@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kobai.optim import KFAC
 from kobai.optim.targets import recover_targets
 from kobai.problem import Bernoulli, Categorical, Gaussian, as_likelihood
 
@@ -119,3 +120,36 @@ def test_other_losses_are_refused_with_the_reason(likelihood, loss):
     assert found.targets is None
     assert found.kind == "none"
     assert found.reason
+
+
+def test_half_precision_with_a_gradient_scaler_trains():
+    """Rounding of bfloat16 gradients is not taken for another loss."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
+    optimizer, scaler = KFAC(model, "categorical"), torch.amp.GradScaler("cpu")
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_further_axes_are_told_to_give_the_loss_module():
+    outputs = torch.zeros(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        outputs += torch.linspace(0, 1, 24, dtype=torch.float64).view(2, 3, 4)
+    labels = torch.tensor([[0, 1, 2, 1], [2, 0, 1, 0]])
+    loss = nn.functional.cross_entropy(outputs, labels)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    found = recover_targets(as_likelihood("categorical"), outputs, gradient)
+    assert found.targets is None
+    assert "give that loss module" in found.reason
+    good = recover_targets(as_likelihood(nn.CrossEntropyLoss()), outputs, gradient)
+    torch.testing.assert_close(good.targets, labels)

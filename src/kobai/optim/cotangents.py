@@ -35,11 +35,19 @@ def placeholder_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tenso
     return torch.where(present, label, likelihood.ignore_index)
 
 
-def observed_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -> Tensor | None:
+def observed_targets(
+    likelihood: Likelihood, outputs: Tensor, gradient: Tensor, *, tolerance: float = 1e-5
+) -> Tensor | None:
     """Hard labels read off the sign pattern of the output gradient, whatever the loss's scale.
 
     The gradient of cross-entropy, p − y times a positive number, is negative at the label alone
     (binary: negative exactly where y = 1).
+
+    Args:
+        likelihood: What the outputs mean.
+        outputs: The model's outputs.
+        gradient: Gradient of the loss in them.
+        tolerance: How far from 1 the cosine between gradient and residual may be.
 
     Returns:
         Targets whose residual is parallel to the gradient, or None if there are none such: soft
@@ -56,7 +64,7 @@ def observed_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) 
     residual = likelihood.residual(outputs, targets)
     inner = (residual * gradient).sum()
     lengths = residual.norm() * gradient.norm()
-    return targets if bool(inner >= (1 - 1e-5) * lengths) else None
+    return targets if bool(inner >= (1 - tolerance) * lengths) else None
 
 
 def cotangents(

@@ -196,8 +196,14 @@ def plan_blocks(
         demoted: Names of parameters that are used without their module being called.
 
     Raises:
+        TypeError: If it is given parameters in place of a module.
         ValueError: If nothing is trainable, or a lazy module has not seen its first input yet.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"give the model itself, not its parameters: got {type(model).__name__}; "
+            "KFAC(model, …) watches its layers"
+        )
     for path, module in model.named_modules():
         for parameter in module._parameters.values():
             if isinstance(parameter, nn.parameter.UninitializedParameter):

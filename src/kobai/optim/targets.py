@@ -37,22 +37,30 @@ class Recovery:
     reason: str = ""
 
 
-def recover_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -> Recovery:
+def recover_targets(
+    likelihood: Likelihood,
+    outputs: Tensor,
+    gradient: Tensor,
+    *,
+    precision: torch.dtype | None = None,
+) -> Recovery:
     """The targets of the loss whose gradient in the outputs this is.
 
     Args:
         likelihood: What the outputs mean, with the normalisation of the loss.
         outputs: The model's outputs.
         gradient: ∂L/∂f of the user's loss, shaped like them.
+        precision: What the gradient arrived in, if that was coarser than what it is held in.
 
     Terms of a categorical likelihood whose gradient is exactly zero count as ignored.
     """
     outputs, gradient = outputs.detach(), gradient.detach()
-    slack = _OUTSIDE.get(gradient.dtype, 2e-2)
-    exact = gradient.dtype in _OUTSIDE
+    coarsest = gradient.dtype if precision is None else precision
+    slack = _OUTSIDE.get(coarsest, 2e-2)
+    exact = coarsest in _OUTSIDE
     if not exact:
         outputs, gradient = outputs.float(), gradient.float()
-    hard = observed_targets(likelihood, outputs, gradient)
+    hard = observed_targets(likelihood, outputs, gradient, tolerance=1e-5 if exact else 1e-3)
     if hard is not None:
         return Recovery(targets=hard, kind="hard")
     weight = likelihood.weight(placeholder_targets(likelihood, outputs, gradient))
@@ -75,7 +83,9 @@ def recover_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -
         return Recovery(
             targets=None,
             kind="none",
-            reason="the gradients of the logits do not add up to zero, as those of a softmax do",
+            reason="the gradients of the logits do not add up to zero over axis "
+            f"{likelihood.axis}, as those of a softmax do (nn.CrossEntropyLoss of outputs with "
+            "further axes is over axis 1: give that loss module as the likelihood)",
         )
     soft = p - rows
     if likelihood.label_smoothing:

@@ -208,7 +208,10 @@ class Trial:
         if self._targets is None:
             targets = []
             for f, one in zip(self._base(), self.passes, strict=True):
-                found = recover_targets(self.likelihood, f, self._gradient(one))
+                assert one.gradient is not None
+                found = recover_targets(
+                    self.likelihood, f, self._gradient(one), precision=one.gradient.dtype
+                )
                 if found.targets is None:
                     if self.closure is not None:
                         return None
