@@ -14,7 +14,7 @@ needed = pytest.mark.skipif(not multiplies_bfloat16(), reason="no such instructi
 SETTINGS = {"lr": 0.01, "damping": 0.01, "kl_bound": None, "inverse_every": 1, "momentum": 0.5}
 
 
-def made(inputs=260, outputs=200, offset=0.0, damping=0.01):
+def made(inputs=400, outputs=300, offset=0.0, damping=0.01):
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)

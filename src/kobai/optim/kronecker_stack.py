@@ -18,7 +18,7 @@ from kobai.curvature.moments import multiplies_bfloat16
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
 
-_LEAST_IN_PIECES = 40_000
+_LEAST_IN_PIECES = 100_000
 """Entries of a matrix from which products in two pieces are quicker."""
 
 _PIECES_ERROR = 0.01

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kobai.curvature.factor_sums import FactorSums, Sharing, turned_squares
+from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
 from kobai.curvature.layer_inputs import scale_rows
 from kobai.curvature.layer_uses import LayerUse, Watch
 from kobai.curvature.moments import rounded_rows
@@ -319,7 +320,11 @@ class BackwardStatistics:
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
         dtype = factor_dtype(layer.weight.dtype)
-        with rounded_rows() if self.rounded else contextlib.nullcontext():
+        # Convolutions multiply few channels by many places: converting costs more than it saves.
+        rounded = self.rounded and all(
+            not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
+        )
+        with rounded_rows() if rounded else contextlib.nullcontext():
             self._sums.layers.setdefault(position, FactorSums()).add(
                 layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
             )
