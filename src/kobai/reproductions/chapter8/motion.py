@@ -1,5 +1,7 @@
 """Paths that move: a panel as an SVG animation, one step of the method at a time, no scripts."""
 
+import zlib
+
 import numpy as np
 from markupsafe import Markup, escape
 
@@ -37,14 +39,16 @@ def animation(panel: Panel, *, seconds: float = 8.0) -> Markup:
         down = _HEIGHT - _MARGIN - (s_y - y.min()) / np.ptp(y) * (_HEIGHT - 2 * _MARGIN)
         return np.stack([across, down], 1)
 
+    # Several animations share a document, and its names.
+    frame = f"frame-{zlib.crc32(repr([(s.label, s.x.tolist()) for s in moving]).encode()):x}"
     parts = [
         f'<svg class="motion" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
         f'aria-label="{escape(panel.title)}, step by step">',
-        f'<clipPath id="frame"><rect width="{_WIDTH:g}" height="{_HEIGHT:g}"/></clipPath>',
+        f'<clipPath id="{frame}"><rect width="{_WIDTH:g}" height="{_HEIGHT:g}"/></clipPath>',
         '<g fill="none" stroke="currentColor" stroke-width="0.8" opacity="0.28">',
     ]
     parts += [f'<path d="{_pieces(place(s.x, s.y))}"/>' for s in ground]
-    parts.append('</g><g clip-path="url(#frame)">')
+    parts.append('</g><g clip-path="url(#' + frame + ')">')
     steps = max(len(s.x) for s in moving)
     for number, series in enumerate(moving):
         color = HUES[number % len(HUES)]
