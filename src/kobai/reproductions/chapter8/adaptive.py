@@ -181,7 +181,7 @@ def choosing(config: Config) -> Outcome:
     return Outcome(
         results={
             "choice": Panels(
-                label="8.5.4", title="Which one? Training loss at the best rate of each",
+                label="8.5.4", title="Each method at its best rate",
                 panels=(
                     Panel(title=f"after {epochs} epochs", x_label="", y_label="training loss",
                           log_y=True, x_names=_SHORT, series=tuple(
