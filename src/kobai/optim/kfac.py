@@ -142,6 +142,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             generator=self.generator,
             sharing=self.sharing,
             distributed=self.distributed,
+            rounded=self.product_dtype is None,
             bases=(lambda: self._blocks.bases() if self._blocks else {})
             if self.corrected
             else None,
@@ -576,9 +577,12 @@ class KFAC(FactoredOptimizer):
         distributed: Whether processes of `torch.distributed`, where it is initialised, train one
             model together: statistics are then those of all of them, and inversions are shared out.
         product_dtype: Precision in which inverses are kept and multiplied with gradients. Default:
-            that of the factors, at least float32. ``torch.bfloat16`` is several times faster where
-            the hardware has it; its rounding, 2⁻⁸ of the largest entries of an inverse, is felt
-            along directions of much curvature. Not for `EKFAC`.
+            that of the factors, at least float32, but for float32 on a CPU that multiplies bfloat16
+            matrices: there rows of linear layers are rounded to bfloat16 for the factors (sums stay
+            float32), and wide layers multiply by an inverse in two bfloat16 pieces where that is
+            measured to move the step by less than 1 % of its length. ``torch.float32`` turns both
+            off. ``torch.bfloat16`` rounds the inverses themselves, which can spoil a step along
+            directions of much curvature. Not for `EKFAC`.
         generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
 
     Raises:
