@@ -25,8 +25,7 @@ def stack(*sizes: int, seed: int = 0) -> list[nn.Module]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return [
-            nn.Sequential(nn.Linear(m, n), nn.Tanh()).double()
-            for m, n in itertools.pairwise(sizes)
+            nn.Sequential(nn.Linear(m, n), nn.Tanh()).double() for m, n in itertools.pairwise(sizes)
         ]
 
 
