@@ -122,7 +122,7 @@ def open_study(config: Config, cell: Cell, folder: Path, where: Setting) -> Stud
         trials=config.number_of_trials,
         metric="train_accuracy",
         name=cell.name,
-        together=config.together,
+        together=config.at_once,
     )
     return Study(
         task(config, cell, where),

@@ -39,9 +39,10 @@ class Config:
     """Learn biases."""
     damping: float | None = 0.01
     """K-FAC's damping (multiple of the identity); None: searched like the learning rate."""
-    together: int = 0
+    together: int | None = None
     """Trials a process asks for at once and trains as one computation (count); 0: 8 on a CPU where
-    the network allows it. It changes what TPE knows when it proposes."""
+    the network allows it; default: 1 at quick scale, where so many at once would be a random
+    search, and 0 at full scale."""
     workers: int = 2
     """Processes to run trials in (count)."""
     threads: int | None = None
@@ -68,7 +69,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if self.together < 0:
+        if self.together is not None and self.together < 0:
             raise ValueError(f"together must be 0 or more, got {self.together}")
         if self.depth < 3:
             raise ValueError(f"depth must be at least 3 for a layer with a skip, got {self.depth}")
@@ -94,6 +95,13 @@ class Config:
     def length(self) -> float:
         """Epochs of every run."""
         return self.epochs or (10.0 if self.scale == "quick" else 5.0)
+
+    @property
+    def at_once(self) -> int:
+        """What `kobai.studies.StudyOptions.together` is set to."""
+        if self.together is not None:
+            return self.together
+        return 1 if self.scale == "quick" else 0
 
     @property
     def batch_sizes(self) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def figure_tables(
         f"{config.data_name}, {config.depth} {config.network} layers of width 100; batches {small} "
         f"and {large}; {config.length:g} epochs; best {config.counted} of "
         f"{config.number_of_trials} trials a cell by final training accuracy, one seed each, "
-        f"{config.workers} processes asking for {config.together or 8} trials at once; learning "
+        f"{config.workers} processes asking for {config.at_once or 8} at once; learning "
         "rate, momentum and final share of a linear decay searched by TPE; K-FAC's damping "
         + ("searched" if config.damping is None else f"fixed at {config.damping:g}")
         + ". Standard errors are over trials: they say how settings scatter, not how searches do."
