@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kobai.studies import (
-    best_by_slice,
     expected_best,
     performance_profile,
     ranking,
@@ -85,13 +84,3 @@ def test_time_to_target_is_the_first_record_that_reaches_it():
     curve = np.array([[0.1, 0.8, 0.7, 0.9], [0.1, 0.2, 0.3, 0.4], [np.nan, np.nan, 0.9, np.nan]])
     np.testing.assert_array_equal(time_to(epoch, curve, 0.75, maximise=True), [0.5, np.inf, 1.0])
     np.testing.assert_array_equal(time_to(epoch, curve, 0.15, maximise=False), [0.0, 0.0, np.inf])
-
-
-def test_slices_hold_their_edges_and_ignore_lost_trials():
-    x = np.array([0.0, 0.4, 0.5, 1.0, 1.0])
-    value = np.array([1.0, 3.0, 5.0, 7.0, -np.inf])
-    best, middle = best_by_slice(x, value, np.array([0.0, 0.5, 1.0]), maximise=True)
-    np.testing.assert_array_equal(best, [3.0, 7.0])
-    np.testing.assert_array_equal(middle, [2.0, 6.0])
-    best, _ = best_by_slice(x, value, np.array([2.0, 3.0]), maximise=True)
-    assert np.isnan(best[0])

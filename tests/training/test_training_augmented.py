@@ -38,7 +38,6 @@ def test_a_step_trains_on_what_the_augmentation_returns():
     def shifted(x, y, *, generator):
         return x + 1.0, y
 
-    seen = doubled.objective(Batch(doubled.train.all.inputs + 1.0, doubled.train.all.targets))
     before = doubled.space.theta()
     run(doubled, shifted, steps=1, epochs=None)
     assert not torch.equal(doubled.space.theta(), plain.space.theta())
@@ -50,7 +49,6 @@ def test_a_step_trains_on_what_the_augmentation_returns():
     expected = before - 0.1 * gradient
     run(doubled, shifted, steps=1, epochs=None)
     torch.testing.assert_close(doubled.space.theta(), expected)
-    assert seen.value(before).isfinite()
 
 
 def test_no_example_selected_is_training_without_augmentation():

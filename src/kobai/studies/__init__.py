@@ -15,7 +15,6 @@ from kobai.studies.compare import (
     train_run,
 )
 from kobai.studies.scores import (
-    best_by_slice,
     expected_best,
     performance_profile,
     ranking,
@@ -39,7 +38,6 @@ __all__ = [
     "StudyOptions",
     "Task",
     "TrainingOptions",
-    "best_by_slice",
     "best_first",
     "best_values",
     "checkpoint_folder",

@@ -126,33 +126,3 @@ def time_to(
     reached = curve >= target if maximise else curve <= target
     first = np.argmax(reached, axis=-1)
     return np.where(reached.any(axis=-1), epoch[first], np.inf)
-
-
-def best_by_slice(
-    parameter: Float[np.ndarray, "T"],
-    value: Float[np.ndarray, "T"],
-    edges: Float[np.ndarray, "B1"],
-    *,
-    maximise: bool,
-) -> tuple[Float[np.ndarray, "B"], Float[np.ndarray, "B"]]:
-    """How the score depends on one hyperparameter: its best and its median in each slice.
-
-    Args:
-        parameter: (T,) the hyperparameter.
-        value: (T,) scores.
-        edges: (B + 1,) increasing edges of the slices; the last slice contains its upper edge.
-        maximise: Whether more is better.
-
-    Returns:
-        Best and median score of each slice; NaN where it is empty.
-    """
-    count = len(edges) - 1
-    place = np.clip(np.searchsorted(edges, parameter, side="right") - 1, -1, count)
-    place = np.where(parameter == edges[-1], count - 1, place)
-    best, middle = np.full(count, np.nan), np.full(count, np.nan)
-    for index in range(count):
-        inside = value[(place == index) & np.isfinite(value)]
-        if len(inside):
-            best[index] = inside.max() if maximise else inside.min()
-            middle[index] = float(np.median(inside))
-    return best, middle
