@@ -6,6 +6,7 @@ import torch
 
 from kobai import data, models, optim
 from kobai.studies import Setting, Task, TrainingOptions, run_trial
+from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Stack, design_of, matrices_of
 from kobai.studies.together import reason_against, run_together
 from kobai.training import LinearDecay
@@ -111,26 +112,61 @@ def test_stopping_interrupts_all():
     assert [one.state for one in found] == ["interrupted"] * 2
 
 
-@pytest.mark.parametrize("network", FAMILIES)
-def test_gradients_are_those_of_autograd(network):
+STACKS = [
+    *((Stack, network) for network in FAMILIES),
+    *((LinearStack, network) for network in FAMILIES if network.startswith("linear")),
+]
+
+
+def stack_and_batch(kind, network, rows=7):
     problem = task(network).setting.problem(0)
-    stack = Stack(design_of(problem.model), [m[None].clone() for m in matrices_of(problem.model)])
-    batch = problem.train.first(7)
+    stack = kind(design_of(problem.model), [m[None].clone() for m in matrices_of(problem.model)])
+    return problem, stack, problem.train.first(rows)
+
+
+@pytest.mark.parametrize(("kind", "network"), STACKS)
+def test_gradients_are_those_of_autograd(kind, network):
+    problem, stack, batch = stack_and_batch(kind, network)
     run = stack.forward(batch.inputs.flatten(1))
     outputs = problem.model(batch.inputs)
     torch.testing.assert_close(run.outputs[0], outputs.detach())
     u = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=outputs.dtype)
-    found = stack.gradients(run, stack.backward(run, u[None]))
+    found = stack.gradients(run, u[None])
     wanted = torch.autograd.grad((outputs * u).sum(), list(problem.model.parameters()))
     flat = torch.cat([g.flatten() for g in wanted])
     mine = []
     for layer in found:
-        matrix = layer[0]
+        matrix = layer.dense()[0]
         if stack.design.bias:
             mine += [matrix[:, :-1].flatten(), matrix[:, -1]]
         else:
             mine.append(matrix.flatten())
     torch.testing.assert_close(torch.cat(mine), flat)
+
+
+@pytest.mark.parametrize(("kind", "network"), STACKS)
+@pytest.mark.parametrize("rows", [7, 90])
+def test_moments_are_those_of_the_captured_layers(kind, network, rows):
+    """Of what hooks see, with fewer and with more examples than inputs."""
+    problem, stack, batch = stack_and_batch(kind, network, rows)
+    inputs, outputs = [], []
+
+    def note(module, args, output):
+        inputs.append(args[0].detach().flatten(1))
+        outputs.append(output)
+
+    for module in problem.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(note)
+    f = problem.model(batch.inputs)
+    u = torch.randn(f.shape, generator=torch.Generator().manual_seed(0), dtype=f.dtype)
+    gradients = torch.autograd.grad((f * u).sum(), outputs)
+    run = stack.forward(batch.inputs.flatten(1))
+    for (a, b), x, g in zip(stack.moments(run, u[None], 3.0), inputs, gradients, strict=True):
+        if stack.design.bias:
+            x = torch.cat([x, x.new_ones(rows, 1)], dim=1)
+        torch.testing.assert_close(a.reshape(x.shape[1], -1), x.T @ x / rows)
+        torch.testing.assert_close(b[0], g.T @ g / 3.0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Fully connected networks of one shape as one stack of tensors: outputs, gradients, scores.
+"""Fully connected networks of one shape as one stack of tensors: outputs, gradients, moments.
 
 One batched product takes the place of a loop over networks; the first layer, whose inputs all
-networks share, is one product for all of them.
+networks share, is one product for all of them. Linear networks have a quicker stack of their own
+(`kobai.studies.linear_stack`).
 """
 
 import dataclasses
@@ -84,6 +85,39 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Gradient:
+    """Gradients of one layer of T networks as sums of R outer products.
+
+    Attributes:
+        left: (T, R, M).
+        right: (T, R, K), or (R, K) where all networks share it.
+    """
+
+    left: Float[Tensor, "T R M"]
+    right: Tensor
+
+    def dense(self) -> Float[Tensor, "T M K"]:
+        """Σ_r left_r right_rᵀ."""
+        if self.right.ndim == 3:
+            return torch.bmm(self.left.mT, self.right)
+        count, rank, units = self.left.shape
+        flat = self.left.transpose(0, 1).reshape(rank, count * units)
+        return (flat.T @ self.right).view(count, units, self.right.shape[1])
+
+    def add_to(self, matrices: Float[Tensor, "T M K"]) -> None:
+        """Add the gradients to matrices in place."""
+        if self.right.ndim == 3:
+            matrices.baddbmm_(self.left.mT, self.right)
+        else:
+            matrices.add_(self.dense())
+
+    def is_thin(self) -> bool:
+        """Whether to precondition the factors takes fewer multiplications than to do so dense."""
+        rank, m, k = self.left.shape[1], self.left.shape[2], self.right.shape[-1]
+        return rank * (m * m + k * k + m * k) < m * k * (m + k)
+
+
 @dataclasses.dataclass(eq=False)
 class Pass:
     """A forward pass of T networks: what the backward passes need.
@@ -119,7 +153,7 @@ class Stack:
         h: Tensor = x
         inputs, before = [], []
         for index, weight in enumerate(self.weights):
-            a = _with_one(h) if self.design.bias else h
+            a = with_one(h) if self.design.bias else h
             inputs.append(a)
             if a.ndim == 2:
                 # (B, K) times all rows of all networks at once.
@@ -132,20 +166,32 @@ class Stack:
                 v = phi(u)
             else:
                 v = u
-            if self._adds(index):
+            if adds(self.design, self.weights, index):
                 v = v + (h if h.ndim == 3 else h.unsqueeze(0))
             h = v
         return Pass(inputs, before, h)
 
-    def _adds(self, index: int) -> bool:
-        """Whether a layer adds its input to its output."""
-        weight = self.weights[index]
-        square = weight.shape[1] == weight.shape[2] - self.design.bias
-        # An MLP's output layer has no activation and no skip.
-        hidden = index < len(self.weights) - 1 or self.design.activation is nn.Identity
-        return self.design.skips and square and hidden
+    def gradients(self, run: Pass, cotangent: Float[Tensor, "T B C"]) -> list[Gradient]:
+        """Gradients of ⟨cotangent, outputs⟩ in every layer's matrix."""
+        layers = self._backward(run, cotangent)
+        return [Gradient(left=g, right=a) for g, a in zip(layers, run.inputs, strict=True)]
 
-    def backward(self, run: Pass, cotangent: Float[Tensor, "T B C"]) -> list[Tensor]:
+    def moments(
+        self, run: Pass, cotangent: Float[Tensor, "T B C"], weight: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Second moments of every layer's inputs, (T, K, K) or (K, K), and output gradients.
+
+        Args:
+            run: The forward pass; means over its B examples for inputs.
+            cotangent: Gradients at the outputs, one an example.
+            weight: What sums of gradients' products are divided by.
+        """
+        return [
+            (a.mT @ a / a.shape[-2], torch.bmm(g.mT, g) / weight)
+            for g, a in zip(self._backward(run, cotangent), run.inputs, strict=True)
+        ]
+
+    def _backward(self, run: Pass, cotangent: Tensor) -> list[Tensor]:
         """Gradients of ⟨cotangent, outputs⟩ in the output u of every layer's matrix, (T, B, M)."""
         slope = _SLOPES[self.design.activation][1]
         found: list[Tensor] = []
@@ -159,22 +205,19 @@ class Stack:
                 break
             weight = self.weights[index]
             back = torch.bmm(g, weight[:, :, : weight.shape[2] - self.design.bias])
-            g = back + through if self._adds(index) else back
+            g = back + through if adds(self.design, self.weights, index) else back
         return found[::-1]
 
-    @staticmethod
-    def gradients(run: Pass, layers: Sequence[Tensor]) -> list[Tensor]:
-        """Σ over the batch of g aᵀ for every layer, (T, M, K)."""
-        found = []
-        for a, g in zip(run.inputs, layers, strict=True):
-            if a.ndim == 2:
-                count, batch, units = g.shape
-                flat = g.transpose(0, 1).reshape(batch, count * units)
-                found.append((flat.T @ a).view(count, units, a.shape[1]))
-            else:
-                found.append(torch.bmm(g.mT, a))
-        return found
+
+def adds(design: Design, weights: Sequence[Tensor], index: int) -> bool:
+    """Whether a layer adds its input to its output."""
+    weight = weights[index]
+    square = weight.shape[1] == weight.shape[2] - design.bias
+    # An MLP's output layer has no activation and no skip.
+    hidden = index < len(weights) - 1 or design.activation is nn.Identity
+    return design.skips and square and hidden
 
 
-def _with_one(h: Tensor) -> Tensor:
+def with_one(h: Tensor) -> Tensor:
+    """Rows with a constant one behind them, the input of a bias."""
     return torch.cat([h, h.new_ones(*h.shape[:-1], 1)], dim=-1)

@@ -11,22 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kobai import seeds
-from kobai.curvature.kronecker import KroneckerFactors
-from kobai.optim.averages import flush_, past_weight
-from kobai.optim.cotangents import cotangents
 from kobai.optim.domains import Value
-from kobai.optim.kfac_settings import FIXED_BOUND, INVERSE_DENSITY, STATISTICS_DENSITY, due
 from kobai.problem import Problem
 from kobai.problem.examples import TensorExamples
-from kobai.studies.stacked import Pass, Stack, design_of, matrices_of
+from kobai.studies.linear_stack import LinearStack
+from kobai.studies.stacked import Gradient, Stack, design_of, matrices_of
+from kobai.studies.stacked_kfac import Networks, StackedKFAC, column
 from kobai.studies.trial import Outcome, Task
 from kobai.training.run import DIVERGED
 
 _FIXED = ("training.epochs", "training.batch_size", "training.evaluate_every")
-_FLUSH_EVERY = 20
 
 
 def reason_against(task: Task, searched: Sequence[str]) -> str:
@@ -114,7 +111,7 @@ class _Run:
 class _Rule(Protocol):
     """How a stack moves; `step` is told gradients, and the pass for statistics."""
 
-    def step(self, stack: Stack, run: Pass, gradients: list[Tensor], factor: Tensor) -> None:
+    def step(self, stack: Networks, run: Any, gradients: list[Gradient], factor: Tensor) -> None:
         """Make one step; `factor` (T,) multiplies the learning rates."""
         ...
 
@@ -126,17 +123,17 @@ def _train(
     design = design_of(problem.model)
     assert not isinstance(design, str)
     count = len(settings)
-    stack = Stack(
-        design,
-        [w.repeat(count, 1, 1) for w in (m.unsqueeze(0) for m in matrices_of(problem.model))],
-    )
+    weights = [m.repeat(count, 1, 1) for m in matrices_of(problem.model)]
+    # A linear network's gradients have the rank of its outputs.
+    linear = design.activation is nn.Identity
+    stack = LinearStack(design, weights) if linear else Stack(design, weights)
     options = settings[0][2]
     size = min(options.batch_size, problem.train.size)
     steps_per_epoch = math.ceil(problem.train.size / size)
     total = max(1, round(options.epochs * steps_per_epoch))
     configs = [config for config, _, _ in settings]
     rule: _Rule = (
-        _Factored(problem, configs, stack, seed)
+        StackedKFAC(problem, configs, stack, seed)
         if task.optimizer == "kfac"
         else _Momentum(configs, stack)
     )
@@ -173,121 +170,37 @@ def _train(
     return runs
 
 
-def _loss_and_gradients(problem: Problem, stack: Stack, batch: Any):
+def _loss_and_gradients(problem: Problem, stack: Networks, batch: Any):
     """Losses (T,), the pass, and gradients of the minibatch objective."""
     likelihood = problem.likelihood
-    run = stack.forward(batch.inputs.flatten(1))
+    run: Any = stack.forward(batch.inputs.flatten(1))
     count, size, classes = run.outputs.shape
     flat = run.outputs.reshape(count * size, classes)
     targets = batch.targets.repeat(count, *[1] * (batch.targets.ndim - 1))
     weight = likelihood.weight(batch.targets)
     loss = likelihood.nll(flat, targets).view(count, size).sum(1) / weight
     residual = likelihood.residual(flat, targets).view(run.outputs.shape) / weight
-    return loss, run, stack.gradients(run, stack.backward(run, residual))
+    return loss, run, stack.gradients(run, residual)
 
 
 class _Momentum:
     """torch's SGD with heavy-ball momentum, settings of its own for every network."""
 
-    def __init__(self, configs: Sequence[Any], stack: Stack) -> None:
-        self._lr = _column(configs, "lr", stack)
-        self._momentum = _column(configs, "momentum", stack)
-        self._decay = _column(configs, "weight_decay", stack)
+    def __init__(self, configs: Sequence[Any], stack: Networks) -> None:
+        self._lr = column(configs, "lr", stack)
+        self._momentum = column(configs, "momentum", stack)
+        self._decay = column(configs, "weight_decay", stack)
+        self._decays = bool((self._decay != 0).any())
         self._buffers = [torch.zeros_like(w) for w in stack.weights]
 
-    def step(self, stack: Stack, run: Pass, gradients: list[Tensor], factor: Tensor) -> None:
+    def step(self, stack: Networks, run: Any, gradients: list[Gradient], factor: Tensor) -> None:
         del run
         rate = self._lr * factor.view(-1, 1, 1)
         for weight, buffer, gradient in zip(stack.weights, self._buffers, gradients, strict=True):
-            buffer.mul_(self._momentum).add_(gradient.addcmul(self._decay, weight))
+            gradient.add_to(buffer.mul_(self._momentum))
+            if self._decays:
+                buffer.addcmul_(self._decay, weight)
             weight.addcmul_(rate, buffer, value=-1)
-
-
-class _Factored:
-    """K-FAC with sampled labels, settings of its own for every network."""
-
-    def __init__(self, problem: Problem, configs: Sequence[Any], stack: Stack, seed: int) -> None:
-        self._likelihood = problem.likelihood
-        self._config = configs[0]
-        self._lr = _column(configs, "lr", stack)
-        self._momentum = _column(configs, "momentum", stack)
-        self._decay = _column(configs, "weight_decay", stack)
-        self._damping = [float(config.damping) for config in configs]
-        bounds = [FIXED_BOUND if c.kl_bound == "auto" else c.kl_bound for c in configs]
-        self._bound = torch.tensor([math.inf if b is None else b for b in bounds]).to(self._lr)
-        self._generator = seeds.generator(seed, "labels")
-        self._momenta = [torch.zeros_like(w) for w in stack.weights]
-        self._inputs = [w.new_zeros(len(w), w.shape[2], w.shape[2]) for w in stack.weights]
-        self._outputs = [w.new_zeros(len(w), w.shape[1], w.shape[1]) for w in stack.weights]
-        self._input_inverses = [torch.zeros_like(a) for a in self._inputs]
-        self._output_inverses = [torch.zeros_like(b) for b in self._outputs]
-        self._steps, self._updates = 0, 0
-        self._statistics_step: int | None = None
-        self._inverse_step: int | None = None
-
-    def step(self, stack: Stack, run: Pass, gradients: list[Tensor], factor: Tensor) -> None:
-        config = self._config
-        if due(self._steps, self._statistics_step, config.statistics_every, STATISTICS_DENSITY):
-            self._gather(stack, run)
-            self._statistics_step = self._steps
-            if due(self._steps, self._inverse_step, config.inverse_every, INVERSE_DENSITY):
-                self._invert()
-                self._inverse_step = self._steps
-        if self._steps % _FLUSH_EVERY == 0:
-            for tensor in (*self._inputs, *self._outputs, *self._momenta):
-                flush_(tensor)
-        self._move(stack, gradients, self._lr * factor.view(-1, 1, 1))
-        self._steps += 1
-
-    def _move(self, stack: Stack, gradients: list[Tensor], rate: Tensor) -> None:
-        directions = []
-        size = torch.zeros_like(self._bound)
-        for index, gradient in enumerate(gradients):
-            m = self._momenta[index].mul_(self._momentum).add_(gradient)
-            v = torch.bmm(self._output_inverses[index], m @ self._input_inverses[index])
-            size += (m * v).sum((1, 2))
-            directions.append(v)
-        size *= rate.flatten() ** 2
-        scale = torch.where(size > self._bound, (self._bound / size).sqrt(), 1.0).view(-1, 1, 1)
-        for weight, direction in zip(stack.weights, directions, strict=True):
-            weight.mul_(1 - rate * self._decay)
-            weight.addcmul_(scale * rate, direction, value=-1)
-
-    def _gather(self, stack: Stack, run: Pass) -> None:
-        """Second moments at labels drawn from each network; all see the same random numbers."""
-        state = self._generator.get_state()
-        columns, weight = [], 1.0
-        for outputs in run.outputs:
-            self._generator.set_state(state)
-            weight, drawn = cotangents(
-                self._likelihood,
-                "sampled",
-                outputs,
-                torch.ones_like(outputs),
-                damping=self._config.output_damping,
-                generator=self._generator,
-                signs=False,
-            )
-            columns.extend(drawn)
-        layers = stack.backward(run, torch.stack(columns))
-        self._updates += 1
-        past = past_weight(self._updates)
-        for index, (a, g) in enumerate(zip(run.inputs, layers, strict=True)):
-            rows = a.shape[-2]
-            self._inputs[index].mul_(past).add_(a.mT @ a / rows, alpha=1 - past)
-            self._outputs[index].mul_(past).add_(torch.bmm(g.mT, g) / weight, alpha=1 - past)
-
-    def _invert(self) -> None:
-        for damping in dict.fromkeys(self._damping):
-            chosen = torch.tensor([d == damping for d in self._damping])
-            for a, b, ai, bi in zip(
-                self._inputs, self._outputs, self._input_inverses, self._output_inverses,
-                strict=True,
-            ):  # fmt: skip
-                found = KroneckerFactors(inputs=a[chosen], outputs=b[chosen]).inverse(damping)
-                good = chosen.nonzero().squeeze(1)[found.status < 3]
-                ai[good] = found.inputs[found.status < 3]
-                bi[good] = found.outputs[found.status < 3]
 
 
 class _Evaluator:
@@ -304,7 +217,7 @@ class _Evaluator:
                 batch = batch.take(index.to(batch.targets.device))
             self._splits[name] = batch
 
-    def __call__(self, stack: Stack) -> list[dict[str, float]]:
+    def __call__(self, stack: Networks) -> list[dict[str, float]]:
         """One row a network."""
         count = len(stack.weights[0])
         rows: list[dict[str, float]] = [{} for _ in range(count)]
@@ -327,12 +240,6 @@ class _Evaluator:
                 row[f"{name}_loss"] = float(loss[index]) / weight
                 row[f"{name}_accuracy"] = float(right[index]) / terms if accurate else math.nan
         return rows
-
-
-def _column(configs: Sequence[Any], name: str, stack: Stack) -> Tensor:
-    """A setting of every network, (T, 1, 1)."""
-    values = [float(getattr(config, name, 0.0)) for config in configs]
-    return torch.tensor(values).to(stack.weights[0]).view(-1, 1, 1)
 
 
 def _factors(settings: Sequence[Any], step: int, total: int) -> Tensor:
