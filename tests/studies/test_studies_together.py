@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kobai import data, models, optim
-from kobai.studies import Setting, Task, TrainingOptions, run_trial
+from kobai.studies import Setting, Task, TrainingOptions, run_trial, run_trials
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Stack, design_of, matrices_of
 from kobai.studies.together import reason_against, run_together
@@ -185,6 +185,14 @@ def test_what_cannot_be_trained_together_says_why(optimizer, changes, searched, 
     assert told in reason_against(task("linear", optimizer, **changes), searched)
     with pytest.raises(ValueError, match="cannot be trained together"):
         run_together(task("linear", optimizer, **changes), [dict.fromkeys(searched, 0.1)])
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_settings_are_trained_either_way(optimizer):
+    work = task("linear", optimizer, epochs=1)
+    values = [{"lr": 0.01}, {"lr": 0.003}]
+    for one, found in zip(values, run_trials(work, values), strict=True):
+        assert_alike(found, run_trial(work, one))
 
 
 def test_normalised_networks_have_no_stacked_form():

@@ -24,6 +24,7 @@ from kobai.studies.scores import (
 from kobai.studies.setting import Setting, TrainingOptions
 from kobai.studies.study import Study, StudyOptions
 from kobai.studies.summary import best_values, summarise
+from kobai.studies.together import run_trials
 from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "performance_profile",
     "ranking",
     "run_trial",
+    "run_trials",
     "summarise",
     "tabulate",
     "time_to",

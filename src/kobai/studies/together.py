@@ -20,7 +20,7 @@ from kobai.problem.examples import TensorExamples
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Gradient, Stack, design_of, matrices_of
 from kobai.studies.stacked_kfac import Networks, StackedKFAC, column
-from kobai.studies.trial import Outcome, Task
+from kobai.studies.trial import Outcome, Task, run_trial
 from kobai.training.run import DIVERGED
 
 _FIXED = ("training.epochs", "training.batch_size", "training.evaluate_every")
@@ -95,6 +95,27 @@ def run_together(
         if parts[-1][0].state == "interrupted":
             break
     return [_joined(task, [part[i] for part in parts]) for i in range(len(values))]
+
+
+def run_trials(
+    task: Task,
+    values: Sequence[Mapping[str, Value]],
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> list[Outcome]:
+    """Train several settings of a task: as one computation where the task allows it, else in turn.
+
+    Args:
+        task: What they have in common.
+        values: Hyperparameters of each.
+        stop: Asked before every step; what is left then is ``interrupted``.
+
+    Returns:
+        One outcome each.
+    """
+    if reason_against(task, sorted({name for one in values for name in one})):
+        return [run_trial(task, one, stop=stop) for one in values]
+    return run_together(task, values, stop=stop)
 
 
 @dataclasses.dataclass

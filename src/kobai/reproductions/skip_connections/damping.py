@@ -10,10 +10,11 @@ from kobai.reproductions.figures import Outcome
 from kobai.reproductions.skip_connections.cells import CELLS, setting, task
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Finding, Panel, Panels, Series, Verdict
-from kobai.studies import Interrupted, run_trial
+from kobai.studies import Interrupted, run_trials
 
 _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 _MOMENTUM = 0.9
+_SEEDS = 3
 
 
 def figure_damping(
@@ -23,27 +24,33 @@ def figure_damping(
     del folder
     dampings = np.logspace(-4, 0, 5 if config.scale == "quick" else 9)
     best: dict[str, np.ndarray] = {}
+    error: dict[str, np.ndarray] = {}
     for network in ("plain", "skips"):
         where = setting(config, network)
         cell = next(
             c for c in CELLS if (c.optimizer, c.network, c.batch) == ("kfac", network, "large")
         )
-        work = task(config, cell, where)
-        rows = []
+        work = dataclasses.replace(
+            task(config, cell, where),
+            schedule=None,
+            seeds=tuple(range(config.seed, config.seed + _SEEDS)),
+        )
+        rows, spread = [], []
         for damping in dampings:
-            values = []
-            for rate in _RATES:
-                outcome = run_trial(
-                    dataclasses.replace(work, schedule=None),
-                    {"lr": rate, "momentum": _MOMENTUM, "damping": float(damping)},
-                    stop=stop,
-                )
-                if outcome.state == "interrupted":
-                    raise Interrupted
-                values.append(outcome.value)
-            rows.append(max(values))
+            outcomes = run_trials(
+                work,
+                [{"lr": r, "momentum": _MOMENTUM, "damping": float(damping)} for r in _RATES],
+                stop=stop,
+            )
+            if any(outcome.state == "interrupted" for outcome in outcomes):
+                raise Interrupted
+            finest = max(outcomes, key=lambda outcome: outcome.value)
+            rows.append(finest.value)
+            values = finest.final.get(work.metric, [])
+            spread.append(float(np.std(values, ddof=1)) if len(values) == _SEEDS else np.nan)
             report(f"{network}, damping {damping:.1e}: best training accuracy {rows[-1]:.4f}")
         best[network] = np.array(rows)
+        error[network] = np.array(spread) / np.sqrt(_SEEDS)
     gain = best["skips"] - best["plain"]
     weak, strong = int(np.argmin(dampings)), int(np.argmax(gain))
     plain_spread = float(np.ptp(best["plain"]))
@@ -63,7 +70,7 @@ def figure_damping(
                         log_x=True,
                         percent=True,
                         series=tuple(
-                            Series(label=name, x=dampings, y=values, kind="both")
+                            Series(label=name, x=dampings, y=values, error=error[name], kind="both")
                             for name, values in best.items()
                         ),
                     ),
@@ -89,9 +96,9 @@ def figure_damping(
                 because=f"over four decades of damping the plain network's best accuracy moves by "
                 f"{100 * plain_spread:.2f} points, that with skips by "
                 f"{100 * skips_spread:.2f}; at the least damping skips gain "
-                f"{100 * gain[weak]:+.2f} points (one seed)",
+                f"{100 * gain[weak]:+.2f} points ({_SEEDS} seeds)",
             )
         ],
         note=f"K-FAC, batch {config.batch_sizes[1]}, {config.length:g} epochs, momentum "
-        f"{_MOMENTUM}, learning rates {_RATES}, constant; one seed.",
+        f"{_MOMENTUM}, learning rates {_RATES}, constant; means of {_SEEDS} seeds.",
     )
