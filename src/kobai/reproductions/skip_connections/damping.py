@@ -46,7 +46,7 @@ def figure_damping(
                 raise Interrupted
             finest = max(outcomes, key=lambda outcome: outcome.value)
             rows.append(finest.value)
-            values = finest.final.get(work.metric, [])
+            values = [v for v in finest.final.get(work.metric, []) if v is not None]
             spread.append(float(np.std(values, ddof=1)) if len(values) == _SEEDS else np.nan)
             report(f"{network}, damping {damping:.1e}: best training accuracy {rows[-1]:.4f}")
         best[network] = np.array(rows)
