@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kobai.reproductions import source
-from kobai.reproductions.skip_connections.cells import CELLS, Cell, setting, space, task
+from kobai.reproductions.skip_connections.cells import CELLS, Cell, Searched, setting, space, task
 from kobai.reproductions.skip_connections.claims import PRINTED, SOURCE
 from kobai.reproductions.skip_connections.config import Config
 from kobai.reproductions.skip_connections.mechanism import (
@@ -18,9 +18,15 @@ from kobai.reproductions.skip_connections.mechanism import (
     gradient_difference,
     worth,
 )
-from kobai.reproductions.skip_connections.tables import MEASURES, findings, judge, score
+from kobai.reproductions.skip_connections.tables import (
+    MEASURES,
+    findings,
+    judge,
+    new_seeds,
+    score,
+)
 from kobai.results import Trials, load, result_names
-from kobai.studies import Interrupted
+from kobai.studies import Interrupted, Outcome
 from kobai.theory import expected_factors
 
 TINY = Config(trials=2, top=1, epochs=0.2, batches=(256, 719), depth=3, workers=1)
@@ -70,9 +76,8 @@ def test_printed_differences_that_do_not_follow_are_named():
     assert len(slips) == len(wrong)
 
 
-def test_scores_are_means_of_the_best_and_lost_trials_count_nothing():
-    cell = CELLS[0]
-    trials = Trials(
+def four_trials() -> Trials:
+    return Trials(
         label="x", optimizer="sgd", metric="train_accuracy", maximise=True, budget=4,
         number=np.arange(4), state=("finished", "diverged", "finished", "finished"),
         value=np.array([0.9, 0.0, 0.8, 0.7]), parameters={"lr": np.ones(4)},
@@ -82,10 +87,32 @@ def test_scores_are_means_of_the_best_and_lost_trials_count_nothing():
         },
         seconds=np.ones((4, 1)), epoch=np.zeros(1), curve=np.zeros((4, 1, 1)),
     )  # fmt: skip
+
+
+def test_scores_are_means_of_the_best_and_lost_trials_count_nothing():
+    cell, trials = CELLS[0], four_trials()
     found = score({cell: trials}, 2)
     assert found["train_accuracy", cell][0] == pytest.approx(0.85)
     assert found["test_accuracy", cell][0] == pytest.approx(0.55)
     assert score({cell: trials}, 4)["test_accuracy", cell][0] == pytest.approx(0.3)
+
+
+def test_new_seeds_are_set_beside_what_the_search_promised():
+    def run(train, test):
+        final = {} if train is None else {"train_accuracy": [train], "test_accuracy": [test]}
+        return Outcome(
+            state="diverged" if train is None else "finished", value=train or 0.0, final=final,
+            seconds=[1.0], epoch=[1.0], curve=[[train]],
+        )  # fmt: skip
+
+    again = ((run(0.8, 0.6), run(0.7, 0.4)), (run(0.6, 0.5), run(None, None)))
+    found = new_seeds({CELLS[0]: Searched(trials=four_trials(), again=again)})
+    train, test = found
+    assert (train.measured, train.predicted) == pytest.approx((0.525, 0.85))
+    # Two seeds with means 0.7 and 0.35 over the settings.
+    assert train.error == pytest.approx(0.175)
+    assert (test.measured, test.predicted) == pytest.approx((0.375, 0.55))
+    assert "best 2 settings on 2 new seeds" in test.what
 
 
 def test_cells_differ_in_what_they_should_and_in_nothing_else():

@@ -35,7 +35,7 @@ from kobai.studies.search import (
     suggest,
 )
 from kobai.studies.storage import close_storage, open_storage
-from kobai.studies.together import reason_against, run_together
+from kobai.studies.together import reason_against, run_together, run_trials
 from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 POLL_SECONDS = 0.5
@@ -325,27 +325,35 @@ class Study:
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         value = np.array([trial.value for trial in complete], dtype=np.float64)
         order = ranking(value, maximise=self.task.maximise)[:settings]
-        done, result = 0, []
-        for position in order:
-            trial = complete[int(position)]
-            outcomes = []
-            for seed in seeds:
-                key = f"rerun-{trial.number}-{seed}"
-                known = self._study.user_attrs.get(key)
-                if known is None:
-                    task = dataclasses.replace(self.task, seeds=(seed,))
-                    values = suggest(optuna.trial.FixedTrial(trial.params), self.space)
-                    found = run_trial(task, values, stop=stop)
-                    if found.state == "interrupted":
-                        return None
-                    known = dataclasses.asdict(found)
-                    self._study.set_user_attr(key, known)
-                outcomes.append(Outcome(**known))
-                done += 1
-                if finished is not None:
-                    finished(done, outcomes[-1])
-            result.append((trial.number, outcomes))
-        return result
+        chosen = [complete[int(position)] for position in order]
+        done = 0
+        at_once = 1 if reason_against(self.task, list(self.space)) else max(1, len(chosen))
+        for seed in seeds:
+            task = dataclasses.replace(self.task, seeds=(seed,))
+            missing = [t for t in chosen if self._rerun(t.number, seed) is None]
+            done += len(chosen) - len(missing)
+            for first in range(0, len(missing), at_once):
+                some = missing[first : first + at_once]
+                values = [suggest(optuna.trial.FixedTrial(t.params), self.space) for t in some]
+                found = run_trials(task, values, stop=stop)
+                if any(outcome.state == "interrupted" for outcome in found):
+                    return None
+                for trial, outcome in zip(some, found, strict=True):
+                    key = _rerun_key(trial.number, seed)
+                    self._study.set_user_attr(key, dataclasses.asdict(outcome))
+                    done += 1
+                    if finished is not None:
+                        finished(done, outcome)
+        kept = [[self._rerun(trial.number, seed) for seed in seeds] for trial in chosen]
+        return [
+            (trial.number, [outcome for outcome in row if outcome is not None])
+            for trial, row in zip(chosen, kept, strict=True)
+        ]
+
+    def _rerun(self, number: int, seed: int) -> Outcome | None:
+        """A trial with a new seed, if it was made."""
+        known = self._study.user_attrs.get(_rerun_key(number, seed))
+        return None if known is None else Outcome(**known)
 
     def importance(self) -> dict[str, float]:
         """Share of the score's variance that each hyperparameter explains; empty with few trials.
@@ -365,6 +373,10 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(finite, evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
+
+
+def _rerun_key(number: int, seed: int) -> str:
+    return f"rerun-{number}-{seed}"
 
 
 def _identity(

@@ -15,6 +15,8 @@ from kobai.studies import Interrupted, Outcome, Setting, Study, StudyOptions, Ta
 from kobai.training import LinearDecay
 
 WIDTH = 100
+SETTINGS, NEW_SEEDS = 8, 3
+"""How many of a cell's best settings are trained again, on how many new seeds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,13 +145,26 @@ def _work(config: Config, folder: str, worker: int) -> None:
         study.close()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Searched:
+    """What the search of a cell brought.
+
+    Attributes:
+        trials: Every trial.
+        again: The best settings on seeds that the search has not seen, setting by setting.
+    """
+
+    trials: Trials
+    again: tuple[tuple[Outcome, ...], ...]
+
+
 def search_all(
     config: Config,
     folder: Path,
     report: Callable[[str], None],
     stop: Callable[[], bool],
-) -> dict[Cell, Trials]:
-    """Search every cell; finished trials are kept in the folder.
+) -> dict[Cell, Searched]:
+    """Search every cell, and train its best settings on new seeds; finished runs are kept.
 
     Args:
         config: The configuration.
@@ -158,7 +173,7 @@ def search_all(
         stop: Asked before every training step.
 
     Returns:
-        The trials of every cell.
+        What every cell brought.
 
     Raises:
         kobai.studies.Interrupted: If `stop` said so; trials that were cut off are queued again.
@@ -187,10 +202,15 @@ def search_all(
 
             report(f"{cell.name}: {known} of {config.number_of_trials} trials are done")
             complete = study.work(stop=stop, finished=note)
-            found[cell] = study.trials()
+            again = None
+            if complete:
+                seeds = tuple(range(config.seed + 1, config.seed + 1 + NEW_SEEDS))
+                again = study.rerun(settings=SETTINGS, seeds=seeds, stop=stop)
+            trials = study.trials()
             study.close()
-            if not complete:
+            if again is None:
                 raise Interrupted
+            found[cell] = Searched(trials=trials, again=tuple(tuple(row) for _, row in again))
     finally:
         for process in others:
             if len(found) < len(CELLS):
