@@ -166,13 +166,13 @@ def newton_schulz(
 def behind(task: Task, curve: list[tuple[int, float, float]], best: dict | None) -> bool:
     """Whether a run is clearly worse than the best run of the same optimizer.
 
-    It is once it took 15 % more steps than that one, or if, after a quarter of that one's steps,
+    It is once it took 15 % more steps than that one, or if, after half of that one's steps,
     it has not got where that one was after half as many steps as it has made.
     """
     if best is None or not best["reached"]:
         return False
     step, _, value = curve[-1]
-    if step < best["steps"] / 4:
+    if step < best["steps"] / 2:
         return False
     earlier = [v for s, _, v in best["curve"] if s <= step / 2]
     if step > CLOSE * best["steps"] or not earlier:
