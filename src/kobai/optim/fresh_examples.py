@@ -81,9 +81,12 @@ def judge_last_step(optimizer: Any, start: Start) -> None:
 
 def fingerprint(risk: EmpiricalRisk) -> list[float]:
     """Numbers that tell the data of an objective from others, whatever their order."""
-    total = torch.zeros(3, dtype=torch.float64)
+    count, squares, shifted = 0, 0.0, 0.0
     for batch in risk.batches:
         for tensor in (*input_tensors(batch.inputs), batch.targets):
             own = tensor.detach().double()
-            total += torch.tensor([own.numel(), float(own.sum()), float(own.square().sum())])
-    return total.tolist()
+            count += own.numel()
+            # A plain sum may cancel, and would then depend on the order.
+            squares += float(own.square().sum())
+            shifted += float((own - 1).square().sum())
+    return [float(count), squares, shifted]

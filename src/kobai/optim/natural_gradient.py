@@ -68,8 +68,8 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         model: The model.
         likelihood: What its outputs mean; the objective's must be of the same family.
-        structure: "full" (exact), "layer", "tridiagonal" (indefinite: take a small damping),
-            "chain", "unit", "kronecker", "ekfac", "diagonal".
+        structure: "full" (exact), "layer", "tridiagonal" (may be indefinite; a direction
+            that then leads uphill is not taken), "chain", "unit", "kronecker", "ekfac", "diagonal".
         lr: η. Undamped, wide networks contract by 1 − η α a step with α = 1 for "full", the number
             of layers L for "layer", ⌈L/3⌉ for "tridiagonal" and N(L − 1) + 1 for "kronecker" with
             `damping_form` "each"; η = 1/α fits the training data in one step.
@@ -238,6 +238,11 @@ class NaturalGradient(torch.optim.Optimizer):
         record["last"] = {"status": found.status}
         if not is_finite(found.value):
             counts["skipped_steps"] += 1
+            self._back_off(group)
+            return
+        if found.status == "indefinite":
+            counts["ascent_steps"] += 1
+            remember(self, risk, _VELOCITY, None)
             self._back_off(group)
             return
         velocity = found.value
