@@ -55,6 +55,7 @@ class MatrixFunction(LinearOperator):
 
     @property
     def log_determinant(self) -> float:
+        """Of the damped matrix itself."""
         if callable(self._log_determinant):
             self._log_determinant = self._log_determinant()
         return self._log_determinant
