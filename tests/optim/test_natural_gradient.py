@@ -237,9 +237,20 @@ def test_one_step_at_one_over_alpha_fits_a_wide_network(
     assert ratio < limit
 
 
-def test_half_the_rate_leaves_half_the_residual(generator):
-    ratio = _residual_ratio(_wide(512, generator), structure="layer", lr=0.5 / 3, damping=0.0)
-    assert abs(ratio - 0.5) < 0.02
+@pytest.mark.parametrize(("structure", "alpha"), [("full", 1), ("layer", 3)])
+def test_half_the_rate_halves_the_residual_each_step(structure, alpha, generator):
+    """theory.md's check 3c: 0.5, 0.25, 0.125, 0.063 within 1 %."""
+    problem = _wide(512, generator)
+    y = _batch(problem).targets
+    optimizer = NaturalGradient(
+        problem.model, "gaussian", structure=structure, lr=0.5 / alpha, damping=0.0
+    )
+    residual = problem.objective().outputs(problem.space.theta()) - y
+    first = float(residual.norm())
+    for k in range(1, 5):
+        optimizer.step(problem.objective())
+        residual = problem.objective().outputs(problem.space.theta()) - y
+        assert float(residual.norm()) / first == pytest.approx(0.5**k, rel=0.01)
 
 
 def test_step_size_of_the_model_finds_one_over_alpha_itself(generator):
