@@ -328,6 +328,28 @@ def test_non_finite_losses_are_skipped_and_counted():
     assert optimizer.diagnostics()["skipped_steps"] == 1
 
 
+def test_an_uphill_direction_of_the_tridiagonal_matrix_is_a_status_and_is_not_taken():
+    """Near minus its least eigenvalue, λ makes the matrix indefinite along the gradient."""
+    problem = cases.problem("mlp")
+    matrix = Fisher(problem.objective(), "tridiagonal").dense().numpy()
+    least = np.linalg.eigvalsh(matrix)[0]
+    assert least < 0
+    damping = -least * 0.999
+    gradient = _gradient(problem).numpy()
+    assert gradient @ np.linalg.solve(matrix + damping * np.eye(len(matrix)), gradient) < 0
+    rule = LevenbergMarquardt(initial=damping)
+    for given, following in ((damping, damping), (rule, damping * rule.raise_by)):
+        optimizer = NaturalGradient(
+            problem.model, problem.likelihood, structure="tridiagonal", damping=given
+        )
+        assert not _step(optimizer, problem).any()
+        told = optimizer.diagnostics()
+        assert (told["status"], told["ascent_steps"]) == ("indefinite", 1)
+        assert told["damping"] == pytest.approx(following)
+    optimizer.step(problem.objective())
+    assert optimizer.diagnostics()["status"] == "ok"
+
+
 @pytest.mark.parametrize("structure", STRUCTURE_NAMES)
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e8])
 def test_degenerate_inputs_never_give_a_nan(structure, scale):

@@ -22,9 +22,9 @@ class NaturalGradientConfig:
 
     lr: float = 1.0
     """Learning rate; a factor on the model's own step size where that is asked for."""
-    damping: float | Literal["auto"] = 0.01
-    """Multiple of the identity added to the Fisher matrix; auto: by the reduction ratio of the
-    step's own examples, which suits whole data sets: on minibatches it falls too far."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Fisher matrix; auto: from 0.01 by the reduction ratios
+    of the step's own examples and, on minibatches, of the next ones."""
     momentum: float = 0.0
     """Share of the last update kept."""
     weight_decay: float = 0.0
