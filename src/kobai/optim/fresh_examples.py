@@ -38,6 +38,8 @@ def await_fresh(
         predicted: Change of the objective by the model of δ.
         own: The ratio on which the damping was decided.
     """
+    if abs(predicted) <= own.resolution:
+        return  # nothing left to judge
     remember(optimizer, risk, _STEP, step)
     record_of(optimizer)["pending"] = {"predicted": predicted, "own": dataclasses.asdict(own)}
 
