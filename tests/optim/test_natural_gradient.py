@@ -237,9 +237,20 @@ def test_one_step_at_one_over_alpha_fits_a_wide_network(
     assert ratio < limit
 
 
-def test_half_the_rate_leaves_half_the_residual(generator):
-    ratio = _residual_ratio(_wide(512, generator), structure="layer", lr=0.5 / 3, damping=0.0)
-    assert abs(ratio - 0.5) < 0.02
+@pytest.mark.parametrize(("structure", "alpha"), [("full", 1), ("layer", 3)])
+def test_half_the_rate_halves_the_residual_each_step(structure, alpha, generator):
+    """theory.md's check 3c: 0.5, 0.25, 0.125, 0.063 within 1 %."""
+    problem = _wide(512, generator)
+    y = _batch(problem).targets
+    optimizer = NaturalGradient(
+        problem.model, "gaussian", structure=structure, lr=0.5 / alpha, damping=0.0
+    )
+    residual = problem.objective().outputs(problem.space.theta()) - y
+    first = float(residual.norm())
+    for k in range(1, 5):
+        optimizer.step(problem.objective())
+        residual = problem.objective().outputs(problem.space.theta()) - y
+        assert float(residual.norm()) / first == pytest.approx(0.5**k, rel=0.01)
 
 
 def test_step_size_of_the_model_finds_one_over_alpha_itself(generator):
@@ -315,6 +326,28 @@ def test_non_finite_losses_are_skipped_and_counted():
     optimizer.step(problem.objective())
     torch.testing.assert_close(problem.space.theta(), before, rtol=0, atol=0, equal_nan=True)
     assert optimizer.diagnostics()["skipped_steps"] == 1
+
+
+def test_an_uphill_direction_of_the_tridiagonal_matrix_is_a_status_and_is_not_taken():
+    """Near minus its least eigenvalue, λ makes the matrix indefinite along the gradient."""
+    problem = cases.problem("mlp")
+    matrix = Fisher(problem.objective(), "tridiagonal").dense().numpy()
+    least = np.linalg.eigvalsh(matrix)[0]
+    assert least < 0
+    damping = -least * 0.999
+    gradient = _gradient(problem).numpy()
+    assert gradient @ np.linalg.solve(matrix + damping * np.eye(len(matrix)), gradient) < 0
+    rule = LevenbergMarquardt(initial=damping)
+    for given, following in ((damping, damping), (rule, damping * rule.raise_by)):
+        optimizer = NaturalGradient(
+            problem.model, problem.likelihood, structure="tridiagonal", damping=given
+        )
+        assert not _step(optimizer, problem).any()
+        told = optimizer.diagnostics()
+        assert (told["status"], told["ascent_steps"]) == ("indefinite", 1)
+        assert told["damping"] == pytest.approx(following)
+    optimizer.step(problem.objective())
+    assert optimizer.diagnostics()["status"] == "ok"
 
 
 @pytest.mark.parametrize("structure", STRUCTURE_NAMES)

@@ -11,10 +11,18 @@ from kobai.problem import Batch
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [("ngd-unit", 0.15), ("ngd-kronecker", 0.15), ("ngd-ekfac", 0.15), ("ngd-diagonal", 0.4)],
+    [
+        ("ngd-unit", 0.15),
+        ("ngd-kronecker", 0.15),
+        ("ngd-ekfac", 0.15),
+        ("ngd-diagonal", 0.4),
+        ("ngd-tridiagonal", 0.4),
+        ("hessian-free", 0.2),
+    ],
 )
 def test_four_epochs_of_minibatches_generalise(name, target):
-    """Measured on three seeds: unit 0.100 to 0.103, diagonal 0.23 to 0.27; 2.3 at the start."""
+    """Measured on three seeds: unit 0.095 to 0.100, diagonal 0.23 to 0.27, Hessian-free 0.08 to
+    0.12; 2.3 at the start."""
     splits = data.load("digits")
     with torch.random.fork_rng():
         torch.manual_seed(2)

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal, final
 
 import torch
@@ -28,16 +29,22 @@ class MatrixFunction(LinearOperator):
             "not-converged" or "non-finite" (no result). Of an inverse by conjugate gradients
             (`kobai.linalg.IterativeInverse`, found in ``operator``): that of the latest solve.
         jitter: the largest amount added to any diagonal beyond the damping asked for.
-        log_determinant: of the damped matrix itself, before the power was taken.
+        log_determinant: of the damped matrix itself, before the power was taken; where it costs
+            more than the factorisation it is computed when it is first asked for.
     """
 
     def __init__(
-        self, operator: LinearOperator, *, status: str, jitter: float, log_determinant: float
+        self,
+        operator: LinearOperator,
+        *,
+        status: str,
+        jitter: float,
+        log_determinant: float | Callable[[], float],
     ) -> None:
         self.operator = operator
         self.status = status
         self.jitter = jitter
-        self.log_determinant = log_determinant
+        self._log_determinant = log_determinant
         super().__init__(
             operator.shape,
             dtype=operator.dtype,
@@ -45,6 +52,13 @@ class MatrixFunction(LinearOperator):
             symmetric=operator.symmetric,
             positive_semidefinite=operator.positive_semidefinite,
         )
+
+    @property
+    def log_determinant(self) -> float:
+        """Of the damped matrix itself."""
+        if callable(self._log_determinant):
+            self._log_determinant = self._log_determinant()
+        return self._log_determinant
 
     def _matmat(self, columns: Tensor) -> Tensor:
         product = self.operator @ columns

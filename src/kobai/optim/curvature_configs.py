@@ -8,9 +8,10 @@ from torch import nn
 
 from kobai.curvature.fisher import StructureName
 from kobai.curvature.scores import Labels
+from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.first_order import check_decay, check_fraction, check_positive
 from kobai.optim.gauss_newton import GaussNewton
-from kobai.optim.hessian_free import HessianFree
+from kobai.optim.hessian_free import HESSIAN_FREE, HessianFree
 from kobai.optim.natural_gradient import NaturalGradient, StepSize
 from kobai.problem import Likelihood
 
@@ -21,15 +22,16 @@ class NaturalGradientConfig:
 
     lr: float = 1.0
     """Learning rate; a factor on the model's own step size where that is asked for."""
-    damping: float | Literal["auto"] = 0.01
-    """Multiple of the identity added to the Fisher matrix; auto: by the reduction ratio of the
-    step's own examples, which suits whole data sets: on minibatches it falls too far."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Fisher matrix; auto: from 0.01 by the reduction ratios
+    of the step's own examples and, on minibatches, of the next ones."""
     momentum: float = 0.0
     """Share of the last update kept."""
     weight_decay: float = 0.0
     """Share of the parameters, times the learning rate, taken off each step."""
-    labels: Labels = "exact"
-    """Whose labels: all of them weighted by the model, drawn from it, or the data's."""
+    labels: Labels | Literal["auto"] = "auto"
+    """Whose labels: all of them weighted by the model, drawn from it, or the data's; auto: drawn
+    for ngd-tridiagonal, whose dense system has a row for each of them and layer, else all."""
     step_size: StepSize = "model"
     """Step: the minimiser of the quadratic model along it, or the learning rate as it is."""
     kl_bound: float | None = 0.1
@@ -106,6 +108,13 @@ STRUCTURE_OF: dict[str, StructureName] = {
 }
 """The Fisher structure of each natural-gradient name."""
 
+FIRST_RULE: dict[str, LevenbergMarquardt] = {
+    **dict.fromkeys(STRUCTURE_OF, LevenbergMarquardt(initial=1e-2)),
+    "hessian-free": dataclasses.replace(HESSIAN_FREE, initial=1e-2),
+}
+"""Where a damping of "auto" starts by name, and where minibatches send it back to: lower than for
+the classes themselves, since step and divergence are bounded otherwise here."""
+
 CURVATURE: dict[str, type[Any]] = {
     **dict.fromkeys(STRUCTURE_OF, NaturalGradientConfig),
     "gauss-newton": GaussNewtonConfig,
@@ -132,6 +141,10 @@ def with_curvature(
         generator: Draws labels, for those that draw; default: the optimizer's own.
     """
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if settings["damping"] == "auto" and name in FIRST_RULE:
+        settings["damping"] = FIRST_RULE[name]
+    if settings.get("labels") == "auto":
+        settings["labels"] = "sampled" if name == "ngd-tridiagonal" else "exact"
     if name == "gauss-newton":
         return GaussNewton(model, likelihood, **settings)
     if name == "hessian-free":

@@ -5,6 +5,13 @@ said it would do. Near one the model can be trusted further (less damping), near
 (more). On a minibatch the ratio is an estimate: its standard error follows from how the changes of
 single examples scatter about the model, and where it does not tell the ratio from a threshold, the
 damping stays as it is.
+
+A step fits the noise of its own minibatch, which its own ratio cannot see. The ratio of examples
+that had no part in the step does: the damping falls only where they confirm the predicted decrease,
+to the same threshold. That is its floor: on one and the same batch, again and again, it falls as
+far as the model is exact; on minibatches it stays where noise begins to dominate. It rises where a
+step does harm to fresh examples, and from above and below goes back to where it began while they
+are neither harmed nor helped as much as predicted.
 """
 
 import dataclasses
@@ -95,7 +102,8 @@ class LevenbergMarquardt:
         lower_by: Factor of a fall.
         minimum: Least damping.
         maximum: Most damping.
-        noise: Standard errors by which the ratio must clear a threshold; 0 takes it as exact.
+        noise: Standard errors by which a ratio must clear a threshold; 0 takes that of the step's
+            own examples as exact, and that of fresh ones with one.
 
     Raises:
         ValueError: If bounds, factors or thresholds are out of order.
@@ -131,8 +139,30 @@ class LevenbergMarquardt:
         if not self.noise >= 0:
             raise ValueError(f"noise counts standard errors, at least 0; got {self.noise}")
 
-    def decide(self, damping: float, ratio: ReductionRatio) -> tuple[float, Action]:
-        """The next damping and why."""
+    def decide(
+        self, damping: float, ratio: ReductionRatio, fresh: ReductionRatio | None = None
+    ) -> tuple[float, Action]:
+        """The next damping and why.
+
+        Args:
+            damping: λ of the step.
+            ratio: Of the step's own examples.
+            fresh: Of examples that had no part in the step, where there are such.
+        """
+        wanted, action = self._by_own(damping, ratio)
+        if fresh is None:
+            return wanted, action
+        margin = (self.noise or 1.0) * fresh.error
+        if not math.isfinite(fresh.actual) or fresh.value + margin < 0:
+            return self.raised(damping)
+        if fresh.value + margin < self.raise_below and damping < self.initial:
+            return min(self.initial, self.raised(damping)[0]), "noise"
+        if action == "lowered" and not fresh.value - margin > self.lower_above:
+            back = damping > self.initial and fresh.value > margin
+            return max(self.initial, wanted) if back else damping, "noise"
+        return wanted, action
+
+    def _by_own(self, damping: float, ratio: ReductionRatio) -> tuple[float, Action]:
         margin = self._margin(ratio)
         if ratio.value == -math.inf:
             return self.raised(damping)

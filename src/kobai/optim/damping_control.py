@@ -1,13 +1,5 @@
-"""How K-FAC's damping follows measured steps: two reduction ratios, one of fresh examples.
+"""How K-FAC's damping follows measured steps: the two ratios of `kobai.optim.damping`."""
 
-The damping falls only where fresh examples confirm the predicted decrease, to the same threshold as
-the examples of the step. That is its floor: on one and the same batch, again and again, it falls as
-far as the model is exact; on minibatches it stays where noise begins to dominate. It rises where a
-step does harm to fresh examples, and from above and below goes back to where it began while they
-are neither harmed nor helped as much as predicted.
-"""
-
-import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -67,16 +59,7 @@ class DampingControl:
         fresh = None
         if not state.repeated:
             fresh = trial.fresh_ratio(update, predicted)
-        wanted, action = rule.decide(damping, own)
-        if fresh is not None:
-            margin = rule.noise * fresh.error if rule.noise else 0.0
-            if not math.isfinite(fresh.actual) or fresh.value + margin < 0:
-                wanted, action = rule.raised(damping)
-            elif fresh.value + margin < rule.raise_below and damping < rule.initial:
-                wanted, action = min(rule.initial, rule.raised(damping)[0]), "noise"
-            elif action == "lowered" and not fresh.value - margin > rule.lower_above:
-                back = damping > rule.initial and fresh.value > margin
-                wanted, action = max(rule.initial, wanted) if back else damping, "noise"
+        wanted, action = rule.decide(damping, own, fresh)
         if wanted != damping:
             state.damping_step = inversions
         return self._log(step, damping, own, fresh, action, wanted)

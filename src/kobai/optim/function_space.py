@@ -45,7 +45,8 @@ class Direction:
     Attributes:
         value: The direction; not finite where the solve failed.
         status: "ok"; "jittered" (more damping was needed); "pseudo-inverse" (undamped and singular:
-            the shortest solution); "max-iterations" and the other statuses of
+            the shortest solution); "indefinite" (g makes a negative angle with the direction, as
+            "tridiagonal" allows); "max-iterations" and the other statuses of
             `kobai.linalg.conjugate_gradient`; or why the factorisation failed.
         iterations: Of conjugate gradients, 0 for direct solves.
     """
@@ -96,7 +97,11 @@ def natural_direction(
     rowed = any(isinstance(block, LowRank) for block in blocks)
     if not rowed and damping > 0:
         inverse = fisher.inverse(damping, damping_form)
-        return Direction(value=inverse @ gradient, status=inverse.status)
+        value, status = inverse @ gradient, inverse.status
+        # "tridiagonal" has no factorisation that tells; a definite matrix has no such direction.
+        if status == "ok" and float(torch.dot(gradient, value)) < 0:
+            status = "indefinite"
+        return Direction(value=value, status=status)
     coordinates = _coordinates(fisher) if rowed else None
     if len(blocks) == 1 and isinstance(places[0], slice):
         assert isinstance(operator, SolvableOperator)

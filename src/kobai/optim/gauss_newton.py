@@ -7,6 +7,7 @@ from torch import nn
 
 from kobai.curvature import Fisher
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
+from kobai.optim.fresh_examples import await_fresh, judge_last_step
 from kobai.optim.function_space import natural_direction
 from kobai.optim.local_model import local_model
 from kobai.optim.risk_step import (
@@ -56,8 +57,8 @@ class GaussNewton(torch.optim.Optimizer):
         likelihood: What its outputs mean; the objective's must be of the same family.
         lr: η, usually 1.
         damping: λ: a number or a schedule step ↦ number (every finite step is then made), "auto",
-            or a `LevenbergMarquardt` rule. "auto" trusts the ratio as if without noise, as is right
-            on all data; on minibatches give ``LevenbergMarquardt(noise=1.0)``.
+            or a `LevenbergMarquardt` rule. "auto" takes the ratio of the step's own examples as
+            exact; on minibatches the next examples are asked as well, see `kobai.optim.damping`.
         max_trials: Trials a step.
 
     Raises:
@@ -131,6 +132,7 @@ class GaussNewton(torch.optim.Optimizer):
             ValueError: If it belongs to another model, or the model is not a function of θ now.
         """
         start = begin_step(self, closure)
+        judge_last_step(self, start)
         group, record = self.param_groups[0], record_of(self)
         if not start.finite:
             record["counts"]["skipped_steps"] += 1
@@ -178,6 +180,7 @@ class GaussNewton(torch.optim.Optimizer):
             group["damping"] = following
             if lowered:
                 risk.space.assign(moved)
+                await_fresh(self, risk, step, ratio.predicted, ratio)
                 return
             counts["rejected_trials"] += 1
             if action == "kept":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kobai.curvature import GGN, Fisher
 from kobai.linalg import Damped, Diagonal, conjugate_gradient
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
+from kobai.optim.fresh_examples import await_fresh, judge_last_step
 from kobai.optim.local_model import local_model
 from kobai.optim.risk_step import (
     Start,
@@ -62,8 +63,8 @@ class HessianFree(torch.optim.Optimizer):
         likelihood: What its outputs mean; the objective's must be of the same family.
         lr: Factor on p before the line search, usually 1.
         damping: λ: a number, a schedule step ↦ number, "auto" (by the reduction ratio of p: × 3/2
-            below 1/4, × 2/3 above 3/4, taken as exact), or a `LevenbergMarquardt` rule, whose
-            `noise` matters on minibatches.
+            below 1/4, × 2/3 above 3/4, taken as exact; on minibatches the next examples are asked
+            as well, see `kobai.optim.damping`), or a `LevenbergMarquardt` rule.
         max_iterations: Most iterations of conjugate gradients a step.
         progress: Relative improvement of the model an iteration below which they end.
         warm_start: Share of the last solution to start from, in [0, 1]; 0 starts from zero.
@@ -158,6 +159,7 @@ class HessianFree(torch.optim.Optimizer):
             ValueError: If it belongs to another model, or the model is not a function of θ now.
         """
         start = begin_step(self, closure)
+        judge_last_step(self, start)
         group, record = self.param_groups[0], record_of(self)
         if not start.finite:
             record["counts"]["skipped_steps"] += 1
@@ -194,7 +196,7 @@ class HessianFree(torch.optim.Optimizer):
         record["last"] |= {"chosen": steps[at], "step_scale": scale}
         counts["shortened_steps"] += 0 < scale < 1
         if isinstance(self.damping, LevenbergMarquardt):
-            self._judge(risk, theta, step, group, record)
+            self._judge(risk, theta, step, scale)
         if scale > 0:
             risk.space.assign(theta + scale * step)
         else:
@@ -249,19 +251,26 @@ class HessianFree(torch.optim.Optimizer):
         risk: EmpiricalRisk,
         theta: Tensor,
         step: Tensor,
-        group: dict[str, Any],
-        record: dict[str, Any],
+        scale: float,
     ) -> None:
-        """Set the next damping by how the model predicted the whole step."""
+        """Set the next damping by how the model predicted the step, of which `scale` is made."""
         assert isinstance(self.damping, LevenbergMarquardt)
-        ratio = ratio_at(risk, local_model(risk, theta, step), theta + step)
+        group, model = self.param_groups[0], local_model(risk, theta, step)
+        ratio = ratio_at(risk, model, theta + step)
         following, action = group["damping"], "kept"
         if abs(ratio.predicted) > ratio.resolution:
             following, action = self.damping.decide(group["damping"], ratio)
         log_decision(
-            record, damping=group["damping"], ratio=ratio, action=action, following=following
+            record_of(self),
+            damping=group["damping"],
+            ratio=ratio,
+            action=action,
+            following=following,
         )
         group["damping"] = following
+        if scale > 0:
+            predicted = float(model.change(scale).sum()) / model.weight
+            await_fresh(self, risk, scale * step, predicted, ratio)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return reduced(

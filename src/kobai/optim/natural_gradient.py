@@ -17,6 +17,7 @@ from kobai.optim.damping import (
     first_damping,
     reduction_ratio,
 )
+from kobai.optim.fresh_examples import await_fresh, judge_last_step
 from kobai.optim.function_space import Direction, natural_direction
 from kobai.optim.local_model import LocalModel, example_losses, local_model
 from kobai.optim.risk_step import (
@@ -35,7 +36,7 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
-from kobai.problem import Likelihood, as_likelihood
+from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
 
 StepSize = Literal["fixed", "model"]
 
@@ -67,13 +68,14 @@ class NaturalGradient(torch.optim.Optimizer):
     Args:
         model: The model.
         likelihood: What its outputs mean; the objective's must be of the same family.
-        structure: "full" (exact), "layer", "tridiagonal" (indefinite: take a small damping),
-            "chain", "unit", "kronecker", "ekfac", "diagonal".
+        structure: "full" (exact), "layer", "tridiagonal" (may be indefinite; a direction
+            that then leads uphill is not taken), "chain", "unit", "kronecker", "ekfac", "diagonal".
         lr: η. Undamped, wide networks contract by 1 − η α a step with α = 1 for "full", the number
             of layers L for "layer", ⌈L/3⌉ for "tridiagonal" and N(L − 1) + 1 for "kronecker" with
             `damping_form` "each"; η = 1/α fits the training data in one step.
         damping: λ: a number, a schedule step ↦ number, "auto" (Levenberg-Marquardt on the reduction
-            ratio of the same examples, see `kobai.optim.damping`), or such a rule. Zero is allowed
+            ratio of the same examples and, on minibatches, of the next ones, see
+            `kobai.optim.damping`), or such a rule. Zero is allowed
             but for "tridiagonal".
         damping_form: "exact" λI; for "kronecker" also "pi" or "each", λ shared out to the factors.
             Default: "pi" for "kronecker", "exact" elsewhere.
@@ -187,7 +189,9 @@ class NaturalGradient(torch.optim.Optimizer):
             "status" of the solve, "step_scale" and "kl", δᵀGδ (where a Jacobian product was made).
             "damping" of the next step, and "decisions": one dictionary for each step on which the
             damping was judged, with "step", "damping", "actual" and "predicted" change, "ratio",
-            its standard "error", the "action" and the "next" damping.
+            its standard "error", the "action" and the "next" damping; "fresh_ratio" and
+            "fresh_error" are those of the next objective's examples and None while it has the same
+            ones. They revise action, next and damping when that objective comes.
         """
         return diagnostics_of(self)
 
@@ -217,6 +221,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 structure needs too large a dense system.
         """
         start = begin_step(self, closure, positive=self.structure == "tridiagonal")
+        judge_last_step(self, start)
         record = record_of(self)
         if start.finite:
             self._advance(start, self.param_groups[0], record)
@@ -233,6 +238,11 @@ class NaturalGradient(torch.optim.Optimizer):
         record["last"] = {"status": found.status}
         if not is_finite(found.value):
             counts["skipped_steps"] += 1
+            self._back_off(group)
+            return
+        if found.status == "indefinite":
+            counts["ascent_steps"] += 1
+            remember(self, risk, _VELOCITY, None)
             self._back_off(group)
             return
         velocity = found.value
@@ -264,7 +274,7 @@ class NaturalGradient(torch.optim.Optimizer):
             after is not None
             and model is not None
             and group["lr"]
-            and not self._judge(model, scale, after, group, record, theta.dtype)
+            and not self._judge(risk, model, step, scale, after)
         ):
             counts["rejected_steps"] += 1
             remember(self, risk, _VELOCITY, None)
@@ -295,29 +305,26 @@ class NaturalGradient(torch.optim.Optimizer):
         return scale
 
     def _judge(
-        self,
-        model: LocalModel,
-        scale: float,
-        after: Tensor,
-        group: dict[str, Any],
-        record: dict[str, Any],
-        precision: torch.dtype,
+        self, risk: EmpiricalRisk, model: LocalModel, step: Tensor, scale: float, after: Tensor
     ) -> bool:
         """Let the rule set the next damping by what the step did; whether the step is kept."""
         assert isinstance(self.damping, LevenbergMarquardt)
+        group = self.param_groups[0]
         ratio = reduction_ratio(
-            model.losses, after, model.change(scale), model.weight, precision=precision
+            model.losses, after, model.change(scale), model.weight, precision=step.dtype
         )
         following, action = self.damping.decide(group["damping"], ratio)
         uphill = self.damping.refuses(ratio)
         log_decision(
-            record,
+            record_of(self),
             damping=group["damping"],
             ratio=ratio,
             action="rejected" if uphill else action,
             following=following,
         )
         group["damping"] = following
+        if not uphill:
+            await_fresh(self, risk, scale * step, ratio.predicted, ratio)
         return not uphill
 
     def _back_off(self, group: dict[str, Any]) -> None:

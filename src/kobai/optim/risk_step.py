@@ -217,6 +217,8 @@ def log_decision(
             "predicted": ratio.predicted,
             "ratio": ratio.value,
             "error": ratio.error,
+            "fresh_ratio": None,
+            "fresh_error": None,
             "action": action,
             "next": following,
         }

@@ -25,7 +25,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.control_state import CONTROL_COUNTS, ControlState
+from kobai.optim.control_state import CONTROL_COUNTS, ControlState, same_examples
 from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.damping_control import DampingControl
 from kobai.optim.kfac_settings import due
@@ -168,7 +168,7 @@ class StepControl:
                 if not self.counts["models"]:
                     trial.check_repeatable()
                 seen = trial.fingerprint()
-                state.repeated = _same(state.examples, seen)
+                state.repeated = same_examples(state.examples, seen)
                 state.examples = seen
                 model = self._model(trial, parameters, directions, update, gradients)
                 if model is None:
@@ -355,12 +355,6 @@ def _scale(update: Sequence[Tensor], factor: float) -> None:
             d.mul_(factor)
         else:
             d.zero_()
-
-
-def _same(before: Sequence[float], now: Sequence[float]) -> bool:
-    return len(before) == len(now) and all(
-        math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
-    )
 
 
 def _unchanged(rows: Tensor) -> Tensor:

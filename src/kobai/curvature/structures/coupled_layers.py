@@ -132,7 +132,7 @@ def coupled_inverse(
         factor = lu(written)
         return MatrixFunction(
             _DenseInverse(factor, matrix), status=factor.status, jitter=0.0,
-            log_determinant=_definite_logdet(written),
+            log_determinant=lambda: _definite_logdet(written),
         )  # fmt: skip
     check_system(system)
     grams = torch.block_diag(*rows.grams())
@@ -140,9 +140,11 @@ def coupled_inverse(
     inner.diagonal().add_(damping)
     factor = lu(inner)
     status = factor.status if damping > 0 else "singular"
-    logdet = _row_logdet(coupling, grams / weight, damping, size)
-    inverse = _RowInverse(factor, matrix, rows, coupling, weight, damping)
-    return MatrixFunction(inverse, status=status, jitter=0.0, log_determinant=logdet)
+    return MatrixFunction(
+        _RowInverse(factor, matrix, rows, coupling, weight, damping), status=status, jitter=0.0,
+        # Its eigenvalues cost several times the factors.
+        log_determinant=lambda: _row_logdet(coupling, grams / weight, damping, size),
+    )  # fmt: skip
 
 
 def check_system(size: int) -> None:
