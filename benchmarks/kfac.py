@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.optim import EKFAC, KFAC
-from kobai.optim.kfac import FactoredOptimizer
+from kobai.optim.factored import FactoredOptimizer
 
 TARGETS = {
     "mlp-256": (1.45, 2.4),

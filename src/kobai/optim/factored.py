@@ -1,0 +1,505 @@
+"""What K-FAC and EKFAC have in common: blocks, refresh, step and state in the ordinary loop."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kobai.curvature.factor_sums import Sharing, check_sharing
+from kobai.optim.blocks import Blocks
+from kobai.optim.cotangents import Labels
+from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
+from kobai.optim.distribution import invert, joined
+from kobai.optim.gathering import gathered
+from kobai.optim.kfac_settings import (
+    COUNTS,
+    FIXED_BOUND,
+    GROUP,
+    KFAC_RULE,
+    all_finite,
+    check_group,
+    check_settings,
+    first_lr,
+)
+from kobai.optim.lookahead import precondition
+from kobai.optim.refresh import Every, Refresh
+from kobai.optim.state import keep_state
+from kobai.optim.statistics import BackwardStatistics, Sums
+from kobai.optim.step_control import StepControl
+from kobai.problem import Likelihood, as_likelihood
+
+_FLUSH_EVERY = 20
+
+
+class FactoredOptimizer(torch.optim.Optimizer):
+    """What `KFAC` and `EKFAC` share, which is all but the kind of their blocks (interface).
+
+    Attributes:
+        corrected: Whether blocks keep second moments in their eigenbases instead of inverses.
+    """
+
+    corrected: ClassVar[bool]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module = "categorical",
+        *,
+        lr: float | Literal["auto"] = "auto",
+        damping: Damping = "auto",
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        statistics_every: Every = 10,
+        inverse_every: Every = 100,
+        kl_bound: float | Literal["auto"] | None = "auto",
+        output_damping: float = 1.0,
+        control_every: int = 10,
+        labels: Labels = "sampled",
+        sharing: Sharing = "expand",
+        distributed: bool = True,
+        product_dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.damping: Damping = as_rule(damping, KFAC_RULE)
+        defaults = {
+            "lr": first_lr(lr),
+            "damping": first_damping(self.damping, positive=True),
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+        }
+        check_group(defaults)
+        check_settings(
+            statistics_every, inverse_every, control_every, kl_bound, output_damping, labels
+        )
+        plan = plan_blocks(model)
+        if nesterov and lr == "auto":
+            raise ValueError(
+                'nesterov=True belongs to a learning rate in numbers; under lr="auto" the momentum '
+                "is measured"
+            )
+        self.model = model
+        self.likelihood = as_likelihood(likelihood)
+        self.lr = lr
+        self.nesterov = nesterov
+        self.control_every = control_every
+        self.statistics_every = statistics_every
+        self.inverse_every = inverse_every
+        self.kl_bound = kl_bound
+        self.output_damping = output_damping
+        self.labels: Labels = labels
+        self.sharing: Sharing = check_sharing(sharing)
+        self.distributed = distributed
+        if product_dtype is not None and (self.corrected or not product_dtype.is_floating_point):
+            raise ValueError(
+                f"product_dtype={product_dtype}: inverses are multiplied in a floating-point "
+                "precision, and EKFAC, which has none, in that of the factors; leave it out"
+            )
+        self.product_dtype = product_dtype
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._steps = 0
+        self._refreshes = Refresh(statistics_every, inverse_every)
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._last = {"step_scale": 1.0, "kl": 0.0}
+        self._control = self._controller()
+        self._plan = plan
+        self._blocks: Blocks | None = None
+        self._demoted: frozenset[str] = frozenset()
+        self._waiting = False
+        super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
+        self._watch = self._watcher()
+        keep_state(self, type(self).__name__.lower())
+
+    def _controller(self) -> StepControl | None:
+        """What measures steps, if anything is automatic."""
+        rule = self.damping if isinstance(self.damping, LevenbergMarquardt) else None
+        if self.lr != "auto" and rule is None:
+            return None
+        control = StepControl(
+            self.model,
+            self.likelihood,
+            rule=rule,
+            every=self.control_every,
+            sized=self.lr == "auto",
+        )
+        if self.distributed:
+            control.gather = gathered
+        if isinstance(self.kl_bound, float | int):
+            control.largest = control.state.radius = float(self.kl_bound)
+        return control
+
+    def _watcher(self) -> BackwardStatistics:
+        return BackwardStatistics(
+            self.model,
+            self.likelihood,
+            self._plan,
+            labels=self.labels,
+            output_damping=self.output_damping,
+            generator=self.generator,
+            sharing=self.sharing,
+            distributed=self.distributed,
+            rounded=self.product_dtype is None,
+            bases=(lambda: self._blocks.bases() if self._blocks else {})
+            if self.corrected
+            else None,
+        )
+
+    def __repr__(self) -> str:
+        group = self.param_groups[0]
+        settings = ", ".join(f"{name}={group[name]:g}" for name in GROUP)
+        lines = [
+            f"{type(self).__name__}({settings}{', nesterov' * self.nesterov}{self._automatic()}, "
+            f"kl_bound={self.kl_bound}, "
+            f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
+            f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
+        ]
+        lines += [
+            f"  {' + '.join(row.parameters)}: {row.block} {row.shape}, {row.numbers} numbers "
+            f"({row.reason})"
+            for row in self.coverage()
+        ]
+        lines.append(f"  in all: {self._plan.summary(self.corrected)}")
+        return "\n".join(lines)
+
+    def _automatic(self) -> str:
+        """What is decided by measurement, for `print`."""
+        words = ["lr"] if self.lr == "auto" else []
+        words += ["damping"] if isinstance(self.damping, LevenbergMarquardt) else []
+        return f" (automatic: {' and '.join(words)})" if words else ""
+
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
+        return self._plan.table(self.corrected)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What happened so far.
+
+        Returns:
+            Counts: "steps", "skipped_steps" (gradients not finite), "bounded_steps" (the trust
+            region was active), "statistics" and "inversions" (updates made), "refused_statistics"
+            (not finite), "waiting_blocks" (blocks left where they were for want of statistics,
+            summed over steps), "inversions_float64", "inversions_damped" (more damping was needed)
+            and "inversions_failed" (the old inverse was kept). Of the last step: "step_scale" ν and
+            "kl", dᵀ(F + λ)d.
+
+            Where something is measured also "models" (quadratic models made), "unmodelled_steps"
+            (something was not finite: not made), "shortened_trials" (halvings), "rejected_steps"
+            (no length was good: not made), "damping_raised", "damping_lowered", "damping_noise"
+            (noise left it, or took it back towards where it began). "rate" α, "momentum_rate" μ,
+            the "share" of them that is made, the trust "radius", the reduction "ratio", "kl" then
+            being δᵀGδ. "decisions": a dictionary for each judgement of the damping, with "step",
+            "damping", "predicted" change, "ratio" and its "error" on the step's own examples,
+            "fresh_ratio" and "fresh_error" on those of the next step (None where they were the
+            same), "action" and "next".
+
+            Where intervals are automatic, "statistics_interval" and "inverse_interval" in steps,
+            and what they follow, "statistics_staleness" and "inverse_staleness" (see
+            `kobai.optim.refresh`). Always the present "damping".
+        """
+        found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
+        if self._control is not None:
+            found |= {**self._control.counts, **self._control.last()}
+            found["decisions"] = copy.deepcopy(self._control.judged.decisions)
+        found |= self._refreshes.diagnostics()
+        return found | {"damping": self.param_groups[0]["damping"]}
+
+    def close(self) -> None:
+        """Take the hooks off the model; the optimizer gathers no more statistics."""
+        self._watch.close()
+        if self._control is not None:
+            self._control.close()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters of the model, such as newly unfrozen ones; see `torch.optim.Optimizer`.
+
+        Raises:
+            ValueError: If a parameter does not belong to the model, or a number is out of range.
+        """
+        super().add_param_group(param_group)
+        known = {id(p) for p in self.model.parameters()}
+        if any(id(p) not in known for p in self.param_groups[-1]["params"]):
+            del self.param_groups[-1]
+            raise ValueError("K-FAC can only train parameters of the model it was made for")
+        check_group(self.param_groups[-1])
+        if len(self.param_groups) > 1:
+            self._replan()
+
+    def _replan(self) -> None:
+        """Give the present parameters their blocks anew, keeping what still fits."""
+        saved = list(self._blocks.entries()) if self._blocks is not None else []
+        chosen = [p for group in self.param_groups for p in group["params"]]
+        self._plan = plan_blocks(self.model, chosen, self._demoted)
+        self._watch.close()
+        self._watch = self._watcher()
+        self._blocks = None
+        blocks = self._made()
+        for parameter, entry in saved:
+            if blocks.takes(parameter, entry):
+                blocks.restore(parameter, entry)
+
+    def _moved(self) -> bool:
+        """Whether the model has changed device or precision since the blocks were made."""
+        return self._blocks is not None and not self._blocks.fits()
+
+    def _made(self) -> Blocks:
+        """The blocks, allocated when first needed."""
+        if self._blocks is None:
+            group_of = {
+                id(p): index
+                for index, group in enumerate(self.param_groups)
+                for p in group["params"]
+            }
+            self._blocks = Blocks(self._plan, group_of, self.corrected, self.product_dtype)
+        return self._blocks
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step with the gradients as they stand.
+
+        Args:
+            closure: Zeroes gradients, runs forward and backward, and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: If no statistics have ever been seen although there are gradients: the
+                model was not called, or its output did not take part in the loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
+            for group in self.param_groups:
+                group["damping"] = check_damping(self.damping(self._steps), positive=True)
+        self._refresh()
+        gradients = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if gradients:
+            if self._refreshes.statistics.last is None and not self._waiting:
+                raise RuntimeError(
+                    "there are gradients but no statistics: call the model itself (not "
+                    "model.forward) and let the loss depend on its output"
+                )
+            if all_finite(gradients):
+                self._move(closure)
+            else:
+                self._skip()
+        self._steps += 1
+        self._schedule()
+        return loss
+
+    def _schedule(self) -> None:
+        """Say whether the next pass gathers statistics."""
+        self._watch.due = self._waiting or self._refreshes.statistics_due(self._steps)
+        if self._control is not None:
+            self._control.schedule(self._steps)
+
+    def _refresh(self) -> None:
+        """Take in new statistics, and recompute the inverses if it is time."""
+        due_now = self._watch.due
+        sums = self._watch.take()
+        if self.distributed and due_now:
+            sums = joined(sums, self._plan)
+        if sums.bypassed:
+            # What was gathered is indexed by the old plan; the next pass gathers anew.
+            self._demote(sums)
+            sums = Sums()
+            self._waiting = True
+        elif self._moved():
+            self._replan()
+        blocks = self._made()
+        if sums.passes:
+            self._counts["refused_statistics"] += blocks.update(sums)
+            self._counts["statistics"] += 1
+            self._refreshes.updated(self._steps, blocks)
+        damping = float(self.param_groups[0]["damping"])
+        if sums.passes and self._refreshes.inverse_due(self._steps, damping):
+            found = invert(
+                blocks, lambda group: self.param_groups[group]["damping"], self.distributed
+            )
+            for name, count in zip(("float64", "damped", "failed"), found, strict=True):
+                self._counts[f"inversions_{name}"] += count
+            self._counts["inversions"] += 1
+            self._refreshes.inverted(self._steps, damping)
+
+    def _demote(self, sums: Sums) -> None:
+        """Give layers whose weights are used behind their back diagonal blocks from now on."""
+        self._demoted |= sums.bypassed
+        self._replan()
+
+    def _move(self, closure: Callable[[], Any] | None) -> None:
+        """Precondition the gradient or its momentum, size the step and make it."""
+        blocks = self._made()
+        automatic = self.lr == "auto"
+        if self._steps % _FLUSH_EVERY == 0:
+            blocks.flush()
+        updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
+        size, waiting = 0.0, 0
+        for block in blocks.every:
+            group = self.param_groups[block.group]
+            part, parameters, directions, late = precondition(
+                block, 0.0 if automatic else group["momentum"], group["damping"], self.nesterov
+            )
+            size += part * float(group["lr"]) ** 2
+            waiting += late
+            updates.append((group, parameters, directions))
+        self._waiting = waiting > 0
+        self._counts["waiting_blocks"] += waiting
+        if not math.isfinite(size):
+            # Finite gradients so large that their squares are not: start the momentum afresh.
+            blocks.forget_momentum()
+            self._skip()
+            return
+        scale = 1.0
+        bound = FIXED_BOUND if isinstance(self.kl_bound, str) else self.kl_bound
+        if not automatic and bound is not None and size > bound:
+            scale = math.sqrt(bound / size)
+            self._counts["bounded_steps"] += 1
+        if self._control is None:
+            self._last = {"step_scale": scale, "kl": scale * scale * size}
+            for group, parameters, directions in updates:
+                lr = float(group["lr"])
+                self._decay(group, parameters, lr)
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.add_(direction, alpha=-scale * lr)
+            return
+        self._controlled(self._control, updates, scale, closure)
+        self._last = {
+            "step_scale": scale,
+            "kl": self._control.state.bend if automatic else scale * scale * size,
+        }
+
+    def _skip(self) -> None:
+        """Count a step that is not made."""
+        self._counts["skipped_steps"] += 1
+        if self._control is not None:
+            self._control.skip()
+
+    def _controlled(
+        self,
+        control: StepControl,
+        updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]],
+        scale: float,
+        closure: Callable[[], Any] | None,
+    ) -> None:
+        """Make the step under control, which may change the damping."""
+        moving = [p for _, parameters, _ in updates for p in parameters]
+        if not moving:
+            return
+        steps = [
+            (direction * (-scale * float(group["lr"]))).to(p.dtype)
+            for group, parameters, directions in updates
+            for p, direction in zip(parameters, directions, strict=True)
+        ]
+        self._watch.due = False  # repetitions of the minibatch are not to be gathered from
+        factor = control.make_step(
+            self._steps,
+            moving,
+            steps,
+            float(self.param_groups[0]["damping"]),
+            self._counts["inversions"],
+            closure,
+        )
+        for group, parameters, _ in updates:
+            self._decay(group, parameters, float(group["lr"]) * (control.rate or 1.0))
+        if factor != 1.0:
+            for group in self.param_groups:
+                group["damping"] *= factor
+
+    @staticmethod
+    def _decay(group: dict[str, Any], parameters: list[nn.Parameter], lr: float) -> None:
+        if group["weight_decay"]:
+            for parameter in parameters:
+                parameter.mul_(1 - lr * group["weight_decay"])
+
+    def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
+        """See `kobai.optim.state.Remembering`."""
+        entries = {id(p): (p, dict(entry)) for p, entry in self._made().entries()}
+        control = self._control
+        if control is not None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if id(p) in control.updates:
+                        entries.setdefault(id(p), (p, {}))[1]["last_update"] = control.updates[
+                            id(p)
+                        ]
+        return list(entries.values()), {
+            "control": None if control is None else control.export(),
+            "steps": self._steps,
+            "refreshes": self._refreshes.export(),
+            "waiting": self._waiting,
+            "demoted": sorted(self._demoted),
+            "counts": dict(self._counts),
+            "last": dict(self._last),
+            "generator": self.generator.get_state(),
+        }
+
+    @torch.no_grad()
+    def _restore(
+        self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
+    ) -> None:
+        """See `kobai.optim.state.Remembering`."""
+        self._demoted = frozenset(shared["demoted"])
+        self._blocks = None
+        self._replan()
+        if (shared["control"] is None) != (self._control is None):
+            raise ValueError(
+                "this state was saved with another choice of numbers and 'auto' for lr and damping;"
+                " make the optimizer as it was made then"
+            )
+        if self._control is not None:
+            self._control.restore(shared["control"])
+        for parameter, entry in entries:
+            if self._control is not None and "last_update" in entry:
+                self._control.updates[id(parameter)] = entry["last_update"].clone().to(parameter)
+            if "updates" in entry:
+                self._made().restore(parameter, entry)
+        self._steps = shared["steps"]
+        self._refreshes.restore(shared["refreshes"])
+        self._waiting = shared["waiting"]
+        self._counts.update(shared["counts"])
+        self._last.update(shared["last"])
+        self.generator.set_state(shared["generator"].cpu())
+        self._schedule()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        arguments = {
+            "likelihood": self.likelihood,
+            "lr": self.lr,
+            "nesterov": self.nesterov,
+            "damping": self.damping,
+            "control_every": self.control_every,
+            "statistics_every": self.statistics_every,
+            "inverse_every": self.inverse_every,
+            "kl_bound": self.kl_bound,
+            "labels": self.labels,
+            "sharing": self.sharing,
+            "distributed": self.distributed,
+            "product_dtype": self.product_dtype,
+            "output_damping": self.output_damping,
+        }
+        groups = [group["params"] for group in self.param_groups]
+        return _rebuild, (type(self), self.model, arguments, groups, self.state_dict())
+
+
+def _rebuild(
+    kind: "type[FactoredOptimizer]",
+    model: nn.Module,
+    arguments: dict[str, Any],
+    groups: list[list[nn.Parameter]],
+    state_dict: dict[str, Any],
+) -> FactoredOptimizer:
+    """Make a copied or unpickled optimizer, which watches the copied model."""
+    optimizer = kind(model, **arguments)
+    optimizer.param_groups[0]["params"] = groups[0]
+    for parameters in groups[1:]:
+        optimizer.add_param_group({"params": parameters})
+    optimizer.load_state_dict(state_dict)
+    return optimizer
