@@ -1,6 +1,6 @@
 """All curvature blocks of an optimizer: who is stacked with whom, updates, inversions, memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from kobai.optim.averages import flush_
 from kobai.optim.coverage import KroneckerLayer, Plan
 from kobai.optim.eigen_stack import EigenStack
-from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span
+from kobai.optim.gradient_rows import GradientRows
+from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span, stands_alone
 from kobai.optim.small_blocks import DiagonalBlock, TableBlock, UnitBlock
 from kobai.optim.state import copy_entry
 from kobai.optim.statistics import Sums
@@ -49,7 +50,8 @@ class Blocks:
             if form.lookup:
                 self.tables.append(TableBlock(position, layer, group, corrected))
                 continue
-            key = (group, form.outputs, form.inputs, weight.dtype, weight.device)
+            own = position if stands_alone(form, weight.device) else None
+            key = (group, form.outputs, form.inputs, weight.dtype, weight.device, own)
             together.setdefault(key, []).append((position, layer))
         self.plan = plan
         self.stacks: list[Stack] = [
@@ -143,6 +145,20 @@ class Blocks:
                 found[table.position] = table.basis, None
         return found
 
+    def wide(self) -> dict[int, KroneckerLayer]:
+        """Layers in stacks of their own, by position, whose steps rows may be handed over for."""
+        return {
+            stack.spans[0].position: stack.spans[0].layer
+            for stack in self.stacks
+            if isinstance(stack, KroneckerStack) and stack.alone
+        }
+
+    def hand_over(self, rows: Mapping[int, GradientRows]) -> None:
+        """Rows whose product the present gradients are, by position, for the coming step."""
+        for stack in self.stacks:
+            if isinstance(stack, KroneckerStack):
+                stack.rows = rows.get(stack.spans[0].position)
+
     def flush(self) -> None:
         """Keep decayed averages and momentum out of the subnormal numbers."""
         for block in self.every:
@@ -153,12 +169,17 @@ class Blocks:
         """Set all momentum to zero."""
         for block in self.every:
             block.momentum.zero_()
+            if isinstance(block, KroneckerStack):
+                block.follows = False
 
     def entries(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
         """What is to be saved, by parameter; tensors are views, not copies."""
         for stack in self.stacks:
             for span in stack.spans:
-                yield span.layer.weight, saved_span(span, stack.tensors())
+                entry = saved_span(span, stack.tensors())
+                if isinstance(stack, KroneckerStack) and stack.follows:
+                    entry["preconditioned"] = stack.direction[span.slice]
+                yield span.layer.weight, entry
         for block in (*self.tables, *self.units, *self.diagonals):
             counts = block.counts() if isinstance(block, TableBlock) else {"updates": block.count}
             yield block.parameter, {**counts, **block.tensors()}
@@ -177,6 +198,10 @@ class Blocks:
             for name, tensor in block.tensors().items():
                 copy_entry(tensor[span.slice], name, span.layer.name, entry)
             span.count, span.inverted = int(entry["updates"]), bool(entry["inverted"])
+            if isinstance(block, KroneckerStack) and "preconditioned" in entry:
+                target = block.direction[span.slice]
+                copy_entry(target, "preconditioned", span.layer.name, entry)
+                block.follows = True
             return
         assert isinstance(block, TableBlock | UnitBlock | DiagonalBlock)
         for name, tensor in block.tensors().items():

@@ -13,8 +13,9 @@ from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
-from kobai.optim.distribution import invert, joined
+from kobai.optim.distribution import invert, joined, ranks
 from kobai.optim.gathering import gathered
+from kobai.optim.gradient_rows import GradientRows, RowWatch
 from kobai.optim.kfac_settings import (
     COUNTS,
     FIXED_BOUND,
@@ -111,6 +112,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._demoted: frozenset[str] = frozenset()
         self._waiting = False
         super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
+        self._rows = None if self.corrected or nesterov else RowWatch(model)
         self._watch = self._watcher()
         keep_state(self, type(self).__name__.lower())
 
@@ -142,6 +144,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             generator=self.generator,
             sharing=self.sharing,
             distributed=self.distributed,
+            rows=self._rows,
             rounded=self.product_dtype is None,
             bases=(lambda: self._blocks.bases() if self._blocks else {})
             if self.corrected
@@ -183,8 +186,10 @@ class FactoredOptimizer(torch.optim.Optimizer):
             region was active), "statistics" and "inversions" (updates made), "refused_statistics"
             (not finite), "waiting_blocks" (blocks left where they were for want of statistics,
             summed over steps), "inversions_float64", "inversions_damped" (more damping was needed)
-            and "inversions_failed" (the old inverse was kept). Of the last step: "step_scale" ν and
-            "kl", dᵀ(F + λ)d.
+            and "inversions_failed" (the old inverse was kept). "products_from_rows" counts layers'
+            steps made from the rows of their gradient, "changed_gradients" those of which rows were
+            there but not the gradient's (see `kobai.optim.gradient_rows`). Of the last step:
+            "step_scale" ν and "kl", dᵀ(F + λ)d.
 
             Where something is measured also "models" (quadratic models made), "unmodelled_steps"
             (something was not finite: not made), "shortened_trials" (halvings), "rejected_steps"
@@ -210,6 +215,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Take the hooks off the model; the optimizer gathers no more statistics."""
         self._watch.close()
+        if self._rows is not None:
+            self._rows.close()
         if self._control is not None:
             self._control.close()
 
@@ -254,6 +261,10 @@ class FactoredOptimizer(torch.optim.Optimizer):
                 for p in group["params"]
             }
             self._blocks = Blocks(self._plan, group_of, self.corrected, self.product_dtype)
+            if self._rows is not None:
+                # Gradients of several processes are averages of products.
+                single = not self.distributed or ranks() == 1
+                self._rows.choose(self._blocks.wide() if single else {})
         return self._blocks
 
     @torch.no_grad()
@@ -340,6 +351,11 @@ class FactoredOptimizer(torch.optim.Optimizer):
         automatic = self.lr == "auto"
         if self._steps % _FLUSH_EVERY == 0:
             blocks.flush()
+        rows: dict[int, GradientRows] = {}
+        if self._rows is not None:
+            rows, changed = self._rows.take()
+            self._counts["changed_gradients"] += changed
+            blocks.hand_over(rows)
         updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
         size, waiting = 0.0, 0
         for block in blocks.every:
@@ -350,6 +366,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             size += part * float(group["lr"]) ** 2
             waiting += late
             updates.append((group, parameters, directions))
+        self._counts["products_from_rows"] += sum(one.used for one in rows.values())
         self._waiting = waiting > 0
         self._counts["waiting_blocks"] += waiting
         if not math.isfinite(size):
@@ -378,6 +395,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
 
     def _skip(self) -> None:
         """Count a step that is not made."""
+        if self._rows is not None:
+            self._rows.forget()
         self._counts["skipped_steps"] += 1
         if self._control is not None:
             self._control.skip()

@@ -29,6 +29,8 @@ COUNTS: tuple[str, ...] = (
     "inversions_float64",
     "inversions_damped",
     "inversions_failed",
+    "products_from_rows",
+    "changed_gradients",
 )
 """What is counted over an optimizer's life; see `KFAC.diagnostics`."""
 

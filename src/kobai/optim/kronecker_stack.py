@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.moments import multiplies_bfloat16
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.gradient_rows import GradientRows
 
-_LEAST_IN_PIECES = 100_000
-"""Entries of a matrix from which products in two pieces are quicker."""
+_LEAST_ALONE = 100_000
+"""Entries of a matrix from which on a CPU nothing is gained by handling several together, and
+something by choosing a route for each: products from rows, or in two pieces."""
 
 _PIECES_ERROR = 0.01
 """Error of a step, relative to its length in the metric it is taken in, at which products in pieces
@@ -105,6 +108,16 @@ def like(parameters: Sequence[nn.Parameter], steps: Sequence[Tensor]) -> list[Te
     ]
 
 
+def stands_alone(form: LayerForm, device: torch.device) -> bool:
+    """Whether a layer is better off in a stack of its own."""
+    return (
+        form.groups == 1
+        and min(form.outputs, form.inputs) > 1
+        and form.outputs * form.inputs >= _LEAST_ALONE
+        and device.type == "cpu"
+    )
+
+
 @final
 class KroneckerStack:
     """Kronecker-factored blocks of equal shape.
@@ -119,6 +132,10 @@ class KroneckerStack:
 
     Attributes:
         pieces: 1 where products with an entry's inverses are taken in pieces.
+        rows: The rows that the present gradient of a stack of one layer is the product of, where
+            they are known; the next step takes them.
+        follows: Whether `direction` is the preconditioned momentum and stays so, as a moving
+            average of its own, while the inverses do.
     """
 
     def __init__(
@@ -143,13 +160,13 @@ class KroneckerStack:
         self.momentum, self.direction = zeros(m, k), zeros(m, k)
         self.spans = spans_of(layers, self.momentum, self.direction)
         self.pieces = zeros()
+        self.alone = self.size == 1 and stands_alone(self.form, weight.device)
+        self.rows: GradientRows | None = None
+        self.follows = False
         self._may_split = (
             product_dtype is None
-            and self.size == 1
-            and min(m, k) > 1
-            and m * k >= _LEAST_IN_PIECES
+            and self.alone
             and dtype == torch.float32
-            and weight.device.type == "cpu"
             and multiplies_bfloat16()
         )
         self._split: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
@@ -180,7 +197,8 @@ class KroneckerStack:
 
     def averages(self) -> list[Tensor]:
         """What decays: moving averages and momentum."""
-        return [self.factors.inputs, self.factors.outputs, self.momentum]
+        kept = [self.factors.inputs, self.factors.outputs, self.momentum]
+        return [*kept, self.direction] if self.follows else kept
 
     def fits(self) -> bool:
         """Whether the parameters are still where, and of the kind, the stack was made for."""
@@ -202,18 +220,24 @@ class KroneckerStack:
         del damping
         pieces, active, late = begin(self.spans, self.momentum, momentum)
         parameters, directions = take_gradients(active)
+        rows, self.rows = self.rows, None
         size = 0.0
         for piece in pieces:
             m, v = self.momentum[piece], self.direction[piece]
             outer, within = self.output_inverses[piece], self.input_inverses[piece]
-            if self._may_split and bool(self.pieces[0]):
+            split = self._may_split and bool(self.pieces[0])
+            exact = not split and within.dtype == m.dtype
+            if rows is not None and exact and (self.follows or not momentum):
+                rows.add_preconditioned(v[0], outer[0], within[0], momentum)
+            elif split:
                 left, left_rest, right, right_rest = self._in_pieces()
                 v.copy_(_left(left, left_rest, _right(m.bfloat16(), right, right_rest)))
-            elif within.dtype == m.dtype:
+            elif exact:
                 torch.bmm(outer, m @ within, out=v)
             else:
                 v.copy_(outer @ (m.to(within.dtype) @ within))
             size += inner(m, v)
+            self.follows = self.alone and exact and momentum > 0
         return size, parameters, like(parameters, directions), late
 
     def ready(self) -> list[int]:
@@ -249,6 +273,7 @@ class KroneckerStack:
 
     def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
         """Note which layers have inverses now; see `settled`."""
+        self.follows = False
         return settled(self.spans, statuses)
 
     def shared(self) -> list[Tensor]:

@@ -32,6 +32,8 @@ def precondition(block: Block, momentum: float, damping: float, nesterov: bool) 
         return block.precondition(momentum, damping)
     before, ahead = block.momentum.clone(), 1 + momentum
     size, parameters, directions, late = block.precondition(momentum**2 / ahead, damping)
+    if isinstance(block, KroneckerStack):
+        block.follows = False  # what was preconditioned is not the momentum that is kept
     if isinstance(block, KroneckerStack | EigenStack):
         moved = [span.slice for span in block.spans if span.active and span.inverted]
     else:

@@ -9,7 +9,6 @@ any parameter's gradient. What the user's loss is scaled by never matters.
 
 import contextlib
 import dataclasses
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -27,6 +26,8 @@ from kobai.curvature.moments import rounded_rows
 from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
+from kobai.optim.gradient_rows import RowWatch
+from kobai.optim.model_hooks import ModelHook, is_compiled, remove_hooks
 from kobai.problem import Call, Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
@@ -54,33 +55,6 @@ class Sums:
     weight: float = 0.0
     passes: int = 0
     bypassed: set[str] = dataclasses.field(default_factory=set)
-
-
-class _InertHook:
-    """What a hook becomes in a copy of the model: nothing."""
-
-    def __call__(self, *arguments: Any) -> None:
-        return None
-
-
-@final
-class _Hook:
-    """A module hook that works on its own model only and does not keep the optimizer alive.
-
-    Copies and pickles of the model (weight averaging, `torch.save`) get an inert one.
-    """
-
-    def __init__(self, owner: "BackwardStatistics", member: str) -> None:
-        self._owner = weakref.ref(owner)
-        self._member = member
-
-    def __call__(self, module: nn.Module, *arguments: Any) -> None:
-        owner = self._owner()
-        if owner is not None and owner.model is module:
-            getattr(owner, self._member)(*arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_InertHook, ())
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -112,6 +86,7 @@ class BackwardStatistics:
         sharing: How places under weight sharing are taken, "expand" or "reduce".
         distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
+        rows: Another watch of the same passes, which is to leave out those made here.
         rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
             the factors; see `kobai.curvature.moments.rounded_rows`.
 
@@ -132,6 +107,7 @@ class BackwardStatistics:
         sharing: Sharing = "expand",
         distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
+        rows: RowWatch | None = None,
         rounded: bool = True,
     ) -> None:
         self.model = model
@@ -143,6 +119,7 @@ class BackwardStatistics:
         self.sharing: Sharing = sharing
         self.distributed = distributed
         self._bases = bases
+        self._rows = rows
         self.rounded = rounded
         self.due = True
         self.seen = 0
@@ -162,10 +139,12 @@ class BackwardStatistics:
         self._modules = {module for layer in plan.layers for _, module in layer.modules}
         self._modules |= {unit.module for unit in plan.units}
         handles = [
-            model.register_forward_pre_hook(_Hook(self, "_before")),
-            model.register_forward_hook(_Hook(self, "_after"), with_kwargs=True, always_call=True),
+            model.register_forward_pre_hook(ModelHook(self, "_before")),
+            model.register_forward_hook(
+                ModelHook(self, "_after"), with_kwargs=True, always_call=True
+            ),
         ]
-        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer = weakref.finalize(self, remove_hooks, handles)
 
     def close(self) -> None:
         """Remove all hooks from the model and let go of everything gathered."""
@@ -202,7 +181,7 @@ class BackwardStatistics:
         self._noted.clear()
         self._pass = None
         self._recording = True
-        if _is_compiled(self.model):
+        if is_compiled(self.model):
             # Compiled code does not run hooks of the layers: this pass runs as it was written.
             torch.compiler.set_stance("force_eager")
             self._forced = True
@@ -254,11 +233,15 @@ class BackwardStatistics:
                 "the model's output was changed in place after the forward pass, so the Fisher "
                 "matrix there cannot be known; use an out-of-place operation on the output"
             )
+        if self._rows is not None:
+            self._rows.paused = True
         try:
             with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
                 self._gather(awaited, gradient)
         finally:
             self._forget()
+            if self._rows is not None:
+                self._rows.paused = False
 
     def _gather(self, awaited: _Pass, gradient: Tensor) -> None:
         plan, sums = self.plan, self._sums
@@ -376,16 +359,5 @@ def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Seque
         raise
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether a model is what `torch.compile` returns."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
-
-
 def _plus(known: Tensor | None, new: Tensor) -> Tensor:
     return new if known is None else known.add_(new)
-
-
-def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
