@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.averages import flush_
 from kobai.optim.coverage import KroneckerLayer, Plan
 from kobai.optim.eigen_stack import EigenStack
 from kobai.optim.gradient_rows import GradientRows
+from kobai.optim.inversions import Inversions
 from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span, stands_alone
 from kobai.optim.small_blocks import DiagonalBlock, TableBlock, UnitBlock
 from kobai.optim.state import copy_entry
@@ -27,6 +29,8 @@ class Blocks:
         group_of: Index of the parameter group by ``id(parameter)``.
         corrected: Whether to keep second moments in eigenbases (EKFAC) instead of inverses.
         product_dtype: See `KroneckerStack`.
+        method: How factors are inverted.
+        precision: Of Kronecker factors; see `KroneckerStack`.
 
     Attributes:
         stacks: Kronecker-factored blocks, those of equal shape together.
@@ -41,6 +45,8 @@ class Blocks:
         group_of: dict[int, int],
         corrected: bool = False,
         product_dtype: torch.dtype | None = None,
+        method: InverseMethod = "cholesky",
+        precision: torch.dtype | None = None,
     ) -> None:
         together: dict[tuple, list[tuple[int, KroneckerLayer]]] = {}
         self.tables: list[TableBlock] = []
@@ -48,16 +54,16 @@ class Blocks:
             form, weight = layer.form, layer.weight
             group = group_of[id(weight)]
             if form.lookup:
-                self.tables.append(TableBlock(position, layer, group, corrected))
+                self.tables.append(TableBlock(position, layer, group, corrected, method))
                 continue
             own = position if stands_alone(form, weight.device) else None
             key = (group, form.outputs, form.inputs, weight.dtype, weight.device, own)
             together.setdefault(key, []).append((position, layer))
         self.plan = plan
         self.stacks: list[Stack] = [
-            EigenStack(layers, key[0])
+            EigenStack(layers, key[0], precision)
             if corrected
-            else KroneckerStack(layers, key[0], product_dtype)
+            else KroneckerStack(layers, key[0], product_dtype, method, precision)
             for key, layers in together.items()
         ]
         self.units = [
@@ -106,27 +112,20 @@ class Blocks:
                 refused += not block.update(squares, weight)
         return refused
 
-    def invert(self, damping: Callable[[int], float]) -> tuple[int, int, int]:
+    def invert(self, damping: Callable[[int], float]) -> Inversions:
         """Recompute all inverses (or eigenbases) from the averages.
 
         Args:
             damping: λ by the index of the parameter group.
-
-        Returns:
-            Numbers of layers that needed float64, that needed more damping, and that could not be
-            inverted and keep their old inverse.
         """
-        counts = [0, 0, 0]
+        total = Inversions()
         for stack in self.stacks:
             entries = stack.ready()
             if entries:
-                found = stack.renew(damping(stack.group), entries)
-                for i, count in enumerate(stack.settle(found)):
-                    counts[i] += count
+                total += stack.settle(stack.renew(damping(stack.group), entries))
         for table in self.tables:
-            for i, count in enumerate(table.invert(damping(table.group))):
-                counts[i] += count
-        return counts[0], counts[1], counts[2]
+            total += table.invert(damping(table.group))
+        return total
 
     def bases(self) -> dict[int, tuple[Tensor, Tensor | None]]:
         """Eigenbases (Q_B, Q_A) in which second moments are wanted, by position of the layer.

@@ -1,6 +1,7 @@
 """What K-FAC and EKFAC have in common: blocks, refresh, step and state in the ordinary loop."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import Sharing, check_sharing
+from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
@@ -64,6 +66,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
         sharing: Sharing = "expand",
         distributed: bool = True,
         product_dtype: torch.dtype | None = None,
+        inverse: InverseMethod = "cholesky",
+        factor_dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         self.damping: Damping = as_rule(damping, KFAC_RULE)
@@ -75,8 +79,19 @@ class FactoredOptimizer(torch.optim.Optimizer):
         }
         check_group(defaults)
         check_settings(
-            statistics_every, inverse_every, control_every, kl_bound, output_damping, labels
+            statistics_every,
+            inverse_every,
+            control_every,
+            kl_bound,
+            output_damping,
+            labels,
+            inverse,
+            factor_dtype,
         )
+        if self.corrected and inverse != "cholesky":
+            raise ValueError(
+                f"inverse={inverse!r}: EKFAC has eigenvectors in place of inverses; leave it out"
+            )
         plan = plan_blocks(model)
         if nesterov and lr == "auto":
             raise ValueError(
@@ -101,6 +116,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
                 "precision, and EKFAC, which has none, in that of the factors; leave it out"
             )
         self.product_dtype = product_dtype
+        self.inverse: InverseMethod = inverse
+        self.factor_dtype = factor_dtype
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._steps = 0
         self._refreshes = Refresh(statistics_every, inverse_every)
@@ -145,6 +162,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             sharing=self.sharing,
             distributed=self.distributed,
             rows=self._rows,
+            precision=self.factor_dtype,
             rounded=self.product_dtype is None,
             bases=(lambda: self._blocks.bases() if self._blocks else {})
             if self.corrected
@@ -186,7 +204,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
             region was active), "statistics" and "inversions" (updates made), "refused_statistics"
             (not finite), "waiting_blocks" (blocks left where they were for want of statistics,
             summed over steps), "inversions_float64", "inversions_damped" (more damping was needed)
-            and "inversions_failed" (the old inverse was kept). "products_from_rows" counts layers'
+            "inversions_failed" (the old inverse was kept) and "inversions_cholesky" (Newton-Schulz
+            did not reach its accuracy, so Cholesky was taken). "products_from_rows" counts layers'
             steps made from the rows of their gradient, "changed_gradients" those of which rows were
             there but not the gradient's (see `kobai.optim.gradient_rows`). Of the last step:
             "step_scale" ν and "kl", dᵀ(F + λ)d.
@@ -260,7 +279,14 @@ class FactoredOptimizer(torch.optim.Optimizer):
                 for index, group in enumerate(self.param_groups)
                 for p in group["params"]
             }
-            self._blocks = Blocks(self._plan, group_of, self.corrected, self.product_dtype)
+            self._blocks = Blocks(
+                self._plan,
+                group_of,
+                self.corrected,
+                self.product_dtype,
+                self.inverse,
+                self.factor_dtype,
+            )
             if self._rows is not None:
                 # Gradients of several processes are averages of products.
                 single = not self.distributed or ranks() == 1
@@ -317,7 +343,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
         due_now = self._watch.due
         sums = self._watch.take()
         if self.distributed and due_now:
-            sums = joined(sums, self._plan)
+            sums = joined(sums, self._plan, self.factor_dtype)
         if sums.bypassed:
             # What was gathered is indexed by the old plan; the next pass gathers anew.
             self._demote(sums)
@@ -335,7 +361,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             found = invert(
                 blocks, lambda group: self.param_groups[group]["damping"], self.distributed
             )
-            for name, count in zip(("float64", "damped", "failed"), found, strict=True):
+            for name, count in dataclasses.asdict(found).items():
                 self._counts[f"inversions_{name}"] += count
             self._counts["inversions"] += 1
             self._refreshes.inverted(self._steps, damping)
@@ -502,6 +528,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
             "sharing": self.sharing,
             "distributed": self.distributed,
             "product_dtype": self.product_dtype,
+            "inverse": self.inverse,
+            "factor_dtype": self.factor_dtype,
             "output_damping": self.output_damping,
         }
         groups = [group["params"] for group in self.param_groups]

@@ -83,6 +83,13 @@ class KFAC(FactoredOptimizer):
             measured to move the step by less than 1 % of its length. ``torch.float32`` turns both
             off. ``torch.bfloat16`` rounds the inverses themselves, which can spoil a step along
             directions of much curvature. Not for `EKFAC`.
+        inverse: How factors are inverted: "cholesky"; "eigh" (dearer; negative eigenvalues count as
+            zero); "newton-schulz", products of matrices only, from the last inverses where those
+            are near, checked by its residual and left to Cholesky, counted, where it does not
+            converge; see `kobai.curvature.shifted_inverse`. Not for `EKFAC`.
+        factor_dtype: Precision of the factors' sums, averages and inversion: ``torch.float32`` or
+            ``torch.float64``. Default: that of the parameters, but at least float32. Gradients are
+            multiplied in the latter all the same.
         generator: Draws labels. Default: one of its own, seed 0, kept in `state_dict`.
 
     Raises:

@@ -16,9 +16,11 @@ from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
 from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.moments import multiplies_bfloat16
+from kobai.curvature.shifted_inverse import REPLACED, InverseMethod
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
 from kobai.optim.gradient_rows import GradientRows
+from kobai.optim.inversions import Inversions
 
 _LEAST_ALONE = 100_000
 """Entries of a matrix from which on a CPU nothing is gained by handling several together, and
@@ -129,6 +131,9 @@ class KroneckerStack:
         product_dtype: Precision in which inverses are kept and multiplied; default: that of the
             averages, or two bfloat16 pieces for wide layers in float32 on a CPU that multiplies
             such matrices, where that was found to be near enough when the inverses were made.
+        method: How factors are inverted.
+        precision: Of the averages and of their inversion; default: that of the parameters, but at
+            least float32.
 
     Attributes:
         pieces: 1 where products with an entry's inverses are taken in pieces.
@@ -143,8 +148,11 @@ class KroneckerStack:
         layers: Sequence[tuple[int, KroneckerLayer]],
         group: int,
         product_dtype: torch.dtype | None = None,
+        method: InverseMethod = "cholesky",
+        precision: torch.dtype | None = None,
     ) -> None:
         self.group = group
+        self.method: InverseMethod = method
         self.form = layers[0][1].form
         self.size = sum(layer.form.groups for _, layer in layers)
         weight = layers[0][1].weight
@@ -154,7 +162,9 @@ class KroneckerStack:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
 
-        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
+        self.factors = KroneckerFactors(
+            inputs=zeros(k, k).to(precision or dtype), outputs=zeros(m, m).to(precision or dtype)
+        )
         kept = product_dtype or dtype
         self.input_inverses, self.output_inverses = zeros(k, k).to(kept), zeros(m, m).to(kept)
         self.momentum, self.direction = zeros(m, k), zeros(m, k)
@@ -166,7 +176,7 @@ class KroneckerStack:
         self._may_split = (
             product_dtype is None
             and self.alone
-            and dtype == torch.float32
+            and self.factors.inputs.dtype == torch.float32
             and multiplies_bfloat16()
         )
         self._split: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
@@ -250,16 +260,17 @@ class KroneckerStack:
         Returns:
             How each was come by; see `KroneckerInverse.status`. What failed keeps its old inverse.
         """
-        if len(entries) == self.size:
-            inverse = self.factors.inverse(damping)
-        else:
-            own = list(entries)
-            factors = KroneckerFactors(
-                inputs=self.factors.inputs[own], outputs=self.factors.outputs[own]
-            )
-            inverse = factors.inverse(damping)
+        own = slice(None) if len(entries) == self.size else list(entries)
+        factors = KroneckerFactors(
+            inputs=self.factors.inputs[own], outputs=self.factors.outputs[own]
+        )
+        known = None
+        if self.method == "newton-schulz":
+            a, b = self.input_inverses[own], self.output_inverses[own]
+            known = a.to(factors.inputs.dtype), b.to(factors.outputs.dtype)
+        inverse = factors.inverse(damping, self.method, known)
         statuses = inverse.status.tolist()
-        good = [i for i, status in enumerate(statuses) if status < 3]
+        good = [i for i, status in enumerate(statuses) if status % REPLACED < 3]
         if len(good) == self.size:
             self.input_inverses.copy_(inverse.inputs)
             self.output_inverses.copy_(inverse.outputs)
@@ -271,7 +282,7 @@ class KroneckerStack:
             self.pieces.fill_(float(self._error(damping) <= _PIECES_ERROR))
         return dict(zip(entries, statuses, strict=True))
 
-    def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
+    def settle(self, statuses: dict[int, int]) -> Inversions:
         """Note which layers have inverses now; see `settled`."""
         self.follows = False
         return settled(self.spans, statuses)
@@ -354,25 +365,17 @@ def ready_entries(spans: Sequence[Span]) -> list[int]:
     return [i for span in spans if span.count for i in range(span.slice.start, span.slice.stop)]
 
 
-def settled(spans: Sequence[Span], statuses: dict[int, int]) -> tuple[int, int, int]:
-    """Note which layers have inverses now, and count how they were come by.
-
-    Returns:
-        Numbers of layers that needed float64, that needed more damping, and that could not be
-        inverted and keep their old inverse.
-    """
-    counts = [0, 0, 0]
+def settled(spans: Sequence[Span], statuses: dict[int, int]) -> Inversions:
+    """Note which layers have inverses now, and count how they were come by."""
+    total = Inversions()
     for span in spans:
         entries = range(span.slice.start, span.slice.stop)
         own = [statuses[i] for i in entries if i in statuses]
-        if not own:
-            continue
-        worst = max(own)
-        if worst:
-            counts[worst - 1] += 1
-        if worst < 3:
-            span.inverted = True
-    return counts[0], counts[1], counts[2]
+        if own:
+            found = Inversions.of(*own)
+            span.inverted |= not found.failed
+            total += found
+    return total
 
 
 def saved_span(span: Span, tensors: dict[str, Tensor]) -> dict[str, Any]:

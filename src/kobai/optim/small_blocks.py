@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import FactorSums
-from kobai.curvature.kronecker import shifted_inverse
+from kobai.curvature.shifted_inverse import InverseMethod, shifted_inverse
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, UnitLayer
+from kobai.optim.inversions import Inversions
 from kobai.optim.kronecker_stack import fits
 
 Preconditioned = tuple[float, list[nn.Parameter], list[Tensor], int]
@@ -173,10 +174,19 @@ class TableBlock:
         layer: The layer.
         group: Index of its parameter group.
         corrected: Whether to keep a second moment for every entry in B's eigenbasis (EKFAC).
+        method: How B is inverted.
     """
 
-    def __init__(self, position: int, layer: KroneckerLayer, group: int, corrected: bool) -> None:
+    def __init__(
+        self,
+        position: int,
+        layer: KroneckerLayer,
+        group: int,
+        corrected: bool,
+        method: InverseMethod = "cholesky",
+    ) -> None:
         self.position, self.layer, self.group = position, layer, group
+        self.method: InverseMethod = method
         weight = layer.weight
         dtype = factor_dtype(weight.dtype)
         width = layer.form.outputs
@@ -224,36 +234,38 @@ class TableBlock:
         self.squares.mul_(past).add_(squares, alpha=(1 - past) / weight)
         return True
 
-    def invert(self, damping: float) -> tuple[int, int, int]:
+    def invert(self, damping: float) -> Inversions:
         """Recompute the inverse or basis; see `Blocks.invert`."""
         if not self.count:
-            return 0, 0, 0
+            return Inversions()
         if self.squares is not None:
             return self._turn()
         tiny = torch.finfo(self.factor.dtype).tiny ** 0.25
         a = self.frequency.mean().clamp(min=tiny)
         b = torch.maximum(self.factor.diagonal().mean(), 1e-6 * damping / a).clamp(min=tiny)
         balance, root = (a / b).sqrt(), math.sqrt(damping)
-        inverse, status = shifted_inverse(self.factor.unsqueeze(0), (root / balance).reshape(1))
-        code = int(status)
-        if code < 3:
+        inverse, status = shifted_inverse(
+            self.factor.unsqueeze(0), (root / balance).reshape(1), self.method,
+            self.inverse.unsqueeze(0),
+        )  # fmt: skip
+        found = Inversions.of(int(status))
+        if not found.failed:
             self.inverse.copy_(inverse[0])
             self.shift.fill_(float(balance) * root)
             self.inverted = True
-        counts = [int(code == i) for i in (1, 2, 3)]
-        return counts[0], counts[1], counts[2]
+        return found
 
-    def _turn(self) -> tuple[int, int, int]:
+    def _turn(self) -> Inversions:
         spectral = eigh(self.factor, precision=self.factor.dtype)
         if spectral.statuses[0] != "ok":
-            return 0, 0, 1
+            return Inversions(failed=1)
         values = spectral.values.clamp(min=0).to(self.factor.dtype)
         self.inverse.copy_(spectral.vectors)
         assert self.squares is not None
         torch.outer(self.frequency, values, out=self.squares)
         self.corrections = 0
         self.inverted = True
-        return 0, 0, 0
+        return Inversions()
 
     def precondition(self, momentum: float, damping: float) -> Preconditioned:
         """See `KroneckerStack.precondition`."""

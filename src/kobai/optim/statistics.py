@@ -87,6 +87,8 @@ class BackwardStatistics:
         distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
         rows: Another watch of the same passes, which is to leave out those made here.
+        precision: Of sums for Kronecker factors; default: that of the parameters, but at least
+            float32. Where it is given nothing is rounded.
         rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
             the factors; see `kobai.curvature.moments.rounded_rows`.
 
@@ -108,6 +110,7 @@ class BackwardStatistics:
         distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
         rows: RowWatch | None = None,
+        precision: torch.dtype | None = None,
         rounded: bool = True,
     ) -> None:
         self.model = model
@@ -120,7 +123,8 @@ class BackwardStatistics:
         self.distributed = distributed
         self._bases = bases
         self._rows = rows
-        self.rounded = rounded
+        self.precision = precision
+        self.rounded = rounded and precision is None
         self.due = True
         self.seen = 0
         self._sums = Sums()
@@ -303,6 +307,8 @@ class BackwardStatistics:
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
         dtype = factor_dtype(layer.weight.dtype)
+        if self.precision is not None and not layer.form.lookup:
+            dtype = self.precision
         # Convolutions multiply few channels by many places: converting costs more than it saves.
         rounded = self.rounded and all(
             not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
@@ -312,7 +318,8 @@ class BackwardStatistics:
                 layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
             )
         if basis is not None:
-            squares = turned_squares(layer.form, uses, examples, dtype, *basis)
+            kept = factor_dtype(layer.weight.dtype)
+            squares = turned_squares(layer.form, uses, examples, kept, *basis)
             self._sums.squares[position] = _plus(self._sums.squares.get(position), squares)
 
     def _add_unit(self, position: int, use: LayerUse, examples: int) -> None:
