@@ -15,7 +15,7 @@ Source: Schulz 1933, Iterative Berechnung der reziproken Matrix; Higham 2008, Fu
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kobai.linalg import cholesky, eigh
@@ -56,6 +56,21 @@ def shifted_inverse(
     return (
         _by_eigenvectors(matrices, shifts) if method == "eigh" else _by_cholesky(matrices, shifts)
     )
+
+
+def unread_inverse(
+    matrices: Float[Tensor, "S n n"], shifts: Float[Tensor, " S"]
+) -> tuple[Float[Tensor, "S n n"], Bool[Tensor, " S"]]:
+    """The first attempt of "cholesky" and whether it was good, none of which the host waits for."""
+    size = matrices.shape[-1]
+    unit = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
+    shifted = matrices + shifts.view(-1, 1, 1) * unit
+    triangle, info = torch.linalg.cholesky_ex(shifted)
+    inverse = torch.cholesky_inverse(triangle)
+    pivots = triangle.diagonal(dim1=1, dim2=2).square()
+    least = size * torch.finfo(matrices.dtype).eps * shifted.diagonal(dim1=1, dim2=2)
+    finite = torch.isfinite(inverse.diagonal(dim1=1, dim2=2).sum(1))
+    return inverse, (info == 0) & (pivots > least).all(1) & finite
 
 
 def _by_cholesky(matrices: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,11 @@ class Blocks:
             entries = stack.ready()
             if entries:
                 total += stack.settle(stack.renew(damping(stack.group), entries))
+        return total + self.invert_tables(damping)
+
+    def invert_tables(self, damping: Callable[[int], float]) -> Inversions:
+        """Recompute the inverses (or eigenbases) of embeddings alone."""
+        total = Inversions()
         for table in self.tables:
             total += table.invert(damping(table.group))
         return total

@@ -191,9 +191,7 @@ def invert(blocks: Blocks, damping: Callable[[int], float], shared: bool = True)
     for stack in blocks.stacks:
         known = {i: statuses[id(stack), i] for other, i in entries if other is stack}
         total += stack.settle(known)
-    for table in blocks.tables:
-        total += table.invert(damping(table.group))
-    return total
+    return total + blocks.invert_tables(damping)
 
 
 def _send(

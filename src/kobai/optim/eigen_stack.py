@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.device_step import kept_share
 from kobai.optim.inversions import Inversions
 from kobai.optim.kronecker_stack import (
+    Preconditioned,
     Span,
     begin,
     fits,
@@ -111,11 +113,11 @@ class EigenStack:
         return fits(self.momentum, self.spans[0].layer.weight)
 
     def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`; the damping is exact."""
-        pieces, active, late = begin(self.spans, self.momentum, momentum)
-        parameters, directions = take_gradients(active)
+        pieces, active, late = begin(self.spans, self.momentum, kept_share(momentum, finite))
+        parameters, directions = take_gradients(active, finite)
         size = 0.0
         for piece in pieces:
             outer, within = self.output_basis[piece], self.input_basis[piece]

@@ -1,21 +1,22 @@
 """What K-FAC and EKFAC have in common: blocks, refresh, step and state in the ordinary loop."""
 
 import copy
-import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import Sharing, check_sharing
 from kobai.curvature.shifted_inverse import InverseMethod
+from kobai.optim.averages import waits
+from kobai.optim.block_optimizer import BlockOptimizer
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
 from kobai.optim.coverage import Coverage, plan_blocks
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
-from kobai.optim.distribution import invert, joined, ranks
+from kobai.optim.device_step import DeviceStep, finite_on_device
 from kobai.optim.gathering import gathered
 from kobai.optim.gradient_rows import GradientRows, RowWatch
 from kobai.optim.kfac_settings import (
@@ -30,22 +31,17 @@ from kobai.optim.kfac_settings import (
 )
 from kobai.optim.lookahead import precondition
 from kobai.optim.refresh import Every, Refresh
+from kobai.optim.side_stream import SideRefresh
 from kobai.optim.state import keep_state
-from kobai.optim.statistics import BackwardStatistics, Sums
+from kobai.optim.statistics import BackwardStatistics
 from kobai.optim.step_control import StepControl
 from kobai.problem import Likelihood, as_likelihood
 
 _FLUSH_EVERY = 20
 
 
-class FactoredOptimizer(torch.optim.Optimizer):
-    """What `KFAC` and `EKFAC` share, which is all but the kind of their blocks (interface).
-
-    Attributes:
-        corrected: Whether blocks keep second moments in their eigenbases instead of inverses.
-    """
-
-    corrected: ClassVar[bool]
+class FactoredOptimizer(BlockOptimizer):
+    """What `KFAC` and `EKFAC` share, which is all but the kind of their blocks (interface)."""
 
     def __init__(
         self,
@@ -123,6 +119,8 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._refreshes = Refresh(statistics_every, inverse_every)
         self._counts = dict.fromkeys(COUNTS, 0)
         self._last = {"step_scale": 1.0, "kl": 0.0}
+        self._device_step = DeviceStep()
+        self._side = SideRefresh()
         self._control = self._controller()
         self._plan = plan
         self._blocks: Blocks | None = None
@@ -224,6 +222,7 @@ class FactoredOptimizer(torch.optim.Optimizer):
             and what they follow, "statistics_staleness" and "inverse_staleness" (see
             `kobai.optim.refresh`). Always the present "damping".
         """
+        self._read()
         found: dict[str, Any] = {"steps": self._steps, **self._counts, **self._last}
         if self._control is not None:
             found |= {**self._control.counts, **self._control.last()}
@@ -238,60 +237,6 @@ class FactoredOptimizer(torch.optim.Optimizer):
             self._rows.close()
         if self._control is not None:
             self._control.close()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters of the model, such as newly unfrozen ones; see `torch.optim.Optimizer`.
-
-        Raises:
-            ValueError: If a parameter does not belong to the model, or a number is out of range.
-        """
-        super().add_param_group(param_group)
-        known = {id(p) for p in self.model.parameters()}
-        if any(id(p) not in known for p in self.param_groups[-1]["params"]):
-            del self.param_groups[-1]
-            raise ValueError("K-FAC can only train parameters of the model it was made for")
-        check_group(self.param_groups[-1])
-        if len(self.param_groups) > 1:
-            self._replan()
-
-    def _replan(self) -> None:
-        """Give the present parameters their blocks anew, keeping what still fits."""
-        saved = list(self._blocks.entries()) if self._blocks is not None else []
-        chosen = [p for group in self.param_groups for p in group["params"]]
-        self._plan = plan_blocks(self.model, chosen, self._demoted)
-        self._watch.close()
-        self._watch = self._watcher()
-        self._blocks = None
-        blocks = self._made()
-        for parameter, entry in saved:
-            if blocks.takes(parameter, entry):
-                blocks.restore(parameter, entry)
-
-    def _moved(self) -> bool:
-        """Whether the model has changed device or precision since the blocks were made."""
-        return self._blocks is not None and not self._blocks.fits()
-
-    def _made(self) -> Blocks:
-        """The blocks, allocated when first needed."""
-        if self._blocks is None:
-            group_of = {
-                id(p): index
-                for index, group in enumerate(self.param_groups)
-                for p in group["params"]
-            }
-            self._blocks = Blocks(
-                self._plan,
-                group_of,
-                self.corrected,
-                self.product_dtype,
-                self.inverse,
-                self.factor_dtype,
-            )
-            if self._rows is not None:
-                # Gradients of several processes are averages of products.
-                single = not self.distributed or ranks() == 1
-                self._rows.choose(self._blocks.wide() if single else {})
-        return self._blocks
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -324,7 +269,9 @@ class FactoredOptimizer(torch.optim.Optimizer):
                     "there are gradients but no statistics: call the model itself (not "
                     "model.forward) and let the loss depend on its output"
                 )
-            if all_finite(gradients):
+            if self._unread(gradients):
+                self._move(closure, finite_on_device(gradients))
+            elif all_finite(gradients):
                 self._move(closure)
             else:
                 self._skip()
@@ -332,46 +279,16 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._schedule()
         return loss
 
-    def _schedule(self) -> None:
-        """Say whether the next pass gathers statistics."""
-        self._watch.due = self._waiting or self._refreshes.statistics_due(self._steps)
-        if self._control is not None:
-            self._control.schedule(self._steps)
+    def _unread(self, gradients: list[Tensor]) -> bool:
+        """Whether the step is decided on the device; see `kobai.optim.device_step`."""
+        return (
+            self._control is None
+            and not self.nesterov
+            and waits(gradients[0])
+            and len({g.device for g in gradients}) == 1
+        )
 
-    def _refresh(self) -> None:
-        """Take in new statistics, and recompute the inverses if it is time."""
-        due_now = self._watch.due
-        sums = self._watch.take()
-        if self.distributed and due_now:
-            sums = joined(sums, self._plan, self.factor_dtype)
-        if sums.bypassed:
-            # What was gathered is indexed by the old plan; the next pass gathers anew.
-            self._demote(sums)
-            sums = Sums()
-            self._waiting = True
-        elif self._moved():
-            self._replan()
-        blocks = self._made()
-        if sums.passes:
-            self._counts["refused_statistics"] += blocks.update(sums)
-            self._counts["statistics"] += 1
-            self._refreshes.updated(self._steps, blocks)
-        damping = float(self.param_groups[0]["damping"])
-        if sums.passes and self._refreshes.inverse_due(self._steps, damping):
-            found = invert(
-                blocks, lambda group: self.param_groups[group]["damping"], self.distributed
-            )
-            for name, count in dataclasses.asdict(found).items():
-                self._counts[f"inversions_{name}"] += count
-            self._counts["inversions"] += 1
-            self._refreshes.inverted(self._steps, damping)
-
-    def _demote(self, sums: Sums) -> None:
-        """Give layers whose weights are used behind their back diagonal blocks from now on."""
-        self._demoted |= sums.bypassed
-        self._replan()
-
-    def _move(self, closure: Callable[[], Any] | None) -> None:
+    def _move(self, closure: Callable[[], Any] | None, finite: Tensor | None = None) -> None:
         """Precondition the gradient or its momentum, size the step and make it."""
         blocks = self._made()
         automatic = self.lr == "auto"
@@ -383,11 +300,16 @@ class FactoredOptimizer(torch.optim.Optimizer):
             self._counts["changed_gradients"] += changed
             blocks.hand_over(rows)
         updates: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor]]] = []
-        size, waiting = 0.0, 0
+        size: float | Tensor = 0.0
+        waiting = 0
         for block in blocks.every:
             group = self.param_groups[block.group]
             part, parameters, directions, late = precondition(
-                block, 0.0 if automatic else group["momentum"], group["damping"], self.nesterov
+                block,
+                0.0 if automatic else group["momentum"],
+                group["damping"],
+                self.nesterov,
+                finite,
             )
             size += part * float(group["lr"]) ** 2
             waiting += late
@@ -395,13 +317,19 @@ class FactoredOptimizer(torch.optim.Optimizer):
         self._counts["products_from_rows"] += sum(one.used for one in rows.values())
         self._waiting = waiting > 0
         self._counts["waiting_blocks"] += waiting
+        bound = FIXED_BOUND if isinstance(self.kl_bound, str) else self.kl_bound
+        if finite is not None:
+            if isinstance(size, Tensor):  # otherwise nothing moves yet
+                momenta = [block.momentum for block in blocks.every]
+                self._device_step.make(updates, momenta, size, finite, bound)
+            return
+        size = float(size)
         if not math.isfinite(size):
             # Finite gradients so large that their squares are not: start the momentum afresh.
             blocks.forget_momentum()
             self._skip()
             return
         scale = 1.0
-        bound = FIXED_BOUND if isinstance(self.kl_bound, str) else self.kl_bound
         if not automatic and bound is not None and size > bound:
             scale = math.sqrt(bound / size)
             self._counts["bounded_steps"] += 1
@@ -463,56 +391,6 @@ class FactoredOptimizer(torch.optim.Optimizer):
         if group["weight_decay"]:
             for parameter in parameters:
                 parameter.mul_(1 - lr * group["weight_decay"])
-
-    def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
-        """See `kobai.optim.state.Remembering`."""
-        entries = {id(p): (p, dict(entry)) for p, entry in self._made().entries()}
-        control = self._control
-        if control is not None:
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if id(p) in control.updates:
-                        entries.setdefault(id(p), (p, {}))[1]["last_update"] = control.updates[
-                            id(p)
-                        ]
-        return list(entries.values()), {
-            "control": None if control is None else control.export(),
-            "steps": self._steps,
-            "refreshes": self._refreshes.export(),
-            "waiting": self._waiting,
-            "demoted": sorted(self._demoted),
-            "counts": dict(self._counts),
-            "last": dict(self._last),
-            "generator": self.generator.get_state(),
-        }
-
-    @torch.no_grad()
-    def _restore(
-        self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
-    ) -> None:
-        """See `kobai.optim.state.Remembering`."""
-        self._demoted = frozenset(shared["demoted"])
-        self._blocks = None
-        self._replan()
-        if (shared["control"] is None) != (self._control is None):
-            raise ValueError(
-                "this state was saved with another choice of numbers and 'auto' for lr and damping;"
-                " make the optimizer as it was made then"
-            )
-        if self._control is not None:
-            self._control.restore(shared["control"])
-        for parameter, entry in entries:
-            if self._control is not None and "last_update" in entry:
-                self._control.updates[id(parameter)] = entry["last_update"].clone().to(parameter)
-            if "updates" in entry:
-                self._made().restore(parameter, entry)
-        self._steps = shared["steps"]
-        self._refreshes.restore(shared["refreshes"])
-        self._waiting = shared["waiting"]
-        self._counts.update(shared["counts"])
-        self._last.update(shared["last"])
-        self.generator.set_state(shared["generator"].cpu())
-        self._schedule()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         arguments = {

@@ -16,9 +16,10 @@ from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
 from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.moments import multiplies_bfloat16
-from kobai.curvature.shifted_inverse import REPLACED, InverseMethod
+from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, unread_inverse
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.device_step import kept_gradient, kept_share
 from kobai.optim.gradient_rows import GradientRows
 from kobai.optim.inversions import Inversions
 
@@ -32,6 +33,10 @@ are given up."""
 
 _PIECES_SAMPLE = 64
 """Rows and columns of the momentum on which that is measured."""
+
+
+Preconditioned = tuple[float | Tensor, list[nn.Parameter], list[Tensor], int]
+"""mᵀ(F + λ)⁻¹m, the parameters with gradients, their steps, and the number of late blocks."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -88,7 +93,9 @@ def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
     return parts
 
 
-def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tensor]]:
+def take_gradients(
+    spans: Sequence[Span], finite: Tensor | None
+) -> tuple[list[nn.Parameter], list[Tensor]]:
     """Add gradients to the momenta; the parameters that have one, and where their steps will be."""
     parameters, directions = [], []
     for span in spans:
@@ -96,7 +103,8 @@ def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tens
             span.layer.tensors, span.momenta, span.directions, strict=True
         ):
             if p.grad is not None:
-                part.add_(p.grad.reshape(part.shape) if span.layer.form.turned else p.grad)
+                own = kept_gradient(p.grad, finite)
+                part.add_(own.reshape(part.shape) if span.layer.form.turned else own)
                 parameters.append(p)
                 directions.append(direction)
     return parameters, directions
@@ -215,21 +223,24 @@ class KroneckerStack:
         return fits(self.momentum, self.spans[0].layer.weight)
 
     def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """Take gradients into the momentum m and precondition it; resting layers are left alone.
 
         Args:
             momentum: Share of m that is kept.
             damping: λ; Kronecker-factored blocks have it in their inverses already.
+            finite: Whether the gradients are finite, where that is known on the device alone; if
+                not the momentum stays as it is.
 
         Returns:
-            mᵀ(F + λ)⁻¹m; the parameters that have gradients, with their parts of (F + λ)⁻¹m, valid
-            until the next call; and the number of layers that have a gradient but no inverse yet.
+            mᵀ(F + λ)⁻¹m, on a device a tensor; the parameters that have gradients, with their
+            parts of (F + λ)⁻¹m, valid until the next call; and the number of layers that have a
+            gradient but no inverse yet.
         """
         del damping
-        pieces, active, late = begin(self.spans, self.momentum, momentum)
-        parameters, directions = take_gradients(active)
+        pieces, active, late = begin(self.spans, self.momentum, kept_share(momentum, finite))
+        parameters, directions = take_gradients(active, finite)
         rows, self.rows = self.rows, None
         size = 0.0
         for piece in pieces:
@@ -281,6 +292,22 @@ class KroneckerStack:
         if self._may_split and good:
             self.pieces.fill_(float(self._error(damping) <= _PIECES_ERROR))
         return dict(zip(entries, statuses, strict=True))
+
+    def unread_inverses(self, damping: float) -> tuple[KroneckerFactors, Tensor]:
+        """New inverses of A and B and whether each entry's are good, without reading a number."""
+        balance, root = self.factors.balance(damping), math.sqrt(damping)
+        a, first = unread_inverse(self.factors.inputs, balance * root)
+        b, second = unread_inverse(self.factors.outputs, root / balance)
+        return KroneckerFactors(inputs=a, outputs=b), first & second
+
+    def take_over(self, inverses: KroneckerFactors, good: Tensor) -> None:
+        """Replace inverses where there are good ones; where not, the old ones stay."""
+        chosen = good.view(-1, 1, 1)
+        for own, new in (
+            (self.input_inverses, inverses.inputs), (self.output_inverses, inverses.outputs)
+        ):  # fmt: skip
+            own.copy_(torch.where(chosen, new.to(own.dtype), own))
+        self.settle(dict.fromkeys(range(self.size), 0))
 
     def settle(self, statuses: dict[int, int]) -> Inversions:
         """Note which layers have inverses now; see `settled`."""
@@ -344,7 +371,7 @@ def fits(tensor: Tensor, weight: Tensor) -> bool:
 
 
 def begin(
-    spans: Sequence[Span], momenta: Tensor, momentum: float
+    spans: Sequence[Span], momenta: Tensor, momentum: float | Tensor
 ) -> tuple[list[slice], list[Span], int]:
     """Decay the momenta of the layers that take part in a step.
 

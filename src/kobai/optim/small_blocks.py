@@ -12,11 +12,9 @@ from kobai.curvature.shifted_inverse import InverseMethod, shifted_inverse
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, UnitLayer
+from kobai.optim.device_step import kept_gradient, kept_share
 from kobai.optim.inversions import Inversions
-from kobai.optim.kronecker_stack import fits
-
-Preconditioned = tuple[float, list[nn.Parameter], list[Tensor], int]
-"""mᵀ(F + λ)⁻¹m, the parameters with gradients, their steps, and the number of late blocks."""
+from kobai.optim.kronecker_stack import Preconditioned, fits
 
 
 @final
@@ -61,14 +59,17 @@ class DiagonalBlock:
         """See `KroneckerStack.fits`."""
         return fits(self.momentum, self.parameter)
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`."""
         parameter = self.entry.parameter
         if parameter.grad is None:
             return 0.0, [], [], 0
         if not self.count:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum).add_(parameter.grad)
+        gradient = kept_gradient(parameter.grad, finite)
+        self.momentum.mul_(kept_share(momentum, finite)).add_(gradient)
         direction = self.momentum / (self.fisher + damping)
         return inner(self.momentum, direction), [parameter], [direction], 0
 
@@ -122,17 +123,19 @@ class UnitBlock:
         """See `KroneckerStack.fits`."""
         return fits(self.momentum, self.parameter)
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`; 2 × 2 systems are solved in closed form."""
         tensors = self.entry.tensors
         if all(p.grad is None for p in tensors):
             return 0.0, [], [], 0
         if not self.count:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum)
+        self.momentum.mul_(kept_share(momentum, finite))
         for column, p in enumerate(tensors):
             if p.grad is not None:
-                self.momentum[:, column].add_(p.grad.reshape(-1))
+                self.momentum[:, column].add_(kept_gradient(p.grad, finite).reshape(-1))
         m = self.momentum
         if len(tensors) == 1:
             v = m / (self.fisher[:, 0] + damping)
@@ -267,14 +270,17 @@ class TableBlock:
         self.inverted = True
         return Inversions()
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`."""
         parameter = self.layer.weight
         if parameter.grad is None:
             return 0.0, [], [], 0
         if not self.inverted:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum).add_(parameter.grad)
+        gradient = kept_gradient(parameter.grad, finite)
+        self.momentum.mul_(kept_share(momentum, finite)).add_(gradient)
         if self.squares is None:
             direction = self.momentum @ self.inverse
             direction /= (self.frequency + self.shift).unsqueeze(1)
