@@ -101,9 +101,11 @@ class KFAC(FactoredOptimizer):
     whose block has no statistics yet stays where it is until the next pass has brought them.
 
     Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
-    inputs; with statistics due, a backward pass without weight gradients and R(M² + K²) for R rows;
-    with an inversion due, M³ + K³; with a measurement due, four forward passes, one of them at the
-    step after. See `kobai.curvature.kronecker` for the factors.
+    inputs, or n(M² + K² + MK) for a wide linear layer on a CPU where the n rows of the batch are
+    few (see `kobai.optim.gradient_rows`); with statistics due, a backward pass without weight
+    gradients and R(M² + K²) for R rows; with an inversion due, (M³ + K³)/2; with a measurement due,
+    four forward passes, one of them at the step after. See `kobai.curvature.kronecker` for the
+    factors.
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
     curvature (§5, §6.3, §6.5, §7); the bound on the step: Ba, Grosse and Martens 2017, Distributed
