@@ -131,6 +131,7 @@ def test_clipping_by_the_norm_is_a_scale(dtype):
 
 CHANGES = {
     "decay": lambda p: p.grad.add_(p.detach(), alpha=1e-3),
+    "scaled-and-decay": lambda p: p.grad.mul_(1e-6).add_(p.detach(), alpha=1e-9),
     "entries": lambda p: p.grad.clamp_(-1e-4, 1e-4),
     "one-entry": lambda p: p.grad.view(-1)[7:8].add_(0.01),
     "noise": lambda p: p.grad.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)),

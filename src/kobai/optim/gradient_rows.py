@@ -249,7 +249,7 @@ class RowWatch:
             return False
         rows.scale = scale
         wrong = float((image - scale * product).norm())
-        return wrong <= _ROUNDINGS * max(1.0, abs(scale)) * step
+        return wrong <= _ROUNDINGS * abs(scale) * step
 
     def _probe(self, position: int, like: Tensor) -> Tensor:
         """A fixed vector without small entries, of random signs; the last entry for the bias."""
