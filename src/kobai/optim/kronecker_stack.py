@@ -137,7 +137,7 @@ class KroneckerStack:
             equal dtype and device.
         group: Index of the parameter group they all belong to.
         product_dtype: Precision in which inverses are kept and multiplied; default: that of the
-            averages, or two bfloat16 pieces for wide layers in float32 on a CPU that multiplies
+            momentum, or two bfloat16 pieces for wide layers in float32 on a CPU that multiplies
             such matrices, where that was found to be near enough when the inverses were made.
         method: How factors are inverted.
         precision: Of the averages and of their inversion; default: that of the parameters, but at
