@@ -177,8 +177,8 @@ class BlockOptimizer(torch.optim.Optimizer):
 
     def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
         """See `kobai.optim.state.Remembering`."""
-        self._read()
         self._side.take_over()
+        self._read()
         entries = {id(p): (p, dict(entry)) for p, entry in self._made().entries()}
         control = self._control
         if control is not None:
@@ -204,6 +204,7 @@ class BlockOptimizer(torch.optim.Optimizer):
         self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
     ) -> None:
         """See `kobai.optim.state.Remembering`."""
+        self._side, self._device_step = SideRefresh(), DeviceStep()
         self._demoted = frozenset(shared["demoted"])
         self._blocks = None
         self._replan()
