@@ -7,13 +7,14 @@ gathering + 1 inverting) / 10. Learning rate and damping are numbers: what autom
 its own business.
 
     OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/kfac.py [--cases mlp-256 ae-256 …]
-        [--optimizers kfac ekfac kfac-float32 kfac-bf16] [--labels sampled observed] [--quick]
+        [--optimizers kfac kfac-gradient ekfac kfac-float32 kfac-bf16] [--labels sampled observed] [--quick]
         [--device cuda] [--bf16]
 
 Cases: "mlp", six linear layers 784-100×5-10; "classifier", 784-512-512-10 with ReLU; "ae", the
 autoencoder 784-1000-500-250-30-250-500-1000-784; "resnet", ResNet-20 on images of CIFAR-10's size;
 "transformer", d = 128, 4 layers, 32 tokens; "resnet50" and "gpt2" (124 M parameters) for
-accelerators. Numbers after the dash are batches. Inputs are random: no cost depends on them.
+accelerators. "kfac-gradient" makes no step from the rows of a gradient. Numbers after the dash are
+batches. Inputs are random: no cost depends on them.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.optim import EKFAC, KFAC
-from kobai.optim.kfac import FactoredOptimizer
+from kobai.optim.factored import FactoredOptimizer
 
 TARGETS = {
     "mlp-256": (1.45, 2.4),
@@ -210,6 +211,8 @@ class Stepper:
             product_dtype=PRODUCTS.get(optimizer),
         )  # fmt: skip
         self.factored._watch.rounded = optimizer != "kfac-float32"
+        if optimizer == "kfac-gradient" and self.factored._rows is not None:
+            self.factored._rows.close()
         for _ in range(2):
             self.step("invert")
 

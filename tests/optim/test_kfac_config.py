@@ -47,3 +47,15 @@ def test_none_is_no_bound():
 def test_other_bounds_are_refused(bad):
     with pytest.raises(Exception, match="kl_bound"):
         KFACConfig(kl_bound=bad)
+
+
+def test_ways_of_inverting_survive_the_command_line_and_a_file():
+    words = ["--inverse", "newton-schulz", "--factor-dtype", "float64"]
+    config = tyro.cli(KFACConfig, args=words)
+    assert there_and_back(config) == config
+    net = torch.nn.utils.skip_init(torch.nn.Linear, 3, 2)
+    optimizer = build("kfac", net, config=config)
+    assert optimizer.inverse == "newton-schulz"
+    assert optimizer.factor_dtype == torch.float64
+    with pytest.raises(ValueError, match="eigenvectors in place of inverses"):
+        build("ekfac", net, config=config)

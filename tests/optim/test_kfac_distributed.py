@@ -11,6 +11,7 @@ from kobai.optim import EKFAC, KFAC
 from kobai.optim.blocks import Blocks
 from kobai.optim.coverage import plan_blocks
 from kobai.optim.distribution import invert, joined, owners
+from kobai.optim.inversions import Inversions
 from kobai.optim.statistics import Sums
 
 SETTINGS = {
@@ -44,8 +45,11 @@ def problem():
         return net, torch.randn(8, 2, 5).double(), torch.randint(0, 3, (8,))
 
 
-def trained(kind, model, net, x, y, steps=7):
-    optimizer = kind(model, **SETTINGS)
+SINGLE = {"factor_dtype": torch.float64, "inverse": "newton-schulz"}
+
+
+def trained(kind, model, net, x, y, steps=7, **settings):
+    optimizer = kind(model, **SETTINGS, **settings)
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
@@ -74,6 +78,12 @@ def _worker(rank, port, queue):
                 else:
                     theta, optimizer = trained(kind, model, net, x[share], y[share])
                 found[kind.__name__, wrap] = theta.numpy()
+        net, x, y = problem()
+        theta, _ = trained(
+            KFAC, nn.parallel.DistributedDataParallel(net.float()), net, x[share].float(),
+            y[share], **SINGLE,
+        )  # fmt: skip
+        found["single"] = theta.numpy()
         # Sampled labels differ between ranks and factors do not.
         net, x, y = problem()
         optimizer = KFAC(net, lr=0.1, damping=0.05)
@@ -115,13 +125,17 @@ def test_two_ranks_equal_one_process():
             for wrap in ("net", "wrapper"):
                 theta = torch.from_numpy(found[rank][kind.__name__, wrap])
                 assert float((theta - expected).abs().max()) < 1e-9
+    net, x, y = problem()
+    expected, _ = trained(KFAC, net.float(), net, x.float(), y, **SINGLE)
+    assert abs(found[0]["single"] - found[1]["single"]).max() == 0
+    assert float((torch.from_numpy(found[0]["single"]) - expected).abs().max()) < 1e-4
     assert abs(found[0]["own"] - found[1]["own"]).max() > 1e-3
     total = found[0]["own"] + found[1]["own"]
     for rank in (0, 1):
         assert abs(found[rank]["joined"] - total).max() < 1e-12
         assert abs(found[rank]["lonely"][0] - total).max() < 1e-12
         assert found[rank]["lonely"][1] == 16
-        assert found[rank]["counts"] == (0, 0, 0)
+        assert found[rank]["counts"] == Inversions()
     assert abs(found[0]["inverse"] - found[1]["inverse"]).max() == 0
     assert abs(found[0]["inverse"]).max() > 0
 

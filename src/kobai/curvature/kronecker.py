@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kobai.linalg import cholesky
-
-_STATUS = {"ok": 0, "jittered": 2, "indefinite": 3, "non-finite": 3}
+from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, shifted_inverse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,15 +51,22 @@ class KroneckerFactors:
         b = torch.maximum(b, 1e-6 * damping / a).clamp(min=tiny)
         return (a / b).sqrt()
 
-    def inverse(self, damping: float) -> "KroneckerInverse":
+    def inverse(
+        self,
+        damping: float,
+        method: InverseMethod = "cholesky",
+        start: "tuple[Tensor, Tensor] | None" = None,
+    ) -> "KroneckerInverse":
         """(B + √λ/π I)⁻¹ ⊗ (A + π √λ I)⁻¹: Tikhonov damping λ shared out between the factors.
 
         Args:
             damping: λ > 0, in units of the Fisher matrix.
+            method: How matrices are inverted; see `kobai.curvature.shifted_inverse`.
+            start: Inverses of A and of B nearby, of which Newton-Schulz makes use.
 
         Returns:
             The inverses with a status a block: never an exception on account of numbers.
-            Cost: (K³ + M³) a block. Source: Martens and Grosse 2015, §6.3.
+            Cost: (K³ + M³)/2 a block by Cholesky. Source: Martens and Grosse 2015, §6.3.
 
         Raises:
             ValueError: If the damping is not positive and finite.
@@ -69,9 +74,13 @@ class KroneckerFactors:
         if not (math.isfinite(damping) and damping > 0):
             raise ValueError(f"damping must be positive and finite, got {damping}")
         balance, root = self.balance(damping), math.sqrt(damping)
-        inputs, first = shifted_inverse(self.inputs, balance * root)
-        outputs, second = shifted_inverse(self.outputs, root / balance)
-        return KroneckerInverse(inputs=inputs, outputs=outputs, status=torch.maximum(first, second))
+        own, other = (None, None) if start is None else start
+        inputs, first = shifted_inverse(self.inputs, balance * root, method, own)
+        outputs, second = shifted_inverse(self.outputs, root / balance, method, other)
+        # The worse of two codes, and whether either was replaced.
+        replaced = torch.maximum(first // REPLACED, second // REPLACED) * REPLACED
+        status = torch.maximum(first % REPLACED, second % REPLACED) + replaced
+        return KroneckerInverse(inputs=inputs, outputs=outputs, status=status)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +90,7 @@ class KroneckerInverse:
     Attributes:
         inputs: (A + …)⁻¹, (S, K, K).
         outputs: (B + …)⁻¹, (S, M, M).
-        status: How each block was inverted: 0 in its own precision, 1 in float64, 2 with its
-            damping raised, 3 not at all (not finite; the inverse is then zero).
+        status: How each block was inverted; see `kobai.curvature.shifted_inverse`.
     """
 
     inputs: Float[Tensor, "S K K"]
@@ -92,21 +100,3 @@ class KroneckerInverse:
     def product(self, matrices: Float[Tensor, "S M K"]) -> Float[Tensor, "S M K"]:
         """The inverse times vec(V) as matrices: B⁻¹ V A⁻¹. Cost: MK(M + K) a block."""
         return self.outputs @ (matrices @ self.inputs)
-
-
-def shifted_inverse(
-    matrices: Float[Tensor, "S n n"], shifts: Float[Tensor, " S"]
-) -> tuple[Float[Tensor, "S n n"], Int[Tensor, " S"]]:
-    """(C + s I)⁻¹ of positive semi-definite matrices, and how it was come by."""
-    factor = cholesky(matrices, damping=shifts, precision=matrices.dtype)
-    # Symmetric, and written column by column: turned, it lies in memory as copies want it.
-    inverse = torch.cholesky_inverse(factor.triangle).mT.to(matrices.dtype)
-    status = [_STATUS[name] for name in factor.statuses]
-    if factor.triangle.dtype != matrices.dtype:
-        status = [max(code, 1) for code in status]
-    found = torch.tensor(status, device=matrices.device)
-    # A matrix on the brink can have an inverse that overflows, on its diagonal if anywhere.
-    failed = (found == 3) | ~torch.isfinite(inverse.diagonal(dim1=1, dim2=2).sum(1))
-    if bool(failed.any()):
-        inverse[failed] = 0.0
-    return inverse, torch.where(failed, 3, found)

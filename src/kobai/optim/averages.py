@@ -20,9 +20,20 @@ def factor_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def inner(a: Tensor, b: Tensor) -> float:
-    """Inner product of all entries, in float64 where its own precision overflows."""
-    value = float(torch.dot(a.reshape(-1), b.reshape(-1)))
+def waits(tensor: Tensor) -> bool:
+    """Whether reading a number of a tensor waits for a device."""
+    return tensor.device.type != "cpu"
+
+
+def inner(a: Tensor, b: Tensor) -> float | Tensor:
+    """Inner product of all entries, in float64 where its own precision overflows.
+
+    On a device a tensor without axes, for which nobody has waited; it may have overflowed.
+    """
+    product = torch.dot(a.reshape(-1), b.reshape(-1))
+    if waits(product):
+        return product.double()
+    value = float(product)
     if math.isfinite(value):
         return value
     return float(torch.dot(a.reshape(-1).double(), b.reshape(-1).double()))

@@ -1,15 +1,18 @@
 """All curvature blocks of an optimizer: who is stacked with whom, updates, inversions, memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.averages import flush_
 from kobai.optim.coverage import KroneckerLayer, Plan
 from kobai.optim.eigen_stack import EigenStack
-from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span
+from kobai.optim.gradient_rows import GradientRows
+from kobai.optim.inversions import Inversions
+from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span, stands_alone
 from kobai.optim.small_blocks import DiagonalBlock, TableBlock, UnitBlock
 from kobai.optim.state import copy_entry
 from kobai.optim.statistics import Sums
@@ -26,6 +29,8 @@ class Blocks:
         group_of: Index of the parameter group by ``id(parameter)``.
         corrected: Whether to keep second moments in eigenbases (EKFAC) instead of inverses.
         product_dtype: See `KroneckerStack`.
+        method: How factors are inverted.
+        precision: Of Kronecker factors; see `KroneckerStack`.
 
     Attributes:
         stacks: Kronecker-factored blocks, those of equal shape together.
@@ -40,6 +45,8 @@ class Blocks:
         group_of: dict[int, int],
         corrected: bool = False,
         product_dtype: torch.dtype | None = None,
+        method: InverseMethod = "cholesky",
+        precision: torch.dtype | None = None,
     ) -> None:
         together: dict[tuple, list[tuple[int, KroneckerLayer]]] = {}
         self.tables: list[TableBlock] = []
@@ -47,15 +54,16 @@ class Blocks:
             form, weight = layer.form, layer.weight
             group = group_of[id(weight)]
             if form.lookup:
-                self.tables.append(TableBlock(position, layer, group, corrected))
+                self.tables.append(TableBlock(position, layer, group, corrected, method))
                 continue
-            key = (group, form.outputs, form.inputs, weight.dtype, weight.device)
+            own = position if stands_alone(form, weight.device) else None
+            key = (group, form.outputs, form.inputs, weight.dtype, weight.device, own)
             together.setdefault(key, []).append((position, layer))
         self.plan = plan
         self.stacks: list[Stack] = [
-            EigenStack(layers, key[0])
+            EigenStack(layers, key[0], precision)
             if corrected
-            else KroneckerStack(layers, key[0], product_dtype)
+            else KroneckerStack(layers, key[0], product_dtype, method, precision)
             for key, layers in together.items()
         ]
         self.units = [
@@ -104,27 +112,25 @@ class Blocks:
                 refused += not block.update(squares, weight)
         return refused
 
-    def invert(self, damping: Callable[[int], float]) -> tuple[int, int, int]:
+    def invert(self, damping: Callable[[int], float]) -> Inversions:
         """Recompute all inverses (or eigenbases) from the averages.
 
         Args:
             damping: λ by the index of the parameter group.
-
-        Returns:
-            Numbers of layers that needed float64, that needed more damping, and that could not be
-            inverted and keep their old inverse.
         """
-        counts = [0, 0, 0]
+        total = Inversions()
         for stack in self.stacks:
             entries = stack.ready()
             if entries:
-                found = stack.renew(damping(stack.group), entries)
-                for i, count in enumerate(stack.settle(found)):
-                    counts[i] += count
+                total += stack.settle(stack.renew(damping(stack.group), entries))
+        return total + self.invert_tables(damping)
+
+    def invert_tables(self, damping: Callable[[int], float]) -> Inversions:
+        """Recompute the inverses (or eigenbases) of embeddings alone."""
+        total = Inversions()
         for table in self.tables:
-            for i, count in enumerate(table.invert(damping(table.group))):
-                counts[i] += count
-        return counts[0], counts[1], counts[2]
+            total += table.invert(damping(table.group))
+        return total
 
     def bases(self) -> dict[int, tuple[Tensor, Tensor | None]]:
         """Eigenbases (Q_B, Q_A) in which second moments are wanted, by position of the layer.
@@ -143,6 +149,20 @@ class Blocks:
                 found[table.position] = table.basis, None
         return found
 
+    def wide(self) -> dict[int, KroneckerLayer]:
+        """Layers in stacks of their own, by position, whose steps rows may be handed over for."""
+        return {
+            stack.spans[0].position: stack.spans[0].layer
+            for stack in self.stacks
+            if isinstance(stack, KroneckerStack) and stack.alone
+        }
+
+    def hand_over(self, rows: Mapping[int, GradientRows]) -> None:
+        """Rows whose product the present gradients are, by position, for the coming step."""
+        for stack in self.stacks:
+            if isinstance(stack, KroneckerStack):
+                stack.rows = rows.get(stack.spans[0].position)
+
     def flush(self) -> None:
         """Keep decayed averages and momentum out of the subnormal numbers."""
         for block in self.every:
@@ -153,12 +173,17 @@ class Blocks:
         """Set all momentum to zero."""
         for block in self.every:
             block.momentum.zero_()
+            if isinstance(block, KroneckerStack):
+                block.follows = False
 
     def entries(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
         """What is to be saved, by parameter; tensors are views, not copies."""
         for stack in self.stacks:
             for span in stack.spans:
-                yield span.layer.weight, saved_span(span, stack.tensors())
+                entry = saved_span(span, stack.tensors())
+                if isinstance(stack, KroneckerStack) and stack.follows:
+                    entry["preconditioned"] = stack.direction[span.slice]
+                yield span.layer.weight, entry
         for block in (*self.tables, *self.units, *self.diagonals):
             counts = block.counts() if isinstance(block, TableBlock) else {"updates": block.count}
             yield block.parameter, {**counts, **block.tensors()}
@@ -177,6 +202,10 @@ class Blocks:
             for name, tensor in block.tensors().items():
                 copy_entry(tensor[span.slice], name, span.layer.name, entry)
             span.count, span.inverted = int(entry["updates"]), bool(entry["inverted"])
+            if isinstance(block, KroneckerStack) and "preconditioned" in entry:
+                target = block.direction[span.slice]
+                copy_entry(target, "preconditioned", span.layer.name, entry)
+                block.follows = True
             return
         assert isinstance(block, TableBlock | UnitBlock | DiagonalBlock)
         for name, tensor in block.tensors().items():

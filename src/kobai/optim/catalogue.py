@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kobai.curvature.factor_sums import Sharing
+from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.cotangents import Labels
 from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
 from kobai.optim.ekfac import EKFAC
@@ -60,6 +61,10 @@ class KFACConfig:
     """Whose labels: drawn from the model, all of them weighted, or the data's."""
     sharing: Sharing = "expand"
     """Tokens, positions and time steps: independent of each other, or summed over first."""
+    inverse: InverseMethod = "cholesky"
+    """How factors are inverted (kfac): eigh is dearer; newton-schulz multiplies matrices only."""
+    factor_dtype: Literal["parameters", "float64"] = "parameters"
+    """Precision of the factors and of their inversion; that of the parameters or double."""
 
     def __post_init__(self) -> None:
         if self.kl_bound == "none":
@@ -145,6 +150,8 @@ def build(
         )
     if isinstance(chosen, KFACConfig):
         settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
+        precision = torch.float64 if chosen.factor_dtype == "float64" else None
+        settings["factor_dtype"] = precision
         kind = EKFAC if name == "ekfac" else KFAC
         return kind(model, likelihood, **settings, generator=generator)
     if isinstance(chosen, CurvatureConfig):

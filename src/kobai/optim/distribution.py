@@ -19,6 +19,7 @@ from kobai.curvature.factor_sums import FactorSums
 from kobai.optim.averages import factor_dtype
 from kobai.optim.blocks import Blocks, Stack
 from kobai.optim.coverage import Plan
+from kobai.optim.inversions import Inversions
 from kobai.optim.statistics import Sums
 
 
@@ -27,12 +28,13 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def joined(sums: Sums, plan: Plan) -> Sums:
+def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums:
     """The sums of all processes, the same on each; every process must call it.
 
     Args:
         sums: What this process gathered, perhaps nothing.
         plan: The blocks, equal on all processes.
+        precision: Of sums for Kronecker factors, where it is not that of the parameters.
 
     Cost: two all-reductions, one of as many numbers as all factors have.
     """
@@ -76,7 +78,10 @@ def joined(sums: Sums, plan: Plan) -> Sums:
         if own is not None and not together:
             own.forget_pairs()
         paired = (round(uses / present),) * 2 if together and uses > present else ()
-        like = layer.weight.new_zeros((), dtype=factor_dtype(layer.weight.dtype))
+        dtype = factor_dtype(layer.weight.dtype)
+        if precision is not None and not form.lookup:
+            dtype = precision
+        like = layer.weight.new_zeros((), dtype=dtype)
         entry = result.layers[position] = FactorSums()
         shapes = {
             "inputs": (form.inputs,) if form.lookup else (
@@ -156,9 +161,7 @@ def owners(costs: Sequence[float], count: int) -> list[int]:
     return chosen
 
 
-def invert(
-    blocks: Blocks, damping: Callable[[int], float], shared: bool = True
-) -> tuple[int, int, int]:
+def invert(blocks: Blocks, damping: Callable[[int], float], shared: bool = True) -> Inversions:
     """Recompute all inverses, each block by one process; see `Blocks.invert`.
 
     Args:
@@ -184,15 +187,11 @@ def invert(
     for rank in range(count):
         theirs = [e for e, r in zip(entries, owner, strict=True) if r == rank]
         _send(theirs, statuses, rank)
-    found = [0, 0, 0]
+    total = Inversions()
     for stack in blocks.stacks:
         known = {i: statuses[id(stack), i] for other, i in entries if other is stack}
-        for i, number in enumerate(stack.settle(known)):
-            found[i] += number
-    for table in blocks.tables:
-        for i, number in enumerate(table.invert(damping(table.group))):
-            found[i] += number
-    return found[0], found[1], found[2]
+        total += stack.settle(known)
+    return total + blocks.invert_tables(damping)
 
 
 def _send(

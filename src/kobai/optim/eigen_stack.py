@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.device_step import kept_share
+from kobai.optim.inversions import Inversions
 from kobai.optim.kronecker_stack import (
+    Preconditioned,
     Span,
     begin,
     fits,
@@ -34,9 +37,15 @@ class EigenStack:
     Args:
         layers: See `KroneckerStack`.
         group: Index of the parameter group they all belong to.
+        precision: See `KroneckerStack`; eigenvectors are kept in that of the momentum.
     """
 
-    def __init__(self, layers: Sequence[tuple[int, KroneckerLayer]], group: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, KroneckerLayer]],
+        group: int,
+        precision: torch.dtype | None = None,
+    ) -> None:
         self.group = group
         self.form = layers[0][1].form
         self.size = sum(layer.form.groups for _, layer in layers)
@@ -47,7 +56,9 @@ class EigenStack:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
 
-        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
+        self.factors = KroneckerFactors(
+            inputs=zeros(k, k).to(precision or dtype), outputs=zeros(m, m).to(precision or dtype)
+        )
         self.input_basis, self.output_basis = zeros(k, k), zeros(m, m)
         self.squares, self.momentum, self.direction = zeros(m, k), zeros(m, k), zeros(m, k)
         self.corrections = zeros()
@@ -102,11 +113,11 @@ class EigenStack:
         return fits(self.momentum, self.spans[0].layer.weight)
 
     def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`; the damping is exact."""
-        pieces, active, late = begin(self.spans, self.momentum, momentum)
-        parameters, directions = take_gradients(active)
+        pieces, active, late = begin(self.spans, self.momentum, kept_share(momentum, finite))
+        parameters, directions = take_gradients(active, finite)
         size = 0.0
         for piece in pieces:
             outer, within = self.output_basis[piece], self.input_basis[piece]
@@ -125,8 +136,8 @@ class EigenStack:
         """Renew the bases of some entries of the stack; see `KroneckerStack.renew`."""
         del damping
         own, dtype = list(entries), self.momentum.dtype
-        left = eigh(self.factors.outputs[own], precision=dtype)
-        right = eigh(self.factors.inputs[own], precision=dtype)
+        left = eigh(self.factors.outputs[own], precision=self.factors.outputs.dtype)
+        right = eigh(self.factors.inputs[own], precision=self.factors.inputs.dtype)
         statuses = {}
         for i, entry in enumerate(own):
             good = left.statuses[i] == right.statuses[i] == "ok"
@@ -138,7 +149,7 @@ class EigenStack:
                 self.squares[entry] = torch.outer(b, a).to(dtype)
         return statuses
 
-    def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
+    def settle(self, statuses: dict[int, int]) -> Inversions:
         """Note which layers have bases now; second moments in them start afresh."""
         for entry, status in statuses.items():
             if status < 3:

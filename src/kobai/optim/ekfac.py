@@ -2,7 +2,7 @@
 
 from typing import ClassVar, final
 
-from kobai.optim.kfac import FactoredOptimizer
+from kobai.optim.factored import FactoredOptimizer
 
 
 @final

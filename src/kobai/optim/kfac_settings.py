@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kobai.curvature.shifted_inverse import METHODS
 from kobai.optim.damping import LevenbergMarquardt
 
 KFAC_RULE = LevenbergMarquardt(
@@ -29,6 +30,9 @@ COUNTS: tuple[str, ...] = (
     "inversions_float64",
     "inversions_damped",
     "inversions_failed",
+    "inversions_cholesky",
+    "products_from_rows",
+    "changed_gradients",
 )
 """What is counted over an optimizer's life; see `KFAC.diagnostics`."""
 
@@ -74,6 +78,8 @@ def check_settings(
     kl_bound: float | str | None,
     output_damping: float,
     labels: str,
+    inverse: str,
+    factor_dtype: torch.dtype | None,
 ) -> None:
     """Refuse settings of the whole optimizer that make no sense.
 
@@ -97,6 +103,13 @@ def check_settings(
         raise ValueError(f"kl_bound must be positive, None or 'auto', got {kl_bound}")
     if not (math.isfinite(output_damping) and output_damping >= 0):
         raise ValueError(f"output_damping must be non-negative and finite, got {output_damping}")
+    if inverse not in METHODS:
+        raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}")
+    if factor_dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(
+            f"factor_dtype is torch.float32, torch.float64 or None, got {factor_dtype}: averages "
+            "in less lose what an update adds"
+        )
     if labels not in ("sampled", "exact", "observed"):
         raise ValueError(f"labels must be 'sampled', 'exact' or 'observed', got {labels!r}")
 

@@ -14,12 +14,18 @@ from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.moments import multiplies_bfloat16
+from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, unread_inverse
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
+from kobai.optim.device_step import kept_gradient, kept_share
+from kobai.optim.gradient_rows import GradientRows
+from kobai.optim.inversions import Inversions
 
-_LEAST_IN_PIECES = 100_000
-"""Entries of a matrix from which products in two pieces are quicker."""
+_LEAST_ALONE = 100_000
+"""Entries of a matrix from which on a CPU nothing is gained by handling several together, and
+something by choosing a route for each: products from rows, or in two pieces."""
 
 _PIECES_ERROR = 0.01
 """Error of a step, relative to its length in the metric it is taken in, at which products in pieces
@@ -27,6 +33,10 @@ are given up."""
 
 _PIECES_SAMPLE = 64
 """Rows and columns of the momentum on which that is measured."""
+
+
+Preconditioned = tuple[float | Tensor, list[nn.Parameter], list[Tensor], int]
+"""mᵀ(F + λ)⁻¹m, the parameters with gradients, their steps, and the number of late blocks."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -83,7 +93,9 @@ def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
     return parts
 
 
-def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tensor]]:
+def take_gradients(
+    spans: Sequence[Span], finite: Tensor | None
+) -> tuple[list[nn.Parameter], list[Tensor]]:
     """Add gradients to the momenta; the parameters that have one, and where their steps will be."""
     parameters, directions = [], []
     for span in spans:
@@ -91,7 +103,8 @@ def take_gradients(spans: Sequence[Span]) -> tuple[list[nn.Parameter], list[Tens
             span.layer.tensors, span.momenta, span.directions, strict=True
         ):
             if p.grad is not None:
-                part.add_(p.grad.reshape(part.shape) if span.layer.form.turned else p.grad)
+                own = kept_gradient(p.grad, finite)
+                part.add_(own.reshape(part.shape) if span.layer.form.turned else own)
                 parameters.append(p)
                 directions.append(direction)
     return parameters, directions
@@ -105,6 +118,16 @@ def like(parameters: Sequence[nn.Parameter], steps: Sequence[Tensor]) -> list[Te
     ]
 
 
+def stands_alone(form: LayerForm, device: torch.device) -> bool:
+    """Whether a layer is better off in a stack of its own."""
+    return (
+        form.groups == 1
+        and min(form.outputs, form.inputs) > 1
+        and form.outputs * form.inputs >= _LEAST_ALONE
+        and device.type == "cpu"
+    )
+
+
 @final
 class KroneckerStack:
     """Kronecker-factored blocks of equal shape.
@@ -114,11 +137,18 @@ class KroneckerStack:
             equal dtype and device.
         group: Index of the parameter group they all belong to.
         product_dtype: Precision in which inverses are kept and multiplied; default: that of the
-            averages, or two bfloat16 pieces for wide layers in float32 on a CPU that multiplies
+            momentum, or two bfloat16 pieces for wide layers in float32 on a CPU that multiplies
             such matrices, where that was found to be near enough when the inverses were made.
+        method: How factors are inverted.
+        precision: Of the averages and of their inversion; default: that of the parameters, but at
+            least float32.
 
     Attributes:
         pieces: 1 where products with an entry's inverses are taken in pieces.
+        rows: The rows that the present gradient of a stack of one layer is the product of, where
+            they are known; the next step takes them.
+        follows: Whether `direction` is the preconditioned momentum and stays so, as a moving
+            average of its own, while the inverses do.
     """
 
     def __init__(
@@ -126,8 +156,11 @@ class KroneckerStack:
         layers: Sequence[tuple[int, KroneckerLayer]],
         group: int,
         product_dtype: torch.dtype | None = None,
+        method: InverseMethod = "cholesky",
+        precision: torch.dtype | None = None,
     ) -> None:
         self.group = group
+        self.method: InverseMethod = method
         self.form = layers[0][1].form
         self.size = sum(layer.form.groups for _, layer in layers)
         weight = layers[0][1].weight
@@ -137,19 +170,21 @@ class KroneckerStack:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
 
-        self.factors = KroneckerFactors(inputs=zeros(k, k), outputs=zeros(m, m))
+        self.factors = KroneckerFactors(
+            inputs=zeros(k, k).to(precision or dtype), outputs=zeros(m, m).to(precision or dtype)
+        )
         kept = product_dtype or dtype
         self.input_inverses, self.output_inverses = zeros(k, k).to(kept), zeros(m, m).to(kept)
         self.momentum, self.direction = zeros(m, k), zeros(m, k)
         self.spans = spans_of(layers, self.momentum, self.direction)
         self.pieces = zeros()
+        self.alone = self.size == 1 and stands_alone(self.form, weight.device)
+        self.rows: GradientRows | None = None
+        self.follows = False
         self._may_split = (
             product_dtype is None
-            and self.size == 1
-            and min(m, k) > 1
-            and m * k >= _LEAST_IN_PIECES
-            and dtype == torch.float32
-            and weight.device.type == "cpu"
+            and self.alone
+            and self.factors.inputs.dtype == torch.float32
             and multiplies_bfloat16()
         )
         self._split: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
@@ -180,40 +215,50 @@ class KroneckerStack:
 
     def averages(self) -> list[Tensor]:
         """What decays: moving averages and momentum."""
-        return [self.factors.inputs, self.factors.outputs, self.momentum]
+        kept = [self.factors.inputs, self.factors.outputs, self.momentum]
+        return [*kept, self.direction] if self.follows else kept
 
     def fits(self) -> bool:
         """Whether the parameters are still where, and of the kind, the stack was made for."""
         return fits(self.momentum, self.spans[0].layer.weight)
 
     def precondition(
-        self, momentum: float, damping: float
-    ) -> tuple[float, list[nn.Parameter], list[Tensor], int]:
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """Take gradients into the momentum m and precondition it; resting layers are left alone.
 
         Args:
             momentum: Share of m that is kept.
             damping: λ; Kronecker-factored blocks have it in their inverses already.
+            finite: Whether the gradients are finite, where that is known on the device alone; if
+                not the momentum stays as it is.
 
         Returns:
-            mᵀ(F + λ)⁻¹m; the parameters that have gradients, with their parts of (F + λ)⁻¹m, valid
-            until the next call; and the number of layers that have a gradient but no inverse yet.
+            mᵀ(F + λ)⁻¹m, on a device a tensor; the parameters that have gradients, with their
+            parts of (F + λ)⁻¹m, valid until the next call; and the number of layers that have a
+            gradient but no inverse yet.
         """
         del damping
-        pieces, active, late = begin(self.spans, self.momentum, momentum)
-        parameters, directions = take_gradients(active)
+        pieces, active, late = begin(self.spans, self.momentum, kept_share(momentum, finite))
+        parameters, directions = take_gradients(active, finite)
+        rows, self.rows = self.rows, None
         size = 0.0
         for piece in pieces:
             m, v = self.momentum[piece], self.direction[piece]
             outer, within = self.output_inverses[piece], self.input_inverses[piece]
-            if self._may_split and bool(self.pieces[0]):
+            split = self._may_split and bool(self.pieces[0])
+            exact = not split and within.dtype == m.dtype
+            if rows is not None and exact and (self.follows or not momentum):
+                rows.add_preconditioned(v[0], outer[0], within[0], momentum)
+            elif split:
                 left, left_rest, right, right_rest = self._in_pieces()
                 v.copy_(_left(left, left_rest, _right(m.bfloat16(), right, right_rest)))
-            elif within.dtype == m.dtype:
+            elif exact:
                 torch.bmm(outer, m @ within, out=v)
             else:
                 v.copy_(outer @ (m.to(within.dtype) @ within))
             size += inner(m, v)
+            self.follows = self.alone and exact and momentum > 0
         return size, parameters, like(parameters, directions), late
 
     def ready(self) -> list[int]:
@@ -226,16 +271,17 @@ class KroneckerStack:
         Returns:
             How each was come by; see `KroneckerInverse.status`. What failed keeps its old inverse.
         """
-        if len(entries) == self.size:
-            inverse = self.factors.inverse(damping)
-        else:
-            own = list(entries)
-            factors = KroneckerFactors(
-                inputs=self.factors.inputs[own], outputs=self.factors.outputs[own]
-            )
-            inverse = factors.inverse(damping)
+        own = slice(None) if len(entries) == self.size else list(entries)
+        factors = KroneckerFactors(
+            inputs=self.factors.inputs[own], outputs=self.factors.outputs[own]
+        )
+        known = None
+        if self.method == "newton-schulz":
+            a, b = self.input_inverses[own], self.output_inverses[own]
+            known = a.to(factors.inputs.dtype), b.to(factors.outputs.dtype)
+        inverse = factors.inverse(damping, self.method, known)
         statuses = inverse.status.tolist()
-        good = [i for i, status in enumerate(statuses) if status < 3]
+        good = [i for i, status in enumerate(statuses) if status % REPLACED < 3]
         if len(good) == self.size:
             self.input_inverses.copy_(inverse.inputs)
             self.output_inverses.copy_(inverse.outputs)
@@ -247,8 +293,25 @@ class KroneckerStack:
             self.pieces.fill_(float(self._error(damping) <= _PIECES_ERROR))
         return dict(zip(entries, statuses, strict=True))
 
-    def settle(self, statuses: dict[int, int]) -> tuple[int, int, int]:
+    def unread_inverses(self, damping: float) -> tuple[KroneckerFactors, Tensor]:
+        """New inverses of A and B and whether each entry's are good, without reading a number."""
+        balance, root = self.factors.balance(damping), math.sqrt(damping)
+        a, first = unread_inverse(self.factors.inputs, balance * root)
+        b, second = unread_inverse(self.factors.outputs, root / balance)
+        return KroneckerFactors(inputs=a, outputs=b), first & second
+
+    def take_over(self, inverses: KroneckerFactors, good: Tensor) -> None:
+        """Replace inverses where there are good ones; where not, the old ones stay."""
+        chosen = good.view(-1, 1, 1)
+        for own, new in (
+            (self.input_inverses, inverses.inputs), (self.output_inverses, inverses.outputs)
+        ):  # fmt: skip
+            own.copy_(torch.where(chosen, new.to(own.dtype), own))
+        self.settle(dict.fromkeys(range(self.size), 0))
+
+    def settle(self, statuses: dict[int, int]) -> Inversions:
         """Note which layers have inverses now; see `settled`."""
+        self.follows = False
         return settled(self.spans, statuses)
 
     def shared(self) -> list[Tensor]:
@@ -308,7 +371,7 @@ def fits(tensor: Tensor, weight: Tensor) -> bool:
 
 
 def begin(
-    spans: Sequence[Span], momenta: Tensor, momentum: float
+    spans: Sequence[Span], momenta: Tensor, momentum: float | Tensor
 ) -> tuple[list[slice], list[Span], int]:
     """Decay the momenta of the layers that take part in a step.
 
@@ -329,25 +392,17 @@ def ready_entries(spans: Sequence[Span]) -> list[int]:
     return [i for span in spans if span.count for i in range(span.slice.start, span.slice.stop)]
 
 
-def settled(spans: Sequence[Span], statuses: dict[int, int]) -> tuple[int, int, int]:
-    """Note which layers have inverses now, and count how they were come by.
-
-    Returns:
-        Numbers of layers that needed float64, that needed more damping, and that could not be
-        inverted and keep their old inverse.
-    """
-    counts = [0, 0, 0]
+def settled(spans: Sequence[Span], statuses: dict[int, int]) -> Inversions:
+    """Note which layers have inverses now, and count how they were come by."""
+    total = Inversions()
     for span in spans:
         entries = range(span.slice.start, span.slice.stop)
         own = [statuses[i] for i in entries if i in statuses]
-        if not own:
-            continue
-        worst = max(own)
-        if worst:
-            counts[worst - 1] += 1
-        if worst < 3:
-            span.inverted = True
-    return counts[0], counts[1], counts[2]
+        if own:
+            found = Inversions.of(*own)
+            span.inverted |= not found.failed
+            total += found
+    return total
 
 
 def saved_span(span: Span, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -10,13 +10,16 @@ Source: Sutskever et al. 2013, On the importance of initialization and momentum 
 momentum kept).
 """
 
+from torch import Tensor
+
 from kobai.optim.blocks import Block
 from kobai.optim.eigen_stack import EigenStack
-from kobai.optim.kronecker_stack import KroneckerStack
-from kobai.optim.small_blocks import Preconditioned
+from kobai.optim.kronecker_stack import KroneckerStack, Preconditioned
 
 
-def precondition(block: Block, momentum: float, damping: float, nesterov: bool) -> Preconditioned:
+def precondition(
+    block: Block, momentum: float, damping: float, nesterov: bool, finite: Tensor | None = None
+) -> Preconditioned:
     """Take gradients into a block's momentum m, and precondition m, or g + momentum · m.
 
     Args:
@@ -24,14 +27,17 @@ def precondition(block: Block, momentum: float, damping: float, nesterov: bool) 
         momentum: Share μ of m that is kept.
         damping: λ.
         nesterov: Whether to look ahead.
+        finite: See `KroneckerStack.precondition`; not beside `nesterov`.
 
     Returns:
         See `KroneckerStack.precondition`, of what was preconditioned.
     """
     if not (nesterov and momentum):
-        return block.precondition(momentum, damping)
+        return block.precondition(momentum, damping, finite)
     before, ahead = block.momentum.clone(), 1 + momentum
     size, parameters, directions, late = block.precondition(momentum**2 / ahead, damping)
+    if isinstance(block, KroneckerStack):
+        block.follows = False  # what was preconditioned is not the momentum that is kept
     if isinstance(block, KroneckerStack | EigenStack):
         moved = [span.slice for span in block.spans if span.active and span.inverted]
     else:

@@ -17,6 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kobai.optim.model_hooks import ModelHook, remove_hooks
 from kobai.problem import output_tensor
 
 
@@ -62,30 +63,6 @@ def _versions(arguments: tuple[Any, ...], named: dict[str, Any]) -> list[int]:
     return [value._version for value in _tensors(arguments, named)]
 
 
-class _InertHook:
-    """What a hook becomes in a copy of the model: nothing."""
-
-    def __call__(self, *arguments: Any) -> None:
-        return None
-
-
-@final
-class _Hook:
-    """A hook that works on its own model only and does not keep its owner alive."""
-
-    def __init__(self, owner: "PassWatch", member: str) -> None:
-        self._owner = weakref.ref(owner)
-        self._member = member
-
-    def __call__(self, module: nn.Module, *arguments: Any) -> None:
-        owner = self._owner()
-        if owner is not None and owner.model is module:
-            getattr(owner, self._member)(*arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_InertHook, ())
-
-
 @final
 class PassWatch:
     """Keeps the forward passes of a model that gradients are asked of, while `due`.
@@ -103,10 +80,10 @@ class PassWatch:
         self._passes: list[Pass] = []
         self._random: list[Tensor] = []
         handles = [
-            model.register_forward_pre_hook(_Hook(self, "_before"), with_kwargs=True),
-            model.register_forward_hook(_Hook(self, "_after"), with_kwargs=True),
+            model.register_forward_pre_hook(ModelHook(self, "_before"), with_kwargs=True),
+            model.register_forward_hook(ModelHook(self, "_after"), with_kwargs=True),
         ]
-        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer = weakref.finalize(self, remove_hooks, handles)
 
     def close(self) -> None:
         """Remove the hooks and let go of everything kept."""
@@ -151,11 +128,6 @@ class PassWatch:
                 kept.gradient, kept.task = gradient.detach().clone(), task
 
         outputs.register_hook(arrived)
-
-
-def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 def _devices(model: nn.Module) -> list[torch.device]:

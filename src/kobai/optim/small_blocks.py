@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import FactorSums
-from kobai.curvature.kronecker import shifted_inverse
+from kobai.curvature.shifted_inverse import InverseMethod, shifted_inverse
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, UnitLayer
-from kobai.optim.kronecker_stack import fits
-
-Preconditioned = tuple[float, list[nn.Parameter], list[Tensor], int]
-"""mᵀ(F + λ)⁻¹m, the parameters with gradients, their steps, and the number of late blocks."""
+from kobai.optim.device_step import kept_gradient, kept_share
+from kobai.optim.inversions import Inversions
+from kobai.optim.kronecker_stack import Preconditioned, fits
 
 
 @final
@@ -60,14 +59,17 @@ class DiagonalBlock:
         """See `KroneckerStack.fits`."""
         return fits(self.momentum, self.parameter)
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`."""
         parameter = self.entry.parameter
         if parameter.grad is None:
             return 0.0, [], [], 0
         if not self.count:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum).add_(parameter.grad)
+        gradient = kept_gradient(parameter.grad, finite)
+        self.momentum.mul_(kept_share(momentum, finite)).add_(gradient)
         direction = self.momentum / (self.fisher + damping)
         return inner(self.momentum, direction), [parameter], [direction], 0
 
@@ -121,17 +123,19 @@ class UnitBlock:
         """See `KroneckerStack.fits`."""
         return fits(self.momentum, self.parameter)
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`; 2 × 2 systems are solved in closed form."""
         tensors = self.entry.tensors
         if all(p.grad is None for p in tensors):
             return 0.0, [], [], 0
         if not self.count:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum)
+        self.momentum.mul_(kept_share(momentum, finite))
         for column, p in enumerate(tensors):
             if p.grad is not None:
-                self.momentum[:, column].add_(p.grad.reshape(-1))
+                self.momentum[:, column].add_(kept_gradient(p.grad, finite).reshape(-1))
         m = self.momentum
         if len(tensors) == 1:
             v = m / (self.fisher[:, 0] + damping)
@@ -173,10 +177,19 @@ class TableBlock:
         layer: The layer.
         group: Index of its parameter group.
         corrected: Whether to keep a second moment for every entry in B's eigenbasis (EKFAC).
+        method: How B is inverted.
     """
 
-    def __init__(self, position: int, layer: KroneckerLayer, group: int, corrected: bool) -> None:
+    def __init__(
+        self,
+        position: int,
+        layer: KroneckerLayer,
+        group: int,
+        corrected: bool,
+        method: InverseMethod = "cholesky",
+    ) -> None:
         self.position, self.layer, self.group = position, layer, group
+        self.method: InverseMethod = method
         weight = layer.weight
         dtype = factor_dtype(weight.dtype)
         width = layer.form.outputs
@@ -224,45 +237,50 @@ class TableBlock:
         self.squares.mul_(past).add_(squares, alpha=(1 - past) / weight)
         return True
 
-    def invert(self, damping: float) -> tuple[int, int, int]:
+    def invert(self, damping: float) -> Inversions:
         """Recompute the inverse or basis; see `Blocks.invert`."""
         if not self.count:
-            return 0, 0, 0
+            return Inversions()
         if self.squares is not None:
             return self._turn()
         tiny = torch.finfo(self.factor.dtype).tiny ** 0.25
         a = self.frequency.mean().clamp(min=tiny)
         b = torch.maximum(self.factor.diagonal().mean(), 1e-6 * damping / a).clamp(min=tiny)
         balance, root = (a / b).sqrt(), math.sqrt(damping)
-        inverse, status = shifted_inverse(self.factor.unsqueeze(0), (root / balance).reshape(1))
-        code = int(status)
-        if code < 3:
+        inverse, status = shifted_inverse(
+            self.factor.unsqueeze(0), (root / balance).reshape(1), self.method,
+            self.inverse.unsqueeze(0),
+        )  # fmt: skip
+        found = Inversions.of(int(status))
+        if not found.failed:
             self.inverse.copy_(inverse[0])
             self.shift.fill_(float(balance) * root)
             self.inverted = True
-        counts = [int(code == i) for i in (1, 2, 3)]
-        return counts[0], counts[1], counts[2]
+        return found
 
-    def _turn(self) -> tuple[int, int, int]:
+    def _turn(self) -> Inversions:
         spectral = eigh(self.factor, precision=self.factor.dtype)
         if spectral.statuses[0] != "ok":
-            return 0, 0, 1
+            return Inversions(failed=1)
         values = spectral.values.clamp(min=0).to(self.factor.dtype)
         self.inverse.copy_(spectral.vectors)
         assert self.squares is not None
         torch.outer(self.frequency, values, out=self.squares)
         self.corrections = 0
         self.inverted = True
-        return 0, 0, 0
+        return Inversions()
 
-    def precondition(self, momentum: float, damping: float) -> Preconditioned:
+    def precondition(
+        self, momentum: float, damping: float, finite: Tensor | None = None
+    ) -> Preconditioned:
         """See `KroneckerStack.precondition`."""
         parameter = self.layer.weight
         if parameter.grad is None:
             return 0.0, [], [], 0
         if not self.inverted:
             return 0.0, [], [], 1
-        self.momentum.mul_(momentum).add_(parameter.grad)
+        gradient = kept_gradient(parameter.grad, finite)
+        self.momentum.mul_(kept_share(momentum, finite)).add_(gradient)
         if self.squares is None:
             direction = self.momentum @ self.inverse
             direction /= (self.frequency + self.shift).unsqueeze(1)

@@ -9,7 +9,6 @@ any parameter's gradient. What the user's loss is scaled by never matters.
 
 import contextlib
 import dataclasses
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -27,6 +26,8 @@ from kobai.curvature.moments import rounded_rows
 from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
+from kobai.optim.gradient_rows import RowWatch
+from kobai.optim.model_hooks import ModelHook, is_compiled, remove_hooks
 from kobai.problem import Call, Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
@@ -54,33 +55,6 @@ class Sums:
     weight: float = 0.0
     passes: int = 0
     bypassed: set[str] = dataclasses.field(default_factory=set)
-
-
-class _InertHook:
-    """What a hook becomes in a copy of the model: nothing."""
-
-    def __call__(self, *arguments: Any) -> None:
-        return None
-
-
-@final
-class _Hook:
-    """A module hook that works on its own model only and does not keep the optimizer alive.
-
-    Copies and pickles of the model (weight averaging, `torch.save`) get an inert one.
-    """
-
-    def __init__(self, owner: "BackwardStatistics", member: str) -> None:
-        self._owner = weakref.ref(owner)
-        self._member = member
-
-    def __call__(self, module: nn.Module, *arguments: Any) -> None:
-        owner = self._owner()
-        if owner is not None and owner.model is module:
-            getattr(owner, self._member)(*arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_InertHook, ())
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -112,6 +86,9 @@ class BackwardStatistics:
         sharing: How places under weight sharing are taken, "expand" or "reduce".
         distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
+        rows: Another watch of the same passes, which is to leave out those made here.
+        precision: Of sums for Kronecker factors; default: that of the parameters, but at least
+            float32. Where it is given nothing is rounded.
         rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
             the factors; see `kobai.curvature.moments.rounded_rows`.
 
@@ -132,6 +109,8 @@ class BackwardStatistics:
         sharing: Sharing = "expand",
         distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
+        rows: RowWatch | None = None,
+        precision: torch.dtype | None = None,
         rounded: bool = True,
     ) -> None:
         self.model = model
@@ -143,7 +122,9 @@ class BackwardStatistics:
         self.sharing: Sharing = sharing
         self.distributed = distributed
         self._bases = bases
-        self.rounded = rounded
+        self._rows = rows
+        self.precision = precision
+        self.rounded = rounded and precision is None
         self.due = True
         self.seen = 0
         self._sums = Sums()
@@ -162,10 +143,12 @@ class BackwardStatistics:
         self._modules = {module for layer in plan.layers for _, module in layer.modules}
         self._modules |= {unit.module for unit in plan.units}
         handles = [
-            model.register_forward_pre_hook(_Hook(self, "_before")),
-            model.register_forward_hook(_Hook(self, "_after"), with_kwargs=True, always_call=True),
+            model.register_forward_pre_hook(ModelHook(self, "_before")),
+            model.register_forward_hook(
+                ModelHook(self, "_after"), with_kwargs=True, always_call=True
+            ),
         ]
-        self._finalizer = weakref.finalize(self, _remove, handles)
+        self._finalizer = weakref.finalize(self, remove_hooks, handles)
 
     def close(self) -> None:
         """Remove all hooks from the model and let go of everything gathered."""
@@ -202,7 +185,7 @@ class BackwardStatistics:
         self._noted.clear()
         self._pass = None
         self._recording = True
-        if _is_compiled(self.model):
+        if is_compiled(self.model):
             # Compiled code does not run hooks of the layers: this pass runs as it was written.
             torch.compiler.set_stance("force_eager")
             self._forced = True
@@ -254,11 +237,15 @@ class BackwardStatistics:
                 "the model's output was changed in place after the forward pass, so the Fisher "
                 "matrix there cannot be known; use an out-of-place operation on the output"
             )
+        if self._rows is not None:
+            self._rows.paused = True
         try:
             with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
                 self._gather(awaited, gradient)
         finally:
             self._forget()
+            if self._rows is not None:
+                self._rows.paused = False
 
     def _gather(self, awaited: _Pass, gradient: Tensor) -> None:
         plan, sums = self.plan, self._sums
@@ -320,6 +307,8 @@ class BackwardStatistics:
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
         dtype = factor_dtype(layer.weight.dtype)
+        if self.precision is not None and not layer.form.lookup:
+            dtype = self.precision
         # Convolutions multiply few channels by many places: converting costs more than it saves.
         rounded = self.rounded and all(
             not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
@@ -329,7 +318,8 @@ class BackwardStatistics:
                 layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
             )
         if basis is not None:
-            squares = turned_squares(layer.form, uses, examples, dtype, *basis)
+            kept = factor_dtype(layer.weight.dtype)
+            squares = turned_squares(layer.form, uses, examples, kept, *basis)
             self._sums.squares[position] = _plus(self._sums.squares.get(position), squares)
 
     def _add_unit(self, position: int, use: LayerUse, examples: int) -> None:
@@ -376,16 +366,5 @@ def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Seque
         raise
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether a model is what `torch.compile` returns."""
-    dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
-
-
 def _plus(known: Tensor | None, new: Tensor) -> Tensor:
     return new if known is None else known.add_(new)
-
-
-def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
