@@ -53,9 +53,7 @@ class Setting:
 
 SETTINGS = {
     "quick": Setting(sizes=(100, 300, 1000), seeds=3, steps=400, test=2000),
-    "full": Setting(
-        sizes=(100, 300, 1000, 3000, 10_000), seeds=5, steps=2000, test=None, channels=(16, 32)
-    ),
+    "full": Setting(sizes=(100, 300, 1000, 3000, 10_000), seeds=4, steps=600, test=None),
 }
 
 
