@@ -62,10 +62,10 @@ SETTINGS = {
         side=8,
     ),
     "full": Setting(
-        depths=(4, 6, 10, 16, 26, 42, 70, 128),
-        rates=tuple(np.geomspace(10**-3.9, 10**-0.9, 20).tolist()),
+        depths=(4, 8, 16, 32, 64, 128),
+        rates=tuple(np.geomspace(10**-3.9, 10**-1.2, 16).tolist()),
         seeds=2,
-        steps=400,
+        steps=250,
         source="mnist",
         side=14,
     ),

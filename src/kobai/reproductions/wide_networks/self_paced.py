@@ -53,7 +53,7 @@ class Setting:
 
 SETTINGS = {
     "quick": Setting(sizes=(100, 300, 1000), seeds=3, steps=400, test=2000),
-    "full": Setting(sizes=(100, 300, 1000, 3000, 10_000), seeds=4, steps=500, test=None),
+    "full": Setting(sizes=(100, 300, 1000, 3000, 10_000), seeds=3, steps=400, test=None),
 }
 
 
