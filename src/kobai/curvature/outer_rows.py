@@ -164,9 +164,13 @@ class OuterRows(Rows):
 
     def _written_units(self, group: int, units: slice) -> Float[Tensor, "R mK"]:
         """The entries of some output units in all rows."""
-        # All cotangents of an example share its inputs: one product.
-        gradients = self.gradients[group, ..., units].mT.flatten(1, 2)
-        return torch.bmm(gradients, self.inputs[group]).view(self.count, -1)
+        inputs, gradients = self.inputs[group], self.gradients[group, ..., units]
+        width = gradients.shape[3]
+        written = inputs.new_empty(self.examples, self.each, width, self.inner)
+        for q in range(self.each):
+            # One cotangent at a time: all of them share the inputs, which are never repeated.
+            written[:, q] = torch.bmm(gradients[:, q].mT, inputs)
+        return written.view(self.count, -1)
 
     def squares(self) -> Float[Tensor, " p"]:
         """Sums of squares of the columns; without repeated places two small products."""
