@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from test_kernels_ntk import dense_jacobian
+from torch.nn.utils import skip_init
 
 from cases import objective
-from kobai import plots, results
+from kobai import Problem, plots, results
 from kobai.curvature import dual_eigenvalues
 from kobai.kernels import isotropy, measure_isotropy, measure_kernel
 from kobai.report import exhibits
@@ -83,6 +84,24 @@ def test_structures_that_cannot_be_formed_keep_their_row(monkeypatch):
     assert rows["tridiagonal"].status == "not formed"
     assert "20" in rows["tridiagonal"].reasons[0]
     assert rows["full"].status == "ok"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softmax_has_one_direction_less_an_example_in_any_precision(dtype):
+    generator = torch.Generator().manual_seed(0)
+    layers = [skip_init(torch.nn.Linear, *sizes, dtype=dtype) for sizes in ((20, 150), (150, 10))]
+    model = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.1, generator=generator)
+    x = torch.randn(12, 20, generator=generator, dtype=dtype)
+    y = torch.randint(10, (12,), generator=generator)
+    table = isotropy(Problem(model, "categorical", train=(x, y)).objective())
+    assert table.directions == 12 * 9
+    rows = {row.structure: row for row in table.rows}
+    for structure, alpha in (("full", 1), ("layer", 2)):
+        assert rows[structure].alpha == pytest.approx(alpha, rel=1e-4)
+        assert rows[structure].spread < 1e-4
 
 
 def test_softmax_is_judged_where_residuals_can_point():

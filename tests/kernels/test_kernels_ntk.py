@@ -3,8 +3,10 @@
 import jaxtyping
 import pytest
 import torch
+from torch import nn
 
 from cases import CASES, objective, problem
+from kobai import Problem
 from kobai.kernels import TangentKernel, ntk, ntk_plan
 from kobai.problem import pure
 from tolerances import assert_close
@@ -151,3 +153,30 @@ def test_wrong_points():
         ntk(problem("mlp").objective(coupled=True), x2=torch.zeros(2, 5).double())
     with pytest.raises(TypeError, match="EmpiricalRisk"):
         ntk(lambda theta: theta)
+
+
+class _Switched(nn.Module):
+    """A linear layer whose weight is also used behind its back once a flag says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.skip_init(nn.Linear, 4, 4, dtype=torch.float64)
+        self.hidden = False
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(2))
+
+    def forward(self, x):
+        h = torch.tanh(self.layer(x))
+        return h @ self.layer.weight.T if self.hidden else h
+
+
+def test_a_model_that_changed_since_the_last_call_is_seen():
+    model = _Switched()
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    risk = Problem(model, "gaussian", train=(x, torch.zeros_like(x))).objective()
+    before = ntk(risk)
+    assert_close(before, dense_kernel(risk))
+    model.hidden = True
+    assert_close(ntk(risk), dense_kernel(risk))
+    assert not torch.allclose(ntk(risk), before)

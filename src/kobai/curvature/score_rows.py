@@ -25,7 +25,7 @@ from kobai.problem import Batch, EmpiricalRisk, pure
 
 _ROWS_TOGETHER = 64
 
-_CACHED_BYTES = 2**23
+_CACHED_BYTES = 2**24
 
 MEMORY_BOUND = 2**30
 """Bytes that the gradients in all layers' outputs may take at a time; batches are cut to fit."""
@@ -58,7 +58,7 @@ class ScoreRows:
         self, objective: EmpiricalRisk, theta: Float[Tensor, " P"] | None, scores: Scores
     ) -> None:
         self.objective, self.scores = objective, scores
-        self.theta = (objective.theta() if theta is None else theta).detach().clone()
+        self.theta = objective.theta() if theta is None else theta.detach().clone()
         if self.theta.shape != (objective.space.dimension,):
             raise ValueError(
                 f"theta must have shape ({objective.space.dimension},), "
@@ -336,12 +336,14 @@ class _Pass:
             if own is None:
                 wrong.append(part)
                 continue
-            truth = _arranged(part, expected)
-            claim = own.transpose(weights.unsqueeze(1)).squeeze(1)
+            truth = [expected[name] for name in part.parameters]
+            error = own.transpose(weights.unsqueeze(1)).squeeze(1)
+            _subtract(part, error, truth)
             square = own.square() if isinstance(own, OuterRows) else own.squares().sum()
-            scale = square.sqrt() + torch.linalg.vector_norm(truth)
-            limit = torch.finfo(truth.dtype).eps ** 0.5 * scale
-            if not bool(torch.linalg.vector_norm(claim - truth) <= limit):
+            lengths = torch.stack([torch.linalg.vector_norm(piece) for piece in truth])
+            scale = square.sqrt() + torch.linalg.vector_norm(lengths)
+            limit = torch.finfo(error.dtype).eps ** 0.5 * scale
+            if not bool(torch.linalg.vector_norm(error) <= limit):
                 wrong.append(part)
         return wrong
 
@@ -415,11 +417,16 @@ class _Pass:
         return None if total is None else DenseRows(total.flatten(2).flatten(0, 1), part.indices)
 
 
-def _arranged(part: Part, gradients: dict[str, Tensor]) -> Tensor:
-    """The gradients of a part's parameters in the order of its columns."""
-    own = [gradients[name] for name in part.parameters]
+def _subtract(part: Part, total: Float[Tensor, " p"], gradients: list[Tensor]) -> None:
+    """Subtract the gradients of a part's parameters in place, in the order of its columns."""
     if part.kind == "matrix" and part.form is not None:
-        return part.form.matrix(own[0], own[1] if part.form.bias else None).reshape(-1)
-    if part.kind == "scale":
-        return torch.stack([g.reshape(-1) for g in own], 1).reshape(-1)
-    return own[0].reshape(-1)
+        matrix = total.view(part.shape)
+        weight = part.form.weight_part(matrix)
+        weight -= gradients[0].reshape(weight.shape)
+        if part.form.bias:
+            column = part.form.bias_part(matrix)
+            column -= gradients[1].reshape(column.shape)
+    elif part.kind == "scale":
+        total -= torch.stack([g.reshape(-1) for g in gradients], 1).reshape(-1)
+    else:
+        total -= gradients[0].reshape(-1)

@@ -44,7 +44,8 @@ class OutputFactors:
 
 def output_factors(objective: EmpiricalRisk, theta: Float[Tensor, " P"]) -> OutputFactors:
     """S of all examples, C products of the likelihood's factor each; float64."""
-    outputs = objective.outputs(theta)
+    # Float64 from here on: in float32 the direction that S cannot reach is lost in rounding.
+    outputs = objective.outputs(theta).double()
     pieces: list[Tensor] = []
     start = 0
     for batch in objective.batches:
@@ -56,7 +57,7 @@ def output_factors(objective: EmpiricalRisk, theta: Float[Tensor, " P"]) -> Outp
         units = units.view(size, 1, *own.shape[1:]).expand(-1, *own.shape)
         columns = [objective.likelihood.factor_product(own, targets, unit) for unit in units]
         pieces.append(torch.stack(columns).flatten(2).permute(1, 2, 0))
-    matrices = torch.cat(pieces).double()
+    matrices = torch.cat(pieces)
     left, values, right = torch.linalg.svd(matrices)
     kept = values > _RESOLUTION * values.amax(1, keepdim=True)
     scaled = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)

@@ -10,7 +10,7 @@ class Config:
     """The geometry of wide networks: learning rates, natural gradients, augmentation."""
 
     scale: Scale = "quick"
-    """quick: every figure in minutes; full: at most an hour a figure on two cores."""
+    """quick: every figure in minutes; full: 4 to 10 minutes of one core a figure."""
     figure: str = "all"
     """Figures to make, separated by commas (1, 2, 3, 4, 5), or all."""
     seed: int = 0

@@ -74,7 +74,7 @@ class Setting:
 
 SETTINGS = {
     "quick": Setting(width=256, examples=40, test=300, side=14, seeds=2),
-    "full": Setting(width=512, examples=60, test=1000, side=14, seeds=3, steps=10),
+    "full": Setting(width=384, examples=60, test=1000, side=14, seeds=2),
 }
 
 

@@ -83,10 +83,10 @@ SETTINGS = {
         steps=30,
     ),
     "full": Setting(
-        widths=_spaced(32, 724, 16),
-        rates=tuple(np.geomspace(10**-3, 10**0.8, 26).tolist()),
-        seeds=5,
-        steps=100,
+        widths=_spaced(32, 640, 13),
+        rates=tuple(np.geomspace(10**-2.9, 10**0.8, 20).tolist()),
+        seeds=3,
+        steps=30,
         hidden_widths=(64, 128, 256, 512),
     ),
 }
