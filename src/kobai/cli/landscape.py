@@ -26,6 +26,7 @@ from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json, wide_console
 from kobai.landscape.axes import spread
 from kobai.landscape.fields import all_fields
+from kobai.landscape.tune import BackendName
 from kobai.plots.mesh import FORMATS
 from kobai.problem import EmpiricalRisk, Problem
 from kobai.results import Line, MinimumProof, Plane, Volume, load, result_names, save
@@ -86,8 +87,8 @@ class LandscapeVerb(ProblemOptions, FolderOptions):
     interpolated."""
     precision: Literal["given", "bfloat16"] = "given"
     """bfloat16 for overviews; refused where its error would show."""
-    backend: Literal["auto", "loop", "prefix", "vmap"] = "auto"
-    """How to go over the grid; auto measures."""
+    backend: BackendName = "auto"
+    """How to go over the grid; auto measures, graph (CUDA graphs) needs a GPU."""
     true_minimum: Literal["none", "soft", "hard"] = "none"
     """Also the same landscape with the model's own outputs as targets, of which it is a minimum."""
     check: bool = False
