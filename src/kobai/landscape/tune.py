@@ -164,9 +164,7 @@ def choose(
     if backend == "graph" or (backend == "auto" and full and on_cuda):
         search.graphs()
     if not search.timings:
-        reason = search.refused.get(
-            backend, "nothing can be reused, or it takes too much memory"
-        )
+        reason = search.refused.get(backend, "nothing can be reused, or it takes too much memory")
         raise ValueError(f"backend={backend!r} does not apply here: {reason}; use backend='auto'")
     winner = search.best()
     chosen = search.make(winner)
