@@ -47,8 +47,8 @@ class LandscapeVerb(ProblemOptions, FolderOptions):
     """What random directions leave alone: bias, norm, vectors, embedding or patterns."""
     only: str = ""
     """Patterns of the parameters that random directions move, such as layers.0.*; empty: all."""
-    eigenvalues: Literal["largest", "smallest", "both", "magnitude"] = "both"
-    """Which eigenvectors --directions hessian takes."""
+    eigenvalues: Literal["largest", "smallest", "both", "magnitude", "bulk"] = "both"
+    """Which eigenvectors --directions hessian takes; bulk: random, orthogonal to the outliers."""
     fields: str = "loss,accuracy"
     """Fields, separated by commas: loss, stderr, accuracy, class_loss, gradient_norm, slope_a, …,
     curvature_aa, …, curvature_min, curvature_max, hessian_min, hessian_max."""
