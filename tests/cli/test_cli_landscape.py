@@ -156,6 +156,7 @@ def test_the_plan_computes_nothing(run, tmp_path, capsys):
         (["--budget", "soon"], "--budget"),
         (["--tol", "2"], "--tol"),
         (["--splits", "tset"], "--splits tset"),
+        (["--export", "stl", "--grid", "9"], "for planes"),
         (["--export", "obj"], "--export"),
         (["--range=-1:1", "--source-grid"], "exclude each other"),
         (["--label", "nobody"], "nobody"),

@@ -75,7 +75,7 @@ class LandscapeVerb(ProblemOptions, FolderOptions):
     plan: bool = False
     """Say how long it would take, and stop."""
     export: str = ""
-    """Further formats, separated by commas: csv, vtp, stl, pdf."""
+    """Further formats, separated by commas: csv, pdf, and of planes vtp and stl."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,9 @@ def read_flags(options: LandscapeVerb) -> Wanted:
     wrong = [kind for kind in export if kind not in (*FORMATS, "pdf")]
     if wrong:
         raise UsageError(f"--export {wrong[0]}: choose from csv, vtp, stl, pdf")
+    meshes = [kind for kind in export if kind in ("vtp", "stl")]
+    if meshes and len(nodes) != 2:
+        raise UsageError(f"--export {meshes[0]}: is for planes, and --grid is {options.grid}")
     for name in ("examples", "ratio"):
         if not getattr(options, name) > (1 if name == "ratio" else 0):
             raise UsageError(f"--{name} is too small: {getattr(options, name)}")
