@@ -3,16 +3,20 @@
 The reference evaluates one point after the other: it writes the moved parameters into the model and
 goes over a `DataLoader` of normalised tensors with batches of 128, with one loss and one count of
 right answers copied to the host for each batch. Both sides use one thread and the same data, model
-and directions. A 4 x 4 subgrid is timed in process seconds, alternating over rounds, and scaled to
+and directions. A subgrid is timed in process seconds, alternating over rounds, and scaled to
 51 x 51 by the number of points. What kobai does once a plane (joining the data, comparing
-back-ends, keeping what can be reused, and the self-checks) is measured apart and added once.
+back-ends, keeping what can be reused, and with --checks all self-checks) is measured apart and
+added once. Ratios are medians over rounds.
+
+With --peer, loss-landscapes 3.0.6 takes its turn in every round (`landscape_peer.py` says how to
+make its environment), and ratios are to both.
 
 With --tol, a 51 x 51 surface that a spline completes to that accuracy is made from beginning to end
 (choosing, refining, verifying, without the checks) and its process time held against the same
-reference.
+references.
 
     KOBAI_DATA=... python benchmarks/landscape.py [--cases mlp cnn resnet toy] [--rounds 3]
-        [--tol 0.01] [--examples 1000]
+        [--peer PEER/bin/python] [--side 4] [--tol 0.01] [--checks] [--examples 1000]
 
 Case mlp: 784-512-512-10 ReLU on 10,000 MNIST test images. cnn (3-16-32 channels, pooled) and
 resnet (the 20-layer CIFAR form): 1,000 random images of CIFAR's shape, as time does not depend on
@@ -20,9 +24,13 @@ what they show. toy: 1-64-16-2 on 256 examples, where the reference takes single
 """
 
 import argparse
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,7 +46,7 @@ from kobai.models.mlp import MLP, MLPConfig
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.problem import EmpiricalRisk, Problem
 
-GRID, SIDE = 51, 4
+GRID = 51
 Case = tuple[nn.Module, torch.Tensor, torch.Tensor, int]
 
 
@@ -127,14 +135,26 @@ def reference(
     return losses
 
 
-def measure(name: str, rounds: int, tol: float = 0.0, examples: int | None = None) -> None:
+def peer(python: str, case: Case, side: int) -> float:
+    """Process seconds a point of loss-landscapes, in the environment of that Python."""
+    source = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.pt"
+        torch.save(case[:3], path)
+        environment = {**os.environ, "PYTHONPATH": str(source.parent / "src")}
+        command = [python, str(source / "landscape_peer.py"), str(path), str(side)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def measure(name: str, options: argparse.Namespace) -> None:
     model, x, y, batch = CASES[name]()
-    x, y = x[:examples], y[:examples]
+    x, y = x[: options.examples], y[: options.examples]
     model.eval()
     objective = Problem(model, "categorical", train=(x, y)).objective()
     assert isinstance(objective, EmpiricalRisk)
     directions = random_directions(objective, generator=seeds.generator(0, "plane"))
-    axis = np.linspace(-0.5, 0.5, SIDE).tolist()
+    axis = np.linspace(-0.5, 0.5, options.side).tolist()
     points = [(a, b) for a in axis for b in axis]
     loader = DataLoader(TensorDataset(x, y), batch_size=batch)
 
@@ -143,45 +163,59 @@ def measure(name: str, rounds: int, tol: float = 0.0, examples: int | None = Non
     evaluator.measure(points[:1])
     once = time.process_time() - start
 
-    ours, theirs = [], []
-    for _ in range(rounds):
+    times: dict[str, list[float]] = {"kobai": [], "reference loop": []}
+    for _ in range(options.rounds):
         start = time.process_time()
         mine = evaluator.measure(points)[:, 0].tolist()
-        ours.append((time.process_time() - start) / len(points))
+        times["kobai"].append((time.process_time() - start) / len(points))
         some = points if batch > 1 else points[:4]
         start = time.process_time()
         plain = reference(model, loader, directions, some)
-        theirs.append((time.process_time() - start) / len(some))
+        times["reference loop"].append((time.process_time() - start) / len(some))
         assert np.allclose(mine[: len(some)], plain, rtol=1e-5), "the two surfaces differ"
-    start = time.process_time()
-    evaluate_plane(objective, directions, a=axis, b=axis)
-    whole = time.process_time() - start - len(points) * statistics.median(ours)
+        if options.peer:
+            spent = peer(options.peer, (model, x, y, batch), options.side)
+            times.setdefault("loss-landscapes", []).append(spent)
+    each = {who: statistics.median(found) for who, found in times.items()}
+    if options.checks:
+        start = time.process_time()
+        evaluate_plane(objective, directions, a=axis, b=axis)
+        once = time.process_time() - start - len(points) * each["kobai"]
 
-    mine, plain = (GRID**2 * statistics.median(t) for t in (ours, theirs))
     print(f"{name}: {note}")
-    print(f"  reference loop {plain:8.1f} s for 51 x 51 ({1e3 * plain / GRID**2:.2f} ms a point)")
-    print(f"  kobai          {mine:8.1f} s                ({1e3 * mine / GRID**2:.2f} ms a point)")
-    print(f"  once a plane   {once:8.1f} s choosing and keeping; {whole:.1f} s with all checks")
-    ratio, total = mine / plain, (mine + max(once, whole)) / plain
-    print(f"  ratio {ratio:.3f}; with everything that is done once {total:.3f}", flush=True)
-    if tol:
+    for who, seconds in each.items():
+        shown = ", ".join(f"{1e3 * t:.2f}" for t in times[who])
+        print(f"  {who:16s} {GRID**2 * seconds:8.1f} s for 51 x 51 (ms a point: {shown})")
+    what = "choosing, keeping and all checks" if options.checks else "choosing and keeping"
+    print(f"  once a plane {once:.1f} s {what}")
+    spent = 0.0
+    if options.tol:
         axis = np.linspace(-0.5, 0.5, GRID)
         start = time.process_time()
-        plane = evaluate_plane(objective, directions, a=axis, b=axis, tol=tol, checks=False)
+        plane = evaluate_plane(objective, directions, a=axis, b=axis, tol=options.tol, checks=False)
         spent = time.process_time() - start
-        print(f"  within {tol:g}: ratio {spent / plain:.4f}; {plane.note}", flush=True)
+        print(f"  {plane.note}")
+    for who in (who for who in times if who != "kobai"):
+        pairs = zip(times["kobai"], times[who], strict=True)
+        exact = statistics.median(mine / other for mine, other in pairs)
+        whole = GRID**2 * each[who]
+        line = f"  of {who}: exact {exact:.3f}, with what is done once {exact + once / whole:.3f}"
+        print(line + (f", within {options.tol:g} {spent / whole:.4f}" if spent else ""), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", default="", help="Python of loss-landscapes' environment")
+    parser.add_argument("--side", type=int, default=4, help="nodes along each side of the subgrid")
     parser.add_argument("--tol", type=float, default=0.0)
+    parser.add_argument("--checks", action="store_true")
     parser.add_argument("--examples", type=int, default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.cases:
-        measure(name, options.rounds, options.tol, options.examples)
+        measure(name, options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kobai.cli import landscape as verb
-from kobai.cli import main
+from kobai.cli import landscape_flags, main
 from kobai.results import Check, Line, MinimumProof, Plane, Volume, load, load_all
 
 SMALL = ["--data", "blobs", "--limit", "60", "--dtype", "float64"]
@@ -155,6 +155,8 @@ def test_the_plan_computes_nothing(run, tmp_path, capsys):
         (["--fields", "slope_c"], "--fields slope_c"),
         (["--budget", "soon"], "--budget"),
         (["--tol", "2"], "--tol"),
+        (["--splits", "tset"], "--splits tset"),
+        (["--export", "stl", "--grid", "9"], "for planes"),
         (["--export", "obj"], "--export"),
         (["--range=-1:1", "--source-grid"], "exclude each other"),
         (["--label", "nobody"], "nobody"),
@@ -171,8 +173,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(run, tmp_path, capsys, flags, wor
 
 
 def test_ranges_and_durations_are_read_as_written():
-    assert [verb.parse_duration(t) for t in ("60", "60s", "2min", "1.5h")] == [60, 60, 120, 5400]
-    (a,) = verb._ranges("0:2", [5])
+    assert [landscape_flags.parse_duration(t) for t in ("60", "60s", "2min", "1.5h")] == [
+        60,
+        60,
+        120,
+        5400,
+    ]
+    (a,) = landscape_flags.parse_ranges("0:2", [5])
     np.testing.assert_allclose(a, [0, 0.5, 1, 1.5, 2])
-    a, b = verb._ranges("-1:1,0:3", [3, 4])
+    a, b = landscape_flags.parse_ranges("-1:1,0:3", [3, 4])
     assert (a[1], b[0], b[-1]) == (0.0, 0.0, 3.0)

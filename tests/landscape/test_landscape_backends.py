@@ -202,7 +202,7 @@ def test_a_failing_forward_leaves_no_trace():
     wrong = HeldData(objective).chunks(4)
     object.__setattr__(wrong[0], "batch", Batch(torch.ones(2, 7).double(), torch.zeros(2).long()))
     with pytest.raises(RuntimeError):
-        backend.sums(POINTS, wrong, lambda outputs, chunk: outputs.sum().reshape(1))
+        backend.sums(POINTS, wrong, lambda outputs, targets, weights: outputs.sum((1, 2)))
     assert all("forward" not in part.__dict__ for part in objective.model.modules())
 
 

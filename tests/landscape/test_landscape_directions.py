@@ -288,3 +288,22 @@ def test_eigenvectors_of_the_hessian_span_the_plane_of_largest_bend(which, value
     for name, value in zip(fields, (values[0], 0.0, values[1]), strict=True):
         assert np.allclose(plane.fields[name], value, atol=1e-8)
     assert f"{values[0]:.4g}" in made.names[0]
+
+
+def test_directions_in_the_bulk_leave_the_outliers_out():
+    """Ten eigenvalues of 50 and more beside a bulk of 1 to 2: every bend lies in the bulk."""
+    basis = torch.linalg.qr(torch.randn(30, 30, generator=seeded(0), dtype=torch.float64))[0]
+    values = torch.cat((torch.linspace(-90, -50, 4), torch.linspace(1, 2, 20)))
+    values = torch.cat((values, torch.linspace(50, 90, 6))).double()
+    matrix = basis @ torch.diag(values) @ basis.T
+    objective = Analytic(lambda t: 0.5 * t @ matrix @ t, torch.ones(30, dtype=torch.float64))
+    made = eigen_directions(objective, which="bulk", count=3, generator=seeded(1))
+    assert torch.allclose(made.gram(), torch.eye(3, dtype=torch.float64), atol=1e-12)
+    outliers = torch.cat((basis[:, :4], basis[:, -6:]), dim=1)
+    assert float((outliers.T @ made.vectors).abs().max()) < 1e-3
+    bends = torch.einsum("pi,pq,qi->i", made.vectors, matrix, made.vectors)
+    assert bool(((bends > 1) & (bends < 2)).all())
+    assert f"{float(bends[0]):.4g}" in made.names[0]
+    small = Analytic(lambda t: t.square().sum(), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no bulk"):
+        eigen_directions(small, which="bulk", generator=seeded(1))

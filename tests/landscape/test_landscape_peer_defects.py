@@ -1,11 +1,16 @@
 """Each test is a defect that a published landscape tool has or had; none may appear here."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import cases
+from example_results import a_plane
+from kobai import plots, report
 from kobai.landscape import (
     evaluate_line,
     evaluate_plane,
@@ -15,6 +20,7 @@ from kobai.landscape import (
     vector_directions,
 )
 from kobai.problem import Analytic, Problem
+from kobai.results import save
 
 P = 4
 
@@ -248,3 +254,23 @@ def test_every_self_check_passes_on_every_kind_of_network(name):
     raise_if_failed(plane)
     assert len(plane.checks) == 8
     assert all(np.isfinite(plane.fields[name]).all() for name in plane.fields)
+
+
+def test_a_surface_in_three_dimensions_is_not_blank():
+    """Axes that were made past the figure drew nothing."""
+    plane = a_plane()
+    figure = plots.landscape_surface(plane)
+    pixels = np.asarray(Image.open(io.BytesIO(plots.to_png(figure, dpi=60))).convert("RGB"))
+    # Viridis has hundreds of shades; grey axes and letters have three equal channels.
+    coloured = pixels[np.ptp(pixels.astype(int), axis=2) > 40]
+    assert len(coloured) > 0.05 * pixels.shape[0] * pixels.shape[1]
+    assert len(np.unique(coloured, axis=0)) > 50
+
+
+def test_twenty_surfaces_share_one_stage(tmp_path):
+    """Browsers keep about eight WebGL contexts: a page with a chart for each surface went blank."""
+    for k in range(20):
+        save(a_plane(label=f"plane {k}"), tmp_path, f"plane_{k}")
+    page = report.build(tmp_path).read_text("utf-8")
+    assert page.count('id="chart-stage"') == 1
+    assert all(f"plane {k}" in page for k in range(20))

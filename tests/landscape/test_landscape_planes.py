@@ -15,7 +15,7 @@ from kobai.landscape import (
     random_directions,
     vector_directions,
 )
-from kobai.landscape.planes import FIELDS
+from kobai.landscape.fields import all_fields
 from kobai.problem import Analytic, Problem, WeightedSum
 
 P = 6
@@ -42,7 +42,7 @@ def quadratic():
 def test_every_field_of_a_quadratic_is_its_closed_form(quadratic):
     objective, matrix, gradient, directions = quadratic
     a, b = np.linspace(0, 2, 4), np.linspace(-1, 3, 7)
-    fields = [name for name in FIELDS if name not in ("accuracy", "stderr", "class_loss")]
+    fields = [name for name in all_fields(2) if name not in ("accuracy", "stderr", "class_loss")]
     plane = evaluate_plane(objective, directions, a=a, b=b, fields=fields)
     u, v = directions.vectors.T
     basis = torch.linalg.qr(directions.vectors)[0]

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.text import Text
 
 from kobai import plots
+from kobai.plots import contour
 from kobai.results import Line, Plane, Volume
 
 
@@ -196,3 +197,12 @@ def test_exports_are_files_of_the_formats_asked_for(tmp_path):
     with pytest.raises(ValueError, match="obj"):
         plots.export_landscape(a_plane(), tmp_path, "plane", formats=("obj",))
     assert plots.to_pdf(plots.landscape_lines(a_line())).startswith(b"%PDF")
+
+
+def test_rings_smaller_than_a_label_carry_none():
+    a, b = np.linspace(-1, 1, 21), np.linspace(0, 1, 21)
+    distance = np.hypot(a[:, None] / 2, b[None] - 0.5)  # in shares of the sides
+    plane = a_plane(distance, a=a, b=b)
+    places = contour._label_places(plane, distance.T, np.array([0.02, 0.3]))
+    assert len(places) == 1
+    assert np.hypot(places[0][0] / 2, places[0][1] - 0.5) == pytest.approx(0.3, abs=0.01)

@@ -1,4 +1,4 @@
-"""Where landscapes are drawn: the ends and paths of runs, or checkpoints of any model."""
+"""Where landscapes are drawn: ends and paths of runs or checkpoints, and directions from there."""
 
 import dataclasses
 import sys
@@ -10,11 +10,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from kobai import landscape, seeds
+from kobai.cli.landscape_flags import LandscapeVerb, words
 from kobai.cli.measure import open_run
 from kobai.cli.options import UsageError, read_toml, refuse_problem_flags
 from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
-from kobai.problem import Problem
+from kobai.problem import EmpiricalRisk, Problem
 from kobai.studies import RunSpec, Setting, checkpoint_folder, load_model
 from kobai.training import snapshots
 
@@ -160,6 +162,57 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UsageError(f"{file}: holds no state dict")
     return found
+
+
+def find_directions(
+    points: Points, objective: EmpiricalRisk, options: LandscapeVerb, count: int
+) -> landscape.Directions:
+    """As many directions of the kind that `--directions` names.
+
+    Raises:
+        UsageError: If there are too few runs or checkpoints for them.
+    """
+    label, theta = next(iter(points.ends.items()))
+    generator = seeds.generator(options.seed, f"plane-{options.directions}")
+    if options.directions == "random":
+        return landscape.random_directions(
+            objective, theta, norm=options.norm, count=count, generator=generator,
+            exclude=words(options.exclude), only=words(options.only), origin_label=label,
+        )  # fmt: skip
+    if options.directions == "hessian":
+        return landscape.eigen_directions(
+            objective, theta, which=options.eigenvalues, count=count, generator=generator,
+            origin_label=label,
+        )  # fmt: skip
+    if options.directions == "between":
+        if count == 3:
+            raise UsageError("--directions between draws a line or a plane: --grid 101 or 51x51")
+        there = len(points.ends)
+        if there < 2 or (count == 1 and there > 2):
+            wanted = "two runs" if count == 1 else "two runs or more"
+            raise UsageError(
+                f"--directions between on --grid {options.grid} needs {wanted}, got {there}: "
+                f"{', '.join(points.ends)}; name them with --label A,B"
+            )
+        return landscape.between_directions(
+            points.ends, count=count, space=objective, generator=generator
+        )
+    if options.directions == "gradient":
+        path = points.paths.get(label, [])
+        update = path[-1] - path[-2] if len(path) > 1 else None
+        if update is not None and not bool(update.any()):
+            update = None
+        return landscape.gradient_directions(
+            objective, theta, update=update, count=count, generator=generator, origin_label=label
+        )
+    paths: dict[str, list[Tensor]] = points.paths
+    if not paths:
+        if len(points.ends) <= count:
+            raise UsageError(
+                f"--directions pca needs runs, or more than {count} checkpoints in order"
+            )
+        paths = {"checkpoints": list(points.ends.values())}
+    return landscape.pca_directions(paths, count=count)
 
 
 def _line(error: BaseException) -> str:

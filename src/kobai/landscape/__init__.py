@@ -10,26 +10,25 @@ from kobai.landscape.critical_points import critical_points
 from kobai.landscape.curves import Curve, barrier, connect
 from kobai.landscape.directions import Directions, DirectionsReport, vector_directions
 from kobai.landscape.ensembles import evaluate_ensemble, median_smoothness
-from kobai.landscape.evaluation import Estimate
-from kobai.landscape.lines import evaluate_line
+from kobai.landscape.grids import evaluate_line, evaluate_plane, evaluate_volume
 from kobai.landscape.moving_frame import frame_directions, moving_frame
 from kobai.landscape.pca import pca_directions
-from kobai.landscape.planes import evaluate_plane
 from kobai.landscape.relabel import relabelled
 from kobai.landscape.sampled import random_directions
+from kobai.landscape.settings import Estimate, GridOptions
 from kobai.landscape.smoothness import smoothness
 from kobai.landscape.solutions import classify
 from kobai.landscape.spectral import eigen_directions
 from kobai.landscape.steepest import gradient_directions
 from kobai.landscape.trajectories import joint_directions, project_trajectory
 from kobai.landscape.true_minimum import TrueMinimum, true_minimum
-from kobai.landscape.volumes import evaluate_volume
 
 __all__ = [
     "Curve",
     "Directions",
     "DirectionsReport",
     "Estimate",
+    "GridOptions",
     "TrueMinimum",
     "barrier",
     "between_directions",

@@ -14,7 +14,51 @@ from kobai.landscape.held import Chunk
 from kobai.problem import EmpiricalRisk, ParameterSpace
 
 Point = tuple[float, ...]
-Reduce = Callable[[Tensor, Chunk], Tensor]
+Reduce = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Outputs (K, n, …) at K points, targets (n, …) and weights (n,) to sums (K, sums)."""
+
+WAITING = 2**18
+"""Numbers in outputs that wait for the next chunk's, so that small ones are reduced together."""
+
+
+class Pending:
+    """Adds up what chunks contribute at one point, several small chunks in one call.
+
+    Args:
+        reduce: From outputs to sums.
+    """
+
+    def __init__(self, reduce: Reduce) -> None:
+        self._reduce = reduce
+        self._outputs: list[Tensor] = []
+        self._chunks: list[Chunk] = []
+        self._shares: list[Tensor] = []
+
+    def add(self, outputs: Tensor, chunk: Chunk) -> None:
+        """The outputs of a chunk (n, …)."""
+        if self._outputs and self._outputs[0].shape[1:] != outputs.shape[1:]:
+            self._flush()
+        self._outputs.append(outputs)
+        self._chunks.append(chunk)
+        if sum(waiting.numel() for waiting in self._outputs) > WAITING:
+            self._flush()
+
+    def total(self) -> Tensor:
+        """All sums (sums,)."""
+        if self._outputs:
+            self._flush()
+        return torch.stack(self._shares).sum(0)
+
+    def _flush(self) -> None:
+        targets = _joined([chunk.batch.targets for chunk in self._chunks])
+        weights = _joined([chunk.weights for chunk in self._chunks])
+        outputs = _joined(self._outputs)
+        self._shares.append(self._reduce(outputs.unsqueeze(0), targets, weights)[0])
+        self._outputs, self._chunks = [], []
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class Mover:
@@ -50,6 +94,19 @@ class Mover:
         return self.space.unflatten(self.theta(point))
 
 
+def one_point(
+    objective: EmpiricalRisk,
+    parameters: dict[str, Tensor],
+    chunks: Sequence[Chunk],
+    reduce: Reduce,
+) -> Tensor:
+    """All sums (sums,) at the parameters given: forward passes one chunk after the other."""
+    pending = Pending(reduce)
+    for chunk in chunks:
+        pending.add(objective.forward_parameters(parameters, chunk.batch), chunk)
+    return pending.total()
+
+
 class Backend(abc.ABC):
     """Computes outputs at points and hands them on chunk by chunk.
 
@@ -61,7 +118,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
-        """Σ over chunks of `reduce(outputs, chunk)` at every point, (K, sums), on the device.
+        """Σ over chunks of what `reduce` makes of them at every point, (K, sums), on the device.
 
         Called without gradients and inside `kobai.problem.pure`.
         """
@@ -96,11 +153,7 @@ class LoopBackend(Backend):
                 parameters = self._mover.parameters(point)
                 if self._folded is not None:
                     self._folded.move(parameters)
-                shares = [
-                    reduce(self.objective.forward_parameters(parameters, chunk.batch), chunk)
-                    for chunk in chunks
-                ]
-                rows.append(torch.stack(shares).sum(0))
+                rows.append(one_point(self.objective, parameters, chunks, reduce))
         return torch.stack(rows)
 
 
@@ -133,8 +186,72 @@ class VmapBackend(Backend):
                 outputs = torch.func.vmap(
                     lambda one, chunk=chunk: self.objective.forward_parameters(one, chunk.batch)
                 )(parameters)
-                share = torch.stack([reduce(output, chunk) for output in outputs])
+                share = reduce(outputs, chunk.batch.targets, chunk.weights)
                 total = share if total is None else total + share
             assert total is not None
             rows.append(total)
         return torch.cat(rows)
+
+
+@final
+class GraphBackend(Backend):
+    """The loop as one recorded CUDA graph, replayed at every point: no calls from Python.
+
+    One point is evaluated over all chunks while CUDA records its kernels; θ lies in a buffer that
+    every point overwrites. For networks whose kernels are shorter than their launches.
+
+    A forward pass that synchronises with the host or branches on values cannot be recorded: CUDA
+    says so and the back-end does not apply.
+
+    Args:
+        objective: The empirical risk, on a CUDA device.
+        directions: The subspace.
+
+    Raises:
+        ValueError: If the objective is not on a CUDA device.
+    """
+
+    name = "CUDA graph"
+
+    def __init__(self, objective: EmpiricalRisk, directions: Directions) -> None:
+        device = objective.space.device
+        if device.type != "cuda":
+            raise ValueError(
+                f"backend='graph' needs CUDA, and the objective is on {device}; move the model to "
+                "a GPU, or use backend='auto'"
+            )
+        self.objective = objective
+        self._mover = Mover(objective.space, directions)
+        self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._owners: list[Chunk] = []
+
+    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
+        """See `Backend.sums`. The first call with these chunks records them."""
+        key = tuple(id(chunk) for chunk in chunks)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(points[0], chunks, reduce)
+            self._owners += chunks  # keeps the ids from being given to other objects
+        graph, found = self._recorded[key]
+        rows = []
+        for point in points:
+            self._mover.theta(point)
+            graph.replay()
+            rows.append(found.clone())
+        return torch.stack(rows)
+
+    def _record(
+        self, point: Point, chunks: Sequence[Chunk], reduce: Reduce
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # Views of the buffer that every later point is written into.
+        parameters = self._mover.parameters(point)
+        device = self.objective.space.device
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        with torch.cuda.device(device):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries choose kernels and workspaces before the recording
+                    one_point(self.objective, parameters, chunks, reduce)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                found = one_point(self.objective, parameters, chunks, reduce)
+        return graph, found

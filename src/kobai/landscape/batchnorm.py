@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kobai.landscape.backends import Backend, Mover, Point, Reduce
+from kobai.landscape.backends import Backend, Mover, Point, Reduce, one_point
 from kobai.landscape.directions import Directions
 from kobai.landscape.held import Chunk
 from kobai.problem import EmpiricalRisk, ParameterSpace
@@ -114,11 +114,7 @@ class RecalibratedBackend(Backend):
             for point in points:
                 parameters = self._mover.parameters(point)
                 recalibrate(self.objective, parameters, chunks, self.layers)
-                shares = [
-                    reduce(self.objective.forward_parameters(parameters, chunk.batch), chunk)
-                    for chunk in chunks
-                ]
-                rows.append(torch.stack(shares).sum(0))
+                rows.append(one_point(self.objective, parameters, chunks, reduce))
         return torch.stack(rows)
 
 
@@ -179,11 +175,7 @@ class InterpolatedBackend(Backend):
             for point in points:
                 self._set(point)
                 parameters = self._mover.parameters(point)
-                shares = [
-                    reduce(self.objective.forward_parameters(parameters, chunk.batch), chunk)
-                    for chunk in chunks
-                ]
-                rows.append(torch.stack(shares).sum(0))
+                rows.append(one_point(self.objective, parameters, chunks, reduce))
         return torch.stack(rows)
 
     def _set(self, point: Point) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from kobai.landscape.axes import Axis, spread
 from kobai.landscape.collect import Stop
-from kobai.landscape.planes import evaluate_plane
+from kobai.landscape.grids import evaluate_plane
 from kobai.landscape.sampled import Norm, random_directions
 from kobai.landscape.smoothness import smoothness
 from kobai.landscape.tune import BackendName

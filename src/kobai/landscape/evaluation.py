@@ -6,101 +6,29 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from kobai.landscape import checks as proofs
-from kobai.landscape import shape_checks
 from kobai.landscape.axes import Axis, coordinates, spread
 from kobai.landscape.backends import Point
-from kobai.landscape.batchnorm import (
-    BatchNormMode,
-    InterpolatedBackend,
-    Statistics,
-    plain_loss,
-    recalibrated_statistics,
-)
-from kobai.landscape.collect import STORED_SECONDS, Collector, Crew, Progress, Stop, Store
+from kobai.landscape.checks import ModuleState, untouched
+from kobai.landscape.collect import STORED_SECONDS, Collector, Crew, Store
 from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, Precision, RiskEvaluator
-from kobai.landscape.extent import RATIO, box_range, find_range
+from kobai.landscape.evaluator import Evaluator, RiskEvaluator
+from kobai.landscape.extent import box_range, find_range
 from kobai.landscape.fields import CLASS_FIELD, FieldEvaluator, Wanted, resolve
+from kobai.landscape.proving import interpolation, prove, require_overview
 from kobai.landscape.refine import Refined, refine
+from kobai.landscape.settings import Estimate, Settings
 from kobai.landscape.sweep import grid_points, on_grid
-from kobai.landscape.tune import BackendName, Candidate, Choice, Variant, choose
+from kobai.landscape.tune import Candidate, Choice, Variant, choose
 from kobai.problem import Categorical, EmpiricalRisk, Objective
 from kobai.results import Check
 
-Grid = Literal["centred", "source"]
-
 NOISE = 0.02
 """Standard errors above this share of the range are warned of."""
-
-COARSE_PRECISION = 0.02
-"""What bfloat16 may be off by, in shares of the range of the losses that are looked at."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What an evaluation will take, before it starts.
-
-    Attributes:
-        nodes: Nodes of the grid, all of which are evaluated unless a tolerance or budget is given.
-        each: Seconds a node, measured.
-        seconds: Seconds in all, with as many processes as share the work, checks left out.
-        how: How nodes are evaluated.
-    """
-
-    nodes: int
-    each: float
-    seconds: float
-    how: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What lines, planes and volumes have in common; see `evaluate_plane`."""
-
-    fields: Sequence[str] | None = None
-    splits: Mapping[str, Objective] = dataclasses.field(default_factory=dict)
-    grid: Grid = "centred"
-    ratio: float = RATIO
-    label: str = ""
-    backend: BackendName = "auto"
-    batchnorm: BatchNormMode = "frozen"
-    statistics: Statistics = dataclasses.field(default_factory=dict)
-    precision: Precision = "given"
-    tol: float | None = None
-    budget: float | None = None
-    folder: Path | str | None = None
-    checks: bool = True
-    progress: Progress | None = None
-    stop: Stop | None = None
-    announce: Callable[[Estimate], None] | None = None
-
-    def __post_init__(self) -> None:
-        if self.grid not in ("centred", "source"):
-            raise ValueError(f"grid must be 'centred' or 'source', got {self.grid!r}")
-        if self.batchnorm not in ("frozen", "recalibrated", "interpolated"):
-            raise ValueError(
-                "batchnorm must be 'frozen', 'recalibrated' or 'interpolated', got "
-                f"{self.batchnorm!r}"
-            )
-        if self.precision not in ("given", "bfloat16"):
-            raise ValueError(f"precision must be 'given' or 'bfloat16', got {self.precision!r}")
-        if self.tol is not None and not 0 < self.tol < 1:
-            raise ValueError(f"tol must lie between 0 and 1, got {self.tol}")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget must be positive (seconds), got {self.budget}")
-        if self.statistics and self.batchnorm != "interpolated":
-            raise ValueError("statistics= are for batchnorm='interpolated'; leave them out")
-        if self.precision == "bfloat16" and self.tol is not None and self.tol < COARSE_PRECISION:
-            raise ValueError(
-                f"bfloat16 is good to about {COARSE_PRECISION:.0%}, got tol={self.tol}; use "
-                "precision='given'"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +59,7 @@ def evaluate(
         marked: Further points that automatic ranges should hold, from the objective in fast chunks.
     """
     started = time.perf_counter()
-    before = proofs.ModuleState.of(objective.space.module)
+    before = ModuleState.of(objective.space.module)
     wanted_axes = [_axis(axis, name, settings) for axis, name in zip(axes, "abc", strict=False)]
     count = int(np.prod([n if isinstance(n, int) else len(n) for n in wanted_axes]))
     crew = Crew()
@@ -145,7 +73,7 @@ def evaluate(
     points = [*directions.points.values(), *marked(smooth)]
     grid = _axes(wanted_axes, evaluator, directions, points, settings.ratio)
     if settings.precision == "bfloat16":
-        _require_overview(objective, directions, evaluator, grid)
+        require_overview(objective, directions, evaluator, grid)
     combined = FieldEvaluator(evaluator, smooth, directions, wanted, others)
     each = crew.agree(_seconds_each(combined, grid))
     if settings.announce is not None:
@@ -167,10 +95,10 @@ def evaluate(
     proof: list[Check] = []
     complete = found.reason != "stopped" and bool(np.isfinite(found.values[:, 0]).any())
     if settings.checks and complete and not np.isnan(found.values[~found.evaluated]).any():
-        proof = _prove(objective, directions, evaluator, smooth, grid, fields["loss"], mask, choice)
+        proof = prove(objective, directions, evaluator, smooth, grid, fields["loss"], mask, choice)
         if found.errors and settings.tol is not None:
-            proof.append(_interpolation(found, settings.tol))
-    proof.append(proofs.untouched(before, objective.space.module))
+            proof.append(interpolation(found, settings.tol))
+    proof.append(untouched(before, objective.space.module))
     if not mask.all():
         fields["evaluated"] = mask.astype(float)
     return Evaluated(
@@ -204,7 +132,7 @@ def _variant(objective: Objective, settings: Settings) -> Variant:
         classes = _classes(objective)
     return Variant(
         batchnorm=settings.batchnorm,
-        statistics=settings.statistics,
+        statistics=settings.statistics or {},
         precision=settings.precision,
         classes=classes,
     )
@@ -270,7 +198,7 @@ def _others(
 ) -> dict[str, Evaluator]:
     """Evaluators of other splits, which go over their data as the objective's does."""
     found: dict[str, Evaluator] = {}
-    for split, other in settings.splits.items():
+    for split, other in (settings.splits or {}).items():
         if not split.isidentifier():
             raise ValueError(f"splits are named like 'test', got {split!r}")
         if len(directions.origin) != other.space.dimension:
@@ -300,31 +228,6 @@ def _allow(wanted: Wanted, settings: Settings) -> None:
         )
     if settings.precision != "given":
         raise ValueError("bfloat16 is for overviews, not for slopes and curvatures")
-
-
-def _require_overview(
-    objective: Objective, directions: Directions, evaluator: Evaluator, grid: Sequence[np.ndarray]
-) -> None:
-    """Refuse bfloat16 where its error would show: zooms and true minima."""
-    if isinstance(objective, EmpiricalRisk) and isinstance(objective.likelihood, Categorical):
-        targets = next(iter(objective.batches)).targets
-        if targets.is_floating_point():
-            raise ValueError(
-                "bfloat16 is for overviews, not for losses with soft targets, whose floor it "
-                "would blur; use precision='given'"
-            )
-    ends = grid_points([np.array([axis[0], axis[-1]]) for axis in grid])
-    places = [(0.0,) * directions.count, *ends]
-    plain = np.array([float(objective.value(directions.at(point))) for point in places])
-    found = evaluator.measure(places)[:, 0].numpy()
-    good = np.isfinite(plain) & np.isfinite(found)
-    gap = float(np.abs(plain - found)[good].max(initial=0.0))
-    span = float(np.ptp(plain[good])) if good.any() else 0.0
-    if not gap <= COARSE_PRECISION * span:
-        raise ValueError(
-            f"bfloat16 is off by {gap:.2g} where losses span {span:.2g} (more than "
-            f"{COARSE_PRECISION:.0%}): the range is a zoom; use precision='given'"
-        )
 
 
 def _axes(
@@ -374,11 +277,11 @@ def _store(
     for axis in grid:
         digest.update(np.ascontiguousarray(axis, dtype="<f8").tobytes() + b"|")
     digest.update(repr((wanted.names, settings.batchnorm, settings.precision)).encode())
-    for label, buffers in sorted(settings.statistics.items()):
+    for label, buffers in sorted((settings.statistics or {}).items()):
         for name, value in sorted(buffers.items()):
             digest.update(f"{label}.{name}".encode() + value.cpu().numpy().tobytes())
     digest.update(_identity(choice.evaluator, objective, directions).encode())
-    for split, other in sorted(settings.splits.items()):
+    for split, other in sorted((settings.splits or {}).items()):
         digest.update(f"{split}: {_identity(None, other, directions)}".encode())
 
     def record() -> dict[str, Any]:
@@ -429,96 +332,6 @@ def _measure(
         return Refined(values=values, evaluated=reached, errors={}, reason=reason, note="")
     return refine(
         grid, collector, tol=settings.tol, budget=settings.budget, each=each, started=started
-    )
-
-
-def _plain(choice: Choice, objective: Objective, directions: Directions) -> proofs.Plain:
-    """The loss at a point by torch's own way, for each way of treating statistics."""
-    evaluator = choice.evaluator
-    mode = None if choice.candidate is None else choice.candidate.backend
-    if mode == "recalibrated":
-        assert isinstance(evaluator, RiskEvaluator)
-        assert isinstance(objective, EmpiricalRisk)
-        chunks = evaluator.chunks
-
-        def recalibrated(point: Point) -> float:
-            theta = directions.at(point)
-            return plain_loss(objective, theta, recalibrated_statistics(objective, theta, chunks))
-
-        return recalibrated
-    if mode == "interpolated":
-        assert isinstance(evaluator, RiskEvaluator)
-        assert isinstance(objective, EmpiricalRisk)
-        backend = evaluator.backend
-        assert isinstance(backend, InterpolatedBackend)
-        return lambda p: plain_loss(objective, directions.at(p), backend.buffers_at(p))
-    return proofs.plain_value(objective, directions)
-
-
-def _prove(
-    objective: Objective,
-    directions: Directions,
-    evaluator: Evaluator,
-    smooth: Objective,
-    grid: Sequence[np.ndarray],
-    losses: np.ndarray,
-    mask: np.ndarray,
-    choice: Choice,
-) -> list[Check]:
-    half = [float(axis[-1] - axis[0]) / 2 for axis in grid]
-    corner = tuple(float(axis[0]) for axis in grid)
-    common = [
-        proofs.determinism(evaluator, corner, losses),
-        proofs.orientation(directions, grid),
-        proofs.direction_norms(directions),
-    ]
-    if isinstance(evaluator, RiskEvaluator) and evaluator.precision != "given":
-        return [_overview(objective, directions, grid, losses, mask), *common]
-    plain = _plain(choice, objective, directions)
-    values = [
-        proofs.centre(objective, directions, evaluator, plain=plain),
-        proofs.nodes(objective, directions, grid, losses, evaluated=mask, plain=plain),
-        common[0],
-    ]
-    if choice.candidate is None or choice.candidate.backend not in ("recalibrated", "interpolated"):
-        # With statistics that follow θ, slopes of the surface are not those of the objective.
-        values.append(shape_checks.slope(smooth, directions, evaluator, half))
-        values.append(shape_checks.curvature(smooth, directions, evaluator, half))
-    return [*values, *common[1:]]
-
-
-def _overview(
-    objective: Objective,
-    directions: Directions,
-    grid: Sequence[np.ndarray],
-    losses: np.ndarray,
-    mask: np.ndarray,
-) -> Check:
-    """Losses in bfloat16 against full precision at scattered nodes, in shares of the range."""
-    there = np.argwhere(mask & np.isfinite(losses))
-    picks = there[np.linspace(0, len(there) - 1, min(6, len(there))).round().astype(int)]
-    gaps = []
-    for pick in picks:
-        point = [float(axis[i]) for axis, i in zip(grid, pick, strict=True)]
-        gaps.append(abs(float(objective.value(directions.at(point))) - losses[tuple(pick)]))
-    share = float(max(gaps) / max(np.ptp(losses[np.isfinite(losses)]), 1e-300))
-    return Check(
-        name="bfloat16",
-        passed=share <= COARSE_PRECISION,
-        value=share,
-        tolerance=COARSE_PRECISION,
-        detail=f"{len(gaps)} nodes against full precision, in shares of the range",
-    )
-
-
-def _interpolation(found: Refined, tol: float) -> Check:
-    worst = max(error for name, error in found.errors.items() if "loss" in name)
-    return Check(
-        name="interpolation",
-        passed=worst <= tol or found.reason == "exact",
-        value=worst,
-        tolerance=tol,
-        detail=found.note,
     )
 
 

@@ -158,25 +158,35 @@ class RiskEvaluator(Evaluator):
             return contextlib.nullcontext()
         return torch.autocast(self.objective.space.device.type, torch.bfloat16)
 
-    def _of(self, outputs: Tensor, chunk: Chunk) -> Tensor:
-        """(Σ l, Σ l², Σ l w, Σ w², correct, Σ l of each class) of a chunk, float64."""
-        outputs = outputs.to(self.objective.space.dtype)
-        nll = self.objective.likelihood.nll(outputs, chunk.batch.targets).double()
-        right = self.objective.likelihood.correct(outputs, chunk.batch.targets)
+    def _of(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """(Σ l, Σ l², Σ l w, Σ w², correct, Σ l of each class) at each of K points, float64.
+
+        Args:
+            outputs: (K, n, …).
+            targets: (n, …), the same at all points.
+            weights: (n,).
+        """
+        count, size = outputs.shape[:2]
+        outputs = outputs.to(self.objective.space.dtype).flatten(0, 1)
+        repeated = targets.expand(count, *targets.shape).flatten(0, 1)
+        nll = self.objective.likelihood.nll(outputs, repeated).double().view(count, size)
+        right = self.objective.likelihood.correct(outputs, repeated)
         sums = torch.stack(
             (
-                nll.sum(),
-                torch.dot(nll, nll),
-                torch.dot(nll, chunk.weights),
-                torch.dot(chunk.weights, chunk.weights),
-                nll.new_full((), float("nan")) if right is None else right.sum().double(),
-            )
+                nll.sum(1),
+                nll.square().sum(1),
+                nll @ weights,
+                torch.dot(weights, weights).expand(count),
+                nll.new_full((count,), float("nan"))
+                if right is None
+                else right.double().view(count, size).sum(1),
+            ),
+            dim=1,
         )
         if not self.classes:
             return sums
-        return torch.cat(
-            (sums, nll.new_zeros(self.classes).index_add_(0, chunk.batch.targets.long(), nll))
-        )
+        of_class = nll.new_zeros(count, self.classes).index_add_(1, targets.long(), nll)
+        return torch.cat((sums, of_class), dim=1)
 
     def _finish(self, sums: Tensor) -> Tensor:
         """From sums (K, 5 + classes) to fields (K, 3 + classes)."""

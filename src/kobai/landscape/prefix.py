@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kobai.landscape.backends import Backend, Mover, Point, Reduce
+from kobai.landscape.backends import Backend, Mover, Pending, Point, Reduce
 from kobai.landscape.directions import Directions
 from kobai.landscape.folding import Folded, Folds
 from kobai.landscape.held import Chunk
@@ -100,12 +100,12 @@ class PrefixBackend(Backend):
                     self._record(chunk, answers)
             for point in points:
                 parameters = self._mover.parameters(point)
-                shares = []
+                pending = Pending(reduce)
                 for chunk in chunks:
                     answers.begin(_Replay(self._kept[id(chunk)], point))
                     outputs = self.objective.forward_parameters(parameters, chunk.batch)
-                    shares.append(reduce(outputs, chunk))
-                rows.append(torch.stack(shares).sum(0))
+                    pending.add(outputs, chunk)
+                rows.append(pending.total())
         return torch.stack(rows)
 
     def _record(self, chunk: Chunk, answers: "_Answers") -> None:

@@ -1,4 +1,4 @@
-"""Directions of extreme curvature: eigenvectors of the Hessian."""
+"""Directions by curvature: extreme eigenvectors of the Hessian, and random ones beside them."""
 
 from typing import Literal
 
@@ -7,14 +7,18 @@ from jaxtyping import Float
 
 from kobai.curvature import Hessian, eigenvalues
 from kobai.landscape.directions import Directions
+from kobai.landscape.sampled import random_directions
 from kobai.problem import Objective
+
+OUTLIERS = 10
+"""Eigenvectors of largest magnitude that directions in the bulk are orthogonal to."""
 
 
 def eigen_directions(
     objective: Objective,
     theta: Float[torch.Tensor, " P"] | None = None,
     *,
-    which: Literal["largest", "smallest", "both", "magnitude"] = "largest",
+    which: Literal["largest", "smallest", "both", "magnitude", "bulk"] = "largest",
     count: int = 2,
     tol: float = 1e-3,
     generator: torch.Generator,
@@ -28,7 +32,9 @@ def eigen_directions(
         objective: Whose Hessian.
         theta: The origin; default: the module's parameters now.
         which: "largest" eigenvalues, "smallest" (most negative first), "both" (the largest, then
-            the smallest), or "magnitude".
+            the smallest), "magnitude", or "bulk": random unit directions, Gaussian in all
+            parameters, orthogonal to each other and to the `OUTLIERS` eigenvectors of largest
+            magnitude (fewer for fewer parameters).
         count: How many, 1 to 3.
         tol: Relative accuracy of the eigenvalues.
         generator: Draws the starting vectors of the iteration.
@@ -36,8 +42,8 @@ def eigen_directions(
 
     Returns:
         The directions, largest eigenvalue first (smallest first for "smallest"). Names and note
-        carry the eigenvalues, with the status of the iteration. Cost: tens of Hessian-vector
-        products a direction.
+        carry the eigenvalues (dᵀHd for "bulk"), with the status of the iteration. Cost: tens of
+        Hessian-vector products a direction, or an outlier.
 
     Raises:
         ValueError: If the iteration found fewer than `count` eigenvectors.
@@ -45,6 +51,8 @@ def eigen_directions(
     if not 1 <= count <= 3:
         raise ValueError(f"count must be 1, 2 or 3, got {count}")
     theta = objective.theta() if theta is None else theta
+    if which == "bulk":
+        return _bulk(objective, theta, count, tol, generator, origin_label)
     found = eigenvalues(
         Hessian(objective, theta),
         count,
@@ -75,4 +83,42 @@ def eigen_directions(
         kind="hessian",
         origin_label=origin_label,
         note=f"eigenvectors of the Hessian, {which}: {pairs} ({found.status})",
+    )
+
+
+def _bulk(
+    objective: Objective,
+    theta: Float[torch.Tensor, " P"],
+    count: int,
+    tol: float,
+    generator: torch.Generator,
+    origin_label: str,
+) -> Directions:
+    outliers = min(OUTLIERS, len(theta) - count)
+    if outliers < 1:
+        raise ValueError(
+            f"{len(theta)} parameters leave no bulk beside {count} direction(s); take 'both'"
+        )
+    hessian = Hessian(objective, theta)
+    found = eigenvalues(
+        hessian, outliers, which="magnitude", tol=tol, vectors=True, generator=generator
+    )
+    drawn = random_directions(
+        objective, theta, norm="none", count=count, exclude=(), generator=generator
+    ).vectors.double()
+    if found.vectors is not None:
+        basis = torch.linalg.qr(found.vectors.double())[0]
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            drawn -= basis @ (basis.T @ drawn)
+    vectors = torch.linalg.qr(drawn)[0].to(theta.dtype)
+    bends = [float(torch.dot(v.double(), (hessian @ v).double())) for v in vectors.T]
+    least = float(found.values.abs().min()) if len(found.values) else float("nan")
+    return Directions(
+        origin=theta,
+        vectors=vectors,
+        names=tuple(f"bulk {k}, dᵀHd = {bend:.4g}" for k, bend in enumerate(bends, start=1)),
+        kind="hessian",
+        origin_label=origin_label,
+        note=f"random unit directions orthogonal to {len(found.values)} eigenvectors of the "
+        f"Hessian with |λ| ≥ {least:.4g} ({found.status})",
     )

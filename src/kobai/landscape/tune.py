@@ -4,12 +4,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from kobai.landscape.backends import Backend, LoopBackend, Point, VmapBackend
+from kobai.landscape.backends import Backend, GraphBackend, LoopBackend, Point, VmapBackend
 from kobai.landscape.batchnorm import (
     BatchNormMode,
     InterpolatedBackend,
@@ -43,7 +43,7 @@ STACKED = 2**25
 class Candidate:
     """One way to compute: a back-end, a chunk size, a memory layout."""
 
-    backend: Literal["loop", "prefix", "vmap", "recalibrated", "interpolated"]
+    backend: Literal["loop", "prefix", "vmap", "graph", "recalibrated", "interpolated"]
     chunk: int
     layout: Layout = "given"
     width: int = 1
@@ -118,13 +118,8 @@ def choose(
         ValueError: If the back-end or variant asked for does not apply.
     """
     variant = Variant() if variant is None else variant
-    if backend == "graph":
-        raise ValueError(
-            "backend='graph' (CUDA graphs) is not offered: it could not be proven on a CUDA device "
-            "yet; use backend='auto'"
-        )
-    if backend not in ("auto", "loop", "prefix", "vmap"):
-        raise ValueError(f"backend must be 'auto', 'loop', 'prefix' or 'vmap', got {backend!r}")
+    if backend not in get_args(BackendName):
+        raise ValueError(f"backend must be one of {get_args(BackendName)}, got {backend!r}")
     if not isinstance(objective, EmpiricalRisk):
         if backend not in ("auto", "loop"):
             raise ValueError(
@@ -165,15 +160,18 @@ def choose(
         search.vmaps()
     if backend == "prefix" or (backend == "auto" and full and search.best().backend == "loop"):
         search.prefixes()
+    on_cuda = objective.space.device.type == "cuda"
+    if backend == "graph" or (backend == "auto" and full and on_cuda):
+        search.graphs()
     if not search.timings:
-        reason = search.refused or "nothing can be reused, or it takes too much memory"
+        reason = search.refused.get(backend, "nothing can be reused, or it takes too much memory")
         raise ValueError(f"backend={backend!r} does not apply here: {reason}; use backend='auto'")
     winner = search.best()
     chosen = search.make(winner)
     assert chosen is not None
     note = f"{chosen.name}: {_times(search.timings)} a point, by measurement"
-    if search.refused:
-        note += f" (vmap does not apply: {search.refused})"
+    for name, reason in search.refused.items():
+        note += f" ({name} does not apply: {reason})"
     if (winner.backend == "loop" and not winner.fold) or variant.precision != "given":
         return Choice(evaluator=chosen, note=note, candidate=winner)
     plain = search.make(Candidate("loop", search.usual))
@@ -201,7 +199,7 @@ class _Search:
         self.sizes = _chunk_sizes(objective, held)
         self.usual = self.sizes[len(self.sizes) // 2]
         self.timings: dict[Candidate, float] = {}
-        self.refused = ""
+        self.refused: dict[str, str] = {}
         self.started = time.perf_counter()
 
     def best(self) -> Candidate:
@@ -226,8 +224,16 @@ class _Search:
             try:
                 self.time(Candidate("vmap", self.usual, width=width))
             except (RuntimeError, ValueError) as error:
-                self.refused = str(error).splitlines()[0]
+                self.refused["vmap"] = str(error).splitlines()[0]
                 return
+
+    def graphs(self) -> None:
+        """The loop recorded by CUDA, which a forward pass that talks to the host refuses."""
+        like = self.best() if self.timings else Candidate("loop", self.usual)
+        try:
+            self.time(Candidate("graph", like.chunk, layout=like.layout))
+        except RuntimeError as error:
+            self.refused["graph"] = str(error).splitlines()[0]
 
     def prefixes(self) -> None:
         """Reuse of what does not move, as the best loop goes over the data, then as it likes."""
@@ -327,6 +333,8 @@ def _maker(
             backend = RecalibratedBackend(objective, directions)
         elif candidate.backend == "interpolated":
             backend = InterpolatedBackend(objective, directions, variant.statistics)
+        elif candidate.backend == "graph":
+            backend = GraphBackend(objective, directions)
         elif candidate.backend == "prefix":
             backend = prefix(candidate)
             if backend is None:

@@ -271,6 +271,10 @@ def _fill(
     return norm
 
 
+SMALLEST = 0.06
+"""Share of a side that a contour must span to carry a label."""
+
+
 def _label_places(
     plane: Plane, ground: Float[np.ndarray, "B A"], levels: Float[np.ndarray, "K"]
 ) -> list[tuple[float, float]]:
@@ -283,10 +287,12 @@ def _label_places(
     generator = contour_generator(plane.a, plane.b, ground)
     places = []
     for level in levels:
-        spots = [np.asarray(line) for line in generator.lines(float(level))]
-        if not spots:
+        pieces = [(np.asarray(line) - low) / span for line in generator.lines(float(level))]
+        # A ring smaller than its label would vanish below it.
+        pieces = [piece for piece in pieces if np.ptp(piece, axis=0).max() > SMALLEST]
+        if not pieces:
             continue
-        spots = (np.concatenate(spots) - low) / span
+        spots = np.concatenate(pieces)
         room = np.minimum(spots, 1 - spots).min(axis=1) * 1.5
         for others in taken:
             room = np.minimum(room, _nearest(spots, others))

@@ -84,7 +84,7 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     "quick": Setting(
         images=256, test_images=256, shrink=2, width=0.125, batch_size=32, epochs=60, seeds=1,
-        examples=128, nodes=15, ensemble=(4, 9), products=40, descent_networks=("dnn",),
+        examples=128, nodes=15, ensemble=(3, 7), products=40, descent_networks=("dnn",),
         descent_epochs=400, radii=(0.01, 0.1, 0.3, 1.0), others=2, curve_steps=40,
     ),
     "full": Setting(
