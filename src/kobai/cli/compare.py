@@ -8,7 +8,7 @@ from rich.console import Console
 from kobai import optim, report
 from kobai.cli.figures import write_figures
 from kobai.cli.options import CompareOptions, UsageError, optimizer_field, optimizer_names, parse
-from kobai.cli.problem import make_schedule, make_setting
+from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import comparison_table, to_json, wide_console
 from kobai.results import History, Spectrum, history_to_csv, save
@@ -130,6 +130,7 @@ def _train(setting: Setting, specs: list[RunSpec], options: Any, stop: Stop) -> 
                 options.training,
                 options.out,
                 schedule=make_schedule(options),
+                batch_schedule=make_batch_schedule(options),
                 resume=options.resume,
                 progress=progress,
                 stop=stop,

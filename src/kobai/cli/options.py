@@ -111,6 +111,9 @@ class CompareOptions(ProblemOptions, FolderOptions):
     """Seeds for each optimizer, counted from --seed (count)."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    batch_schedule: str = "constant"
+    """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
+    flags."""
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
     curvature: CurvatureOptions = CurvatureOptions()
     landscape: LandscapeOptions = LandscapeOptions()
@@ -126,6 +129,9 @@ class TrainOptions(ProblemOptions, FolderOptions):
     """Optimizer; brings its own flags, such as --kfac.lr."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    batch_schedule: str = "constant"
+    """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
+    flags."""
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
 
 
@@ -225,13 +231,16 @@ def _space_group(name: str, kind: type, defaults: Mapping[str, Domain]) -> type:
 
 
 def _scan(arguments: Sequence[str], name: str) -> str | None:
-    """The last value given for a flag, before anything is parsed."""
+    """The last value given for a flag, in either spelling, before anything is parsed."""
     found = None
     for position, argument in enumerate(arguments):
-        if argument == f"--{name}" and position + 1 < len(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.replace("_", "-") != f"--{name.replace('_', '-')}":
+            continue
+        if equals:
+            found = value
+        elif position + 1 < len(arguments):
             found = arguments[position + 1]
-        elif argument.startswith(f"--{name}="):
-            found = argument.partition("=")[2]
     return found
 
 
@@ -274,6 +283,12 @@ def _nested(chosen: Mapping[str, str], *, searched: bool) -> dict[str, tuple[str
         groups["schedule_options"] = (
             "schedule",
             _named("schedule", name, training.SCHEDULES),
+        )
+    if "batch_schedule" in chosen:
+        name = chosen["batch_schedule"]
+        groups["batch_schedule_options"] = (
+            "batch-schedule",
+            _named("batch schedule", name, training.BATCH_SCHEDULES),
         )
     for flag in ("optimizers", "optimizer"):
         if flag in chosen:
@@ -328,7 +343,8 @@ def options_of(base: type, values: Mapping[str, Any]) -> Any:
 
 def _names_in(base: type) -> list[str]:
     fields = {f.name for f in dataclasses.fields(base)}
-    return [flag for flag in ("model", "schedule", "optimizers", "optimizer") if flag in fields]
+    known = ("model", "schedule", "batch_schedule", "optimizers", "optimizer")
+    return [flag for flag in known if flag in fields]
 
 
 def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:

@@ -12,6 +12,14 @@ from kobai.training.augmentation import (
 )
 from kobai.training.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted_targets
 from kobai.training.averaging import PolyakAverage
+from kobai.training.batch_sizes import (
+    BATCH_SCHEDULES,
+    BatchSchedule,
+    ConstantBatch,
+    GeometricBatch,
+    LinearBatch,
+    StepBatch,
+)
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
 from kobai.training.curriculum import curriculum_indices, train_by_curriculum
@@ -29,18 +37,23 @@ from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, S
 from kobai.training.trajectory import snapshots
 
 __all__ = [
+    "BATCH_SCHEDULES",
     "SCHEDULES",
     "Augmentation",
     "AuxiliaryHeads",
+    "BatchSchedule",
     "Blurred",
     "Checkpoint",
     "Compose",
     "ConsoleProgress",
     "Constant",
+    "ConstantBatch",
     "Cosine",
     "Cutout",
     "EarlyStopping",
     "Flip",
+    "GeometricBatch",
+    "LinearBatch",
     "LinearDecay",
     "Mixup",
     "PolyakAverage",
@@ -50,6 +63,7 @@ __all__ = [
     "SelfPacedAugmentation",
     "Shift",
     "Stages",
+    "StepBatch",
     "Tempered",
     "auxiliary_problem",
     "curriculum_indices",
