@@ -30,6 +30,15 @@ from kobai.training.distillation import (
     train_by_hints,
 )
 from kobai.training.early_stopping import EarlyStopping
+from kobai.training.initial_scale import (
+    Raised,
+    Signals,
+    raise_vanishing,
+    scale_weights,
+    search_initial_scales,
+    signals,
+    weight_names,
+)
 from kobai.training.loop import train
 from kobai.training.pretraining import greedy_pretraining
 from kobai.training.progress import ConsoleProgress, Progress
@@ -58,10 +67,12 @@ __all__ = [
     "Mixup",
     "PolyakAverage",
     "Progress",
+    "Raised",
     "Rotate",
     "Schedule",
     "SelfPacedAugmentation",
     "Shift",
+    "Signals",
     "Stages",
     "StepBatch",
     "Tempered",
@@ -72,9 +83,14 @@ __all__ = [
     "hint_problem",
     "load_model",
     "minimize_by_continuation",
+    "raise_vanishing",
+    "scale_weights",
+    "search_initial_scales",
+    "signals",
     "snapshots",
     "train",
     "train_by_curriculum",
     "train_by_hints",
+    "weight_names",
     "weighted_targets",
 ]
