@@ -27,6 +27,11 @@ from kobai.training import ConsoleProgress
 
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
+    if any(word == "--suite" or word.startswith("--suite=") for word in arguments):
+        # Here, since what it imports imports this module.
+        from kobai.cli import suite
+
+        return suite.main(arguments, command)
     options = parse(CompareOptions, arguments, verb="compare")
     if options.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {options.seeds}")

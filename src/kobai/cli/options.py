@@ -101,7 +101,11 @@ class FolderOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions(ProblemOptions, FolderOptions):
-    """Train one model with several optimizers, measure where each ends, draw the landscape."""
+    """Train one model with several optimizers, measure where each ends, draw the landscape.
+
+    With --suite chapter8: all algorithms of the chapter on several problems within equal budgets,
+    which has flags of its own (kobai compare --suite chapter8 --help).
+    """
 
     out: Path = Path("runs/compare")
     """Run folder to write."""
@@ -230,7 +234,7 @@ def _space_group(name: str, kind: type, defaults: Mapping[str, Domain]) -> type:
     return group
 
 
-def _scan(arguments: Sequence[str], name: str) -> str | None:
+def scan(arguments: Sequence[str], name: str) -> str | None:
     """The last value given for a flag, in either spelling, before anything is parsed."""
     found = None
     for position, argument in enumerate(arguments):
@@ -354,14 +358,14 @@ def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
         UsageError: If a name or the config file is wrong.
         SystemExit: With 0 after ``--help``, with 2 where tyro refuses a flag.
     """
-    text = _scan(arguments, "config")
+    text = scan(arguments, "config")
     values = read_toml(Path(text)) if text is not None else {}
     if values.get("verb", verb) != verb:
         raise UsageError(
             f"{text}: settings of kobai {values['verb']}, which kobai {verb} cannot take"
         )
     chosen = {
-        flag: _scan(arguments, flag) or values.get(flag) or _default(base, flag)
+        flag: scan(arguments, flag) or values.get(flag) or _default(base, flag)
         for flag in _names_in(base)
     }
     extended = extend(base, chosen)
