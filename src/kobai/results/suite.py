@@ -48,7 +48,7 @@ class BudgetRun:
     def spent(self, unit: str) -> Float[np.ndarray, "T"]:
         """What was spent at each record, in one of `UNITS`."""
         columns = (self.step.astype(float), self.evaluations, self.seconds)
-        return dict(zip(UNITS, columns, strict=True))[unit]
+        return columns[UNITS.index(unit)]
 
 
 @register

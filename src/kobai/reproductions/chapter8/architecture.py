@@ -197,6 +197,7 @@ def _auxiliary(
 PAGES = (
     Page(
         name="8.7.5",
+        own_network="units, skips and heads are what is compared",
         title="Designing models to aid optimization",
         question="Progress often came from models that are easier to train rather than from better "
         "optimizers. Which changes let gradients through?",

@@ -178,6 +178,7 @@ def continuation(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.7.6",
+        own_network="a recurrent net on sequences is trained",
         title="Continuation methods and curriculum learning",
         question="If a problem is too hard from where one starts, can one start with an easier one "
         "and change it step by step?",

@@ -204,7 +204,7 @@ def averaging(config: Config) -> Outcome:
     splits = pictures(config)
     ends: dict[str, list[float]] = {"last iterate": [], "running mean": [], "exponential mean": []}
     for seed in config.seeds:
-        problem = classifier(splits, (32,), seed=seed)
+        problem = classifier(splits, (32,), seed=seed, model=config.model)
         optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.5)
         count = config.pick(200, 600)
         kinds = {
@@ -260,6 +260,7 @@ def averaging(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.7.2",
+        own_network="the functions here are formulas",
         title="Coordinate descent",
         question="What if one minimises over one variable, or one block of them, at a time?",
         claims={

@@ -232,6 +232,7 @@ def _first_input(kind: str, length: int, draw: torch.Generator) -> float:
 PAGES = (
     Page(
         name="8.2.4",
+        own_network="cliffs are shown on a recurrent net of one unit",
         title="Cliffs and exploding gradients",
         question="What happens where many multiplications make the loss fall off a cliff, and what "
         "does clipping the gradient do about it?",
@@ -259,6 +260,7 @@ PAGES = (
     ),
     Page(
         name="8.2.5",
+        own_network="recurrent and forward nets of equal depth are compared",
         title="Long-term dependencies",
         question="Why is it hard to learn what happened long ago? One matrix multiplied by itself "
         "t times keeps only its largest eigenvalue.",

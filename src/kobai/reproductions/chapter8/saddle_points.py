@@ -269,6 +269,7 @@ def saddles_and_plateaus(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.2.2",
+        own_network="the symmetries shown are those of one hidden ReLU layer",
         title="Local minima and weight-space symmetry",
         question="A network has astronomically many minima, because units can be exchanged and "
         "rescaled. Are they a problem?",
@@ -297,6 +298,7 @@ PAGES = (
     ),
     Page(
         name="8.2.3",
+        own_network="every eigenvalue of the Hessian is computed, of a small network",
         title="Saddle points, plateaus and other flat regions",
         question="Where the gradient vanishes, some directions lead down and others up. Who "
         "escapes, who is caught, and how common is negative curvature in training?",
