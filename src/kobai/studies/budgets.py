@@ -180,8 +180,8 @@ def run_within(
     """Step until every budget is spent, and record what was spent on the way.
 
     Records are made before the first step, after each of the first ones, and then whenever steps
-    have grown by 5 %; after every step of a method on all data. Seconds include the choice of the
-    minibatch.
+    have grown by a tenth; after every step of a method on all data. Seconds include the choice of
+    the minibatch.
 
     Args:
         started: The problem; its module is trained in place.
@@ -223,7 +223,7 @@ def run_within(
     still, status = 0, ""
     while not status and not budget.spent(steps, spent, seconds):
         before = whole.theta()
-        count = 1 if method.on_all_data else max(1, math.floor(0.05 * steps))
+        count = 1 if method.on_all_data else max(1, math.floor(0.1 * steps))
         # Asking for CPU time can cost more than a step, so a whole block is timed.
         began = time.process_time()
         spent += sum(step() for _ in range(count))

@@ -30,6 +30,7 @@ from kobai.training.distillation import (
     train_by_hints,
 )
 from kobai.training.early_stopping import EarlyStopping
+from kobai.training.first_rate import FirstRate, choose_first_rate
 from kobai.training.initial_scale import (
     Raised,
     Signals,
@@ -60,6 +61,7 @@ __all__ = [
     "Cosine",
     "Cutout",
     "EarlyStopping",
+    "FirstRate",
     "Flip",
     "GeometricBatch",
     "LinearBatch",
@@ -77,6 +79,7 @@ __all__ = [
     "StepBatch",
     "Tempered",
     "auxiliary_problem",
+    "choose_first_rate",
     "curriculum_indices",
     "distillation_problem",
     "greedy_pretraining",

@@ -252,8 +252,8 @@ def averaging(config: Config) -> Outcome:
                   because="test loss falls by " + ", ".join(
                       f"{g.mean():.3f} ± {error[n]:.3f} ({n})" for n, g in gain.items())),
         ],
-        note=f"The network: {config.data}, width 32, batches of 8 at rate 0.5; "
-        f"{len(config.seeds)} seeds.",
+        note=f"The network: {config.data}, {config.model or 'width 32'}, batches of 8 at rate "
+        f"0.5; {len(config.seeds)} seeds.",
     )  # fmt: skip
 
 

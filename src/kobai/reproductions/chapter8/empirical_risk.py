@@ -143,8 +143,8 @@ def surrogate(config: Config) -> Outcome:
                   because=f"after {np.mean(stopped):.0f} of {epochs} epochs, judged by the "
                   "validation loss while the training loss still falls"),
         ],
-        note=f"{config.data}, {len(splits.train[0])} examples, width 64. For early stopping half "
-        "of the test split serves as validation.",
+        note=f"{config.data}, {len(splits.train[0])} examples, {config.model or 'width 64'}. For "
+        "early stopping half of the test split serves as validation.",
     )  # fmt: skip
 
 

@@ -96,8 +96,8 @@ def ill_conditioning(config: Config) -> Outcome:
                   f"{np.mean(grew):.2f} (least {min(grew):.2f}), the squared gradient by "
                   f"{np.mean(shrank):.3f}"),
         ],
-        note=f"{config.data}, tanh network of width 32, SGD, batch 128; {len(chosen)} seeds, "
-        "the first is drawn.",
+        note=f"{config.data}, {config.model or 'tanh network of width 32'}, SGD, batch 128; "
+        f"{len(chosen)} seeds, the first is drawn.",
     )  # fmt: skip
 
 
