@@ -56,7 +56,7 @@ class SuiteOptions(FolderOptions):
     """A further network: a model's name or package.module:factory; empty: none."""
     batch_size: int = 64
     """Examples a minibatch."""
-    budget: Budget = Budget(steps=40, gradients=15.0, seconds=0.3)
+    budget: Budget = Budget()
     seeds: int = 3
     """Seeds of every pair, counted from --seed (count)."""
     seed: int = 0

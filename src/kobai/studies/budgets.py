@@ -44,11 +44,11 @@ STILL = 10
 class Budget:
     """What everybody may spend."""
 
-    steps: int = 100
+    steps: int = 40
     """Optimizer steps (count)."""
-    gradients: float = 30.0
+    gradients: float = 10.0
     """Gradients over all training data, other evaluations as multiples (count)."""
-    seconds: float = 0.5
+    seconds: float = 0.2
     """CPU seconds in steps."""
 
     def __post_init__(self) -> None:
