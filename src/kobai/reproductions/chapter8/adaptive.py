@@ -208,7 +208,7 @@ def choosing(config: Config) -> Outcome:
                       f"{n} {v:.3g}" for n, v in sorted(worst.items(), key=lambda kv: kv[1]))),
         ],
         note=f"{config.data}, {epochs} epochs of batches of 32, rates {factors} times a usual one. "
-        "`kobai compare` and `kobai tune` do this for any model and data.",
+        "`kobai compare --suite chapter8` runs all algorithms within equal budgets.",
     )  # fmt: skip
 
 

@@ -97,6 +97,9 @@ def decay(config: Config) -> Outcome:
     )  # fmt: skip
 
 
+_SPELLED = {"sgd": "gradient descent", "momentum": "momentum", "nesterov": "Nesterov"}
+
+
 def _methods(rate: float, mu: float) -> dict[str, dict[str, Any]]:
     return {
         "sgd": {"lr": rate},
@@ -125,10 +128,10 @@ def momentum(config: Config) -> Outcome:
         walks[name] = walk(objective, optimizer, 400)
         values = values_along(objective, walks[name])
         needed[name] = float(np.argmax(values < 1e-6 * values[0])) or math.nan
-        losses.append(Series(label=name, x=np.arange(len(values), dtype=float),
+        losses.append(Series(label=_SPELLED[name], x=np.arange(len(values), dtype=float),
                              y=np.maximum(values, 1e-14)))  # fmt: skip
     ground = contours(surface.function, (-1.6, 0.6), (-1.1, 1.1), np.logspace(-2, 1.8, 14))
-    shown = [path(name, w[:60]) for name, w in walks.items()]
+    shown = [path(_SPELLED[name], w[:60]) for name, w in walks.items()]
     # A constant gradient g: speeds tend to ε‖g‖/(1 − α).
     speeds = []
     for mu in (0.5, 0.9, 0.99):
