@@ -207,7 +207,7 @@ def dependencies(config: Config) -> Outcome:
 
 
 def _first_input(kind: str, length: int, draw: torch.Generator) -> float:
-    """Norm of the gradient of the output with respect to the first input, geometric mean of five nets."""
+    """Norm of the gradient of the output by the first input, geometric mean of five nets."""
     norms = []
     for _ in range(5):
         x = 0.5 * torch.randn(1, length, 3, generator=draw, dtype=torch.float64)
