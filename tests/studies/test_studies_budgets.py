@@ -1,5 +1,6 @@
 """Equal budgets: what is counted, what a budget cuts, and what tables and verdicts say of it."""
 
+import itertools
 import math
 
 import numpy as np
@@ -159,9 +160,13 @@ def test_profiles_are_those_of_the_costs(tmp_path, splits):
     share = shares(tables[0], networks=True, tuned=True)
     profile = performance_profile(tables[0].cost[:, 1, 0], np.array([4.0]))
     assert list(share.values()) == profile[:, 0].tolist()
-    for networks in (True, False):
-        figure = panels(profiles(tables, networks=networks, tuned=False))
-        assert len(figure.axes) == 6
+    for networks, all_data in itertools.product((True, False), repeat=2):
+        drawn = profiles(tables, networks=networks, tuned=True, all_data=all_data)
+        assert len(panels(drawn).axes) == 3
+        for panel in drawn.panels:
+            names = [s.label for s in panel.series if s.label]
+            assert names == (["lbfgs", "newton"] if all_data else ["sgd", "rmsprop-momentum"])
+            assert all((np.diff(s.y) >= 0).all() for s in panel.series)
     record = conclude(tables, seed=0, seconds=1.0)
     assert {v.claim for v in record.verdicts} == {c.key for c in CLAIMS}
 

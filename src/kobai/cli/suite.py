@@ -1,6 +1,7 @@
 """`kobai compare --suite chapter8`: all algorithms on a set of problems within equal budgets."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from kobai.cli.reproduce import verdicts_table
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json, wide_console
 from kobai.report import budget_rows
-from kobai.results import BudgetTable, save
+from kobai.results import BudgetTable, Panels, save
 from kobai.studies import Interrupted
 from kobai.studies.budgets import PRODUCT, VALUE, Budget
 from kobai.studies.suite import (
@@ -108,11 +109,8 @@ def main(arguments: list[str], command: str) -> int:
         f"gradients, a product with the Hessian {PRODUCT:g}. Methods from steepest descent on take "
         "all data at every step; a step of lbfgs is four iterations.",
     )
-    for networks in sorted(set(tables[0].networks), reverse=True):
-        for tuned, name in ((True, "tuned"), (False, "default")):
-            kind = "networks" if networks else "surfaces"
-            save(profiles(tables, networks=networks, tuned=tuned), folder,
-                 f"figure_profiles_{kind}_{name}")  # fmt: skip
+    for name, figure in _profiles(tables).items():
+        save(figure, folder, f"figure_profiles_{name}")
     save(summary, folder, "figure_profiles")
     save(dataclasses.replace(summary, figure=""), folder, "summary")
     _record(folder, command, options, clock)
@@ -127,6 +125,19 @@ def main(arguments: list[str], command: str) -> int:
         wide.print(verdicts_table(summary))
     console.print(f"report: {page}")
     return 0
+
+
+def _profiles(tables: Sequence[BudgetTable]) -> dict[str, Panels]:
+    """Every profile that has a curve, networks first."""
+    found = {}
+    for networks in sorted(set(tables[0].networks), reverse=True):
+        for tuned, rate in ((True, "tuned"), (False, "default")):
+            for all_data, which in ((False, "minibatches"), (True, "all-data")):
+                figure = profiles(tables, networks=networks, tuned=tuned, all_data=all_data)
+                if any(series.label for series in figure.panels[0].series):
+                    kind = "networks" if networks else "surfaces"
+                    found[f"{kind}_{rate}_{which}"] = figure
+    return found
 
 
 def _shown(table: BudgetTable) -> Table:

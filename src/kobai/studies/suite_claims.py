@@ -56,43 +56,44 @@ def _costs(table: BudgetTable, networks: bool, tuned: bool) -> Float[np.ndarray,
     return table.cost[:, int(tuned), chosen].reshape(len(table.methods), -1)
 
 
-def profiles(tables: Sequence[BudgetTable], *, networks: bool, tuned: bool) -> Panels:
-    """Performance profiles in every unit, methods on minibatches above, on all data below.
+def profiles(
+    tables: Sequence[BudgetTable], *, networks: bool, tuned: bool, all_data: bool
+) -> Panels:
+    """Performance profiles, one panel a unit.
 
-    Ratios are to the best of all methods, wherever it is drawn.
+    Args:
+        tables: One a unit.
+        networks: Of the networks, else of the surfaces.
+        tuned: At the best rate of the grid, else at the default one.
+        all_data: Draw the methods that take all data at every step, else those on minibatches;
+            ratios are to the best of all methods either way.
     """
+    members = [m for m in tables[0].methods if (m in FULL_BATCH) == all_data]
     panels = []
-    minibatch = [m for m in tables[0].methods if m not in FULL_BATCH]
-    rows = {"minibatches": minibatch, "all data": [m for m in tables[0].methods if m in FULL_BATCH]}
-    for row, members in rows.items():
-        if not members:
-            continue
-        for table in tables:
-            cost = _costs(table, networks, tuned)
-            # As far as the worst ratio of a method that solved something.
-            best = np.where(np.isfinite(cost).any(axis=0), cost.min(axis=0), 1.0)
-            ratio = cost / best
-            widest = max(10.0, float(ratio[np.isfinite(ratio)].max(initial=1.0)))
-            ratios = np.geomspace(1.0, widest, 200)
-            profile = performance_profile(cost, ratios)
-            panels.append(
-                Panel(
-                    title=f"{table.unit} ({row})",
-                    x_label="within this factor of the best",
-                    y_label="share solved",
-                    log_x=True,
-                    percent=True,
-                    series=tuple(
-                        Series(label=m, x=ratios, y=profile[table.methods.index(m)])
-                        for m in members
-                    ),
-                )
-            )
+    for table in tables:
+        cost = _costs(table, networks, tuned)
+        # As far as the worst ratio of a method that solved something.
+        best = np.where(np.isfinite(cost).any(axis=0), cost.min(axis=0), 1.0)
+        ratio = cost / best
+        widest = max(10.0, float(ratio[np.isfinite(ratio)].max(initial=1.0)))
+        ratios = np.geomspace(1.0, widest, 400)
+        profile = performance_profile(cost, ratios)
+        curves = [
+            Series(label=m, x=ratios, y=profile[table.methods.index(m)]) for m in members
+        ]  # fmt: skip
+        # All panels reach up to everything, also where nothing was solved.
+        top = Series(label="", x=ratios[[0, -1]], y=np.ones(2), kind="faint")
+        panels.append(
+            Panel(title=f"within {table.budget:g} {table.unit}", y_label="share solved",
+                  x_label="factor on the best method's cost", log_x=True, percent=True,
+                  series=(top, *curves))
+        )  # fmt: skip
     kind, table = "networks" if networks else "surfaces", tables[0]
     names = [p for p, n in zip(table.problems, table.networks, strict=True) if n == networks]
     return Panels(
         label="profiles",
-        title=f"Performance profiles on {kind}, {RATES[tuned]}",
+        title=f"Performance profiles on {kind}, methods on "
+        f"{'all data' if all_data else 'minibatches'}, {RATES[tuned]}",
         panels=tuple(panels),
         columns=len(tables),
         note=f"{', '.join(names)}; {table.cost.shape[-1]} seeds each. Solved: within "
