@@ -21,8 +21,11 @@ def folder(tmp_path_factory):
 
 
 def test_the_folder_holds_runs_tables_profiles_and_a_page(folder):
-    for name in ("runs_softmax_momentum", "table_steps", "table_gradient-evaluations",
-                 "table_CPU-seconds", "figure_profiles_networks_tuned_minibatches", "summary"):  # fmt: skip
+    names = (
+        "runs_softmax_momentum", "table_steps", "table_gradient-evaluations", "table_CPU-seconds",
+        "figure_profiles_networks_tuned_minibatches", "summary",
+    )  # fmt: skip
+    for name in names:
         assert (folder / f"{name}.json").is_file(), name
     assert (folder / "figures" / "figure_profiles_surfaces_default_all-data.png").is_file()
     page = (folder / "report.html").read_text()
