@@ -8,6 +8,9 @@ import io
 
 import torch
 
+from kobai.curvature import Hessian
+from kobai.problem import EmpiricalRisk
+
 
 def _run(problem, optimizer, steps):
     objective = problem.objective()
@@ -125,3 +128,28 @@ LAWS = (
     obeys_schedulers,
     covers_the_parameters,
 )
+
+
+def counts_what_it_asks(make, problem, monkeypatch, *, steps=4):
+    """Values, gradients and Hessian products in `diagnostics` are those asked of the objective."""
+    asked = {"values": 0, "gradients": 0, "products": 0}
+
+    def counted(kind, name, key, amount):
+        plain = getattr(kind, name)
+
+        def call(self, argument):
+            asked[key] += amount(argument)
+            return plain(self, argument)
+
+        monkeypatch.setattr(kind, name, call)
+
+    counted(EmpiricalRisk, "value", "values", lambda theta: 1)
+    counted(EmpiricalRisk, "value_and_grad", "gradients", lambda theta: 1)
+    counted(Hessian, "_matmat", "products", lambda columns: columns.shape[1])
+    optimizer = make(problem.model, problem.likelihood)
+    objective = problem.objective()
+    for _ in range(steps):
+        optimizer.step(objective)
+    told = optimizer.diagnostics()
+    assert {name: told[name] for name in asked} == asked
+    assert told["gradients"] >= steps

@@ -9,6 +9,7 @@ from torch import nn
 
 import cases
 from kobai.optim import CONFIGS, FIRST_ORDER, KFAC, AdamConfig, KFACConfig, MuonAdamW, build
+from kobai.problem import surfaces
 
 NAMES = [*FIRST_ORDER, "kfac"]
 
@@ -128,3 +129,24 @@ def test_muon_without_hidden_or_without_other_parameters():
     vector.requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable"):
         MuonAdamW(vector)
+
+
+RATES = {
+    "sgd": 0.1, "momentum": 0.05, "nesterov": 0.05, "adagrad": 0.5, "rmsprop": 0.01,
+    "adadelta": 30.0, "adam": 0.1, "adamw": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_known_minimum_is_reached_at_a_falling_rate(name):
+    """On the quadratic, which is unimodal; a constant rate leaves adaptive methods swinging."""
+    surface = surfaces.quadratic(10.0)
+    objective = surface.objective()
+    config = CONFIGS[name](lr=RATES[name], weight_decay=0.0)
+    optimizer = build(name, objective.space.module, "gaussian", config)
+    total = 2000
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: max(0.0, 1 - k / total))
+    for _ in range(total):
+        optimizer.step(objective)
+        scheduler.step()
+    assert surface.distance(objective.theta()) < 1e-3

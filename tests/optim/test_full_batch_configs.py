@@ -109,3 +109,25 @@ def test_a_minibatch_run_with_the_defaults_learns(name):
 )
 def test_laws_of_torchs_lbfgs_by_name(law):
     law(lambda model, likelihood: build("lbfgs", model, likelihood), cases.problem("mlp"))
+
+
+SETTINGS = {
+    "newton": [{}, {"damping": 0.1, "search": "strong-wolfe"},
+               {"damping": 0.0, "search": "trust-region"}, {"damping": 0.1}],
+    "saddle-free-newton": [{}],
+    "bfgs": [{}, {"search": "backtracking"}],
+    "nonlinear-cg": [{}, {"search": "exact"}],
+    "steepest-descent": [{}],
+    "coordinate-descent": [{}, {"blocks": "unit"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, s) for name, several in SETTINGS.items() for s in several]
+)
+def test_every_evaluation_is_counted(name, settings, monkeypatch):
+    laws.counts_what_it_asks(
+        lambda model, likelihood: build(name, model, likelihood, CONFIGS[name](**settings)),
+        cases.problem("mlp"),
+        monkeypatch,
+    )

@@ -16,7 +16,7 @@ from kobai.reproductions.chapter8.coordinate import sparse_coding
 from kobai.reproductions.chapter8.empirical_risk import _gradients
 from kobai.reproductions.chapter8.long_term import unrolled_loss
 from kobai.reproductions.chapter8.motion import animation
-from kobai.reproductions.chapter8.networks import classifier, pictures
+from kobai.reproductions.chapter8.networks import classifier, level, pictures
 from kobai.reproductions.chapter8.page import judge
 from kobai.reproductions.chapter8.surface_paths import contours, walk
 from kobai.results import Panel, Panels, Series, load
@@ -200,6 +200,31 @@ def test_animated_results_have_a_panel_of_paths(made):
 def test_verdicts_follow_from_their_conditions():
     words = [judge("c", *c, because="").verdict for c in ((True, True), (True, False), (False,))]
     assert words == ["holds", "holds in part", "does not hold"]
+
+
+def test_pages_take_the_users_network_or_say_why_not(tmp_path):
+    for page in chapter8.PAGES:
+        assert page.network_note("") == ""
+        note = page.network_note("cnn")
+        assert ("Network: cnn" in note) != ("--model has no part here: " in note)
+    config = chapter8.Config(scale="quick", figure="8.3.1,8.2.8", model="linear")
+    chapter8.run(config, tmp_path)
+    assert "Network: linear" in load(tmp_path, "figure_8.3.1").note
+    assert "functions here are formulas" in load(tmp_path, "figure_8.2.8").note
+
+
+def test_the_users_network_sees_pictures_as_they_are():
+    splits = pictures(QUICK, limit=20)
+    own = classifier(splits, (5,), seed=0, model="cnn")
+    assert own.train.first(3).inputs.shape == (3, *splits.input_shape)
+    assert any(isinstance(m, torch.nn.Conv2d) for m in own.model.modules())
+    flat = classifier(splits, (5,), seed=0)
+    assert flat.train.first(3).inputs.ndim == 2
+
+
+def test_runs_of_unequal_length_end_in_nan():
+    rows = level([np.ones(3), np.ones(1)])
+    np.testing.assert_array_equal(rows, [[1, 1, 1], [1, np.nan, np.nan]])
 
 
 def test_configurations_refuse_nonsense():

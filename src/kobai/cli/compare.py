@@ -8,7 +8,7 @@ from rich.console import Console
 from kobai import optim, report
 from kobai.cli.figures import write_figures
 from kobai.cli.options import CompareOptions, UsageError, optimizer_field, optimizer_names, parse
-from kobai.cli.problem import make_schedule, make_setting
+from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import comparison_table, to_json, wide_console
 from kobai.results import History, Spectrum, history_to_csv, save
@@ -27,6 +27,11 @@ from kobai.training import ConsoleProgress
 
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
+    if any(word == "--suite" or word.startswith("--suite=") for word in arguments):
+        # Here, since what it imports imports this module.
+        from kobai.cli import suite
+
+        return suite.main(arguments, command)
     options = parse(CompareOptions, arguments, verb="compare")
     if options.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
@@ -130,6 +135,7 @@ def _train(setting: Setting, specs: list[RunSpec], options: Any, stop: Stop) -> 
                 options.training,
                 options.out,
                 schedule=make_schedule(options),
+                batch_schedule=make_batch_schedule(options),
                 resume=options.resume,
                 progress=progress,
                 stop=stop,

@@ -5,13 +5,17 @@ from kobai.cli.options import UsageError
 from kobai.reproductions import chapter8
 
 _PROG = "kobai gallery"
-_HELP = f"""usage: {_PROG} [--section 8.6,…|all] [--quick] [flags of kobai reproduce chapter8]
+_HELP = f"""usage: {_PROG} [--section 8.6,…|all] [--quick] [--model …] [--data …]
+       and the other flags of kobai reproduce chapter8
 
 Make an HTML book to the chapter on optimization for deep models: every difficulty, algorithm and
 strategy, from computations. Finished pages in the folder are kept with --resume.
 
   --section   sections, separated by commas: 8.6 means all its pages (default all)
   --quick     small settings, under two minutes on two cores
+  --model     network of the pages that train just any one (marked * below): mlp, cnn, … or
+              package.module:factory; the other pages say why they keep their own
+  --data      data of the pages that train a network: digits, mnist, folder:PATH, PATH.npz, …
   --out       folder to write (default runs/gallery); the book is index.html in it
 
 pages:
@@ -21,9 +25,13 @@ pages:
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     if any(word in ("-h", "--help") for word in arguments):
-        print(_HELP + "\n".join(f"  {page.name:7s} {page.title}" for page in chapter8.PAGES))
+        print(_HELP + "\n".join(map(_listed, chapter8.PAGES)))
         return 0
     return reproduce.main(["chapter8", *translated(arguments)], command)
+
+
+def _listed(page: chapter8.Page) -> str:
+    return f"  {page.name:7s} {page.title}{'' if page.own_network else ' *'}"
 
 
 def translated(arguments: list[str]) -> list[str]:

@@ -101,7 +101,11 @@ class FolderOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions(ProblemOptions, FolderOptions):
-    """Train one model with several optimizers, measure where each ends, draw the landscape."""
+    """Train one model with several optimizers, measure where each ends, draw the landscape.
+
+    With --suite chapter8: all algorithms of the chapter on several problems within equal budgets,
+    which has flags of its own (kobai compare --suite chapter8 --help).
+    """
 
     out: Path = Path("runs/compare")
     """Run folder to write."""
@@ -111,6 +115,9 @@ class CompareOptions(ProblemOptions, FolderOptions):
     """Seeds for each optimizer, counted from --seed (count)."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    batch_schedule: str = "constant"
+    """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
+    flags."""
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
     curvature: CurvatureOptions = CurvatureOptions()
     landscape: LandscapeOptions = LandscapeOptions()
@@ -126,6 +133,9 @@ class TrainOptions(ProblemOptions, FolderOptions):
     """Optimizer; brings its own flags, such as --kfac.lr."""
     schedule: str = "constant"
     """Learning-rate schedule: constant, linear or cosine; brings --schedule.* flags."""
+    batch_schedule: str = "constant"
+    """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
+    flags."""
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
 
 
@@ -224,14 +234,17 @@ def _space_group(name: str, kind: type, defaults: Mapping[str, Domain]) -> type:
     return group
 
 
-def _scan(arguments: Sequence[str], name: str) -> str | None:
-    """The last value given for a flag, before anything is parsed."""
+def scan(arguments: Sequence[str], name: str) -> str | None:
+    """The last value given for a flag, in either spelling, before anything is parsed."""
     found = None
     for position, argument in enumerate(arguments):
-        if argument == f"--{name}" and position + 1 < len(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.replace("_", "-") != f"--{name.replace('_', '-')}":
+            continue
+        if equals:
+            found = value
+        elif position + 1 < len(arguments):
             found = arguments[position + 1]
-        elif argument.startswith(f"--{name}="):
-            found = argument.partition("=")[2]
     return found
 
 
@@ -274,6 +287,12 @@ def _nested(chosen: Mapping[str, str], *, searched: bool) -> dict[str, tuple[str
         groups["schedule_options"] = (
             "schedule",
             _named("schedule", name, training.SCHEDULES),
+        )
+    if "batch_schedule" in chosen:
+        name = chosen["batch_schedule"]
+        groups["batch_schedule_options"] = (
+            "batch-schedule",
+            _named("batch schedule", name, training.BATCH_SCHEDULES),
         )
     for flag in ("optimizers", "optimizer"):
         if flag in chosen:
@@ -328,7 +347,8 @@ def options_of(base: type, values: Mapping[str, Any]) -> Any:
 
 def _names_in(base: type) -> list[str]:
     fields = {f.name for f in dataclasses.fields(base)}
-    return [flag for flag in ("model", "schedule", "optimizers", "optimizer") if flag in fields]
+    known = ("model", "schedule", "batch_schedule", "optimizers", "optimizer")
+    return [flag for flag in known if flag in fields]
 
 
 def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
@@ -338,14 +358,14 @@ def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
         UsageError: If a name or the config file is wrong.
         SystemExit: With 0 after ``--help``, with 2 where tyro refuses a flag.
     """
-    text = _scan(arguments, "config")
+    text = scan(arguments, "config")
     values = read_toml(Path(text)) if text is not None else {}
     if values.get("verb", verb) != verb:
         raise UsageError(
             f"{text}: settings of kobai {values['verb']}, which kobai {verb} cannot take"
         )
     chosen = {
-        flag: _scan(arguments, flag) or values.get(flag) or _default(base, flag)
+        flag: scan(arguments, flag) or values.get(flag) or _default(base, flag)
         for flag in _names_in(base)
     }
     extended = extend(base, chosen)

@@ -8,7 +8,7 @@ import torch
 from kobai import data
 from kobai.cli.options import ProblemOptions, UsageError
 from kobai.studies import Setting
-from kobai.training import Schedule
+from kobai.training import BatchSchedule, Schedule
 
 
 def make_setting(options: ProblemOptions) -> Setting:
@@ -45,6 +45,12 @@ def make_schedule(options: Any) -> Schedule | None:
     schedule: Schedule = options.schedule_options
     plain = options.schedule == "constant" and options.schedule_options.warmup == 0
     return None if plain else schedule
+
+
+def make_batch_schedule(options: Any) -> BatchSchedule | None:
+    """The batch-size schedule the options name; None for a constant size."""
+    constant = options.batch_schedule == "constant"
+    return None if constant else options.batch_schedule_options
 
 
 def find_device(name: str) -> torch.device:

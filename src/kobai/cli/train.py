@@ -6,7 +6,7 @@ from kobai import report
 from kobai.cli.compare import rehearse, resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import TrainOptions, optimizer_field, optimizer_names, parse
-from kobai.cli.problem import make_schedule, make_setting
+from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json
 from kobai.results import history_to_csv
@@ -32,6 +32,7 @@ def main(arguments: list[str], command: str) -> int:
             options.training,
             folder,
             schedule=make_schedule(options),
+            batch_schedule=make_batch_schedule(options),
             resume=options.resume,
             progress=progress,
             stop=stop,

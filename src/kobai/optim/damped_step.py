@@ -21,7 +21,15 @@ EXACT_RATIO = LevenbergMarquardt(
 )
 """What "auto" stands for: quick to give way, since a rejected step costs one value."""
 
-DAMPED_COUNTS = ("skipped_steps", "rejected_trials", "rejected_steps", "indefinite_solves")
+DAMPED_COUNTS = (
+    "values",
+    "gradients",
+    "products",
+    "skipped_steps",
+    "rejected_trials",
+    "rejected_steps",
+    "indefinite_solves",
+)
 """What these steps count."""
 
 
@@ -78,6 +86,7 @@ def take_step(
         record["last"] = {"status": made.status, "trials": 1}
         counts["indefinite_solves"] += made.status == "indefinite"
         moved = theta + made.step
+        counts["values"] += 1
         if is_finite(moved) and is_finite(objective.value(moved)):
             objective.space.assign(moved)
         else:
@@ -95,6 +104,7 @@ def take_step(
             if action == "bound":
                 break
             continue
+        counts["values"] += 1
         after = objective.value(moved)
         ratio = reduction_ratio(
             loss.reshape(1),

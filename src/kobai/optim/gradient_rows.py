@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from kobai.curvature.layer_forms import linear_scales
 from kobai.optim.coverage import KroneckerLayer
-from kobai.optim.model_hooks import ModelHook, is_compiled, remove_hooks
+from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
 
 _PAYS = 0.9
 """Share of the multiplications from which rows are taken: they have their own overhead."""
@@ -171,7 +171,7 @@ class RowWatch:
         """Before a forward pass: note what goes through the layers."""
         self._after()
         if (
-            not (self._layers and torch.is_grad_enabled())
+            not (self._layers and is_training_pass(self.model))
             or torch.compiler.is_compiling()
             or is_compiled(self.model)
         ):

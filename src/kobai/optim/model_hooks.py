@@ -41,6 +41,15 @@ class ModelHook:
         return (_InertHook, ())
 
 
+def is_training_pass(model: nn.Module) -> bool:
+    """Whether a forward pass under way may be one of the training loop.
+
+    Gradients are on and the model's own parameters are in their places: where curvature or a loss
+    is asked of the model as a function of its parameters, other tensors are.
+    """
+    return torch.is_grad_enabled() and all(isinstance(p, nn.Parameter) for p in model.parameters())
+
+
 def remove_hooks(handles: Iterable[torch.utils.hooks.RemovableHandle]) -> None:
     """Take hooks off their modules."""
     for handle in handles:

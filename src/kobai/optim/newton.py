@@ -11,7 +11,7 @@ from kobai.curvature import Hessian
 from kobai.linalg import Damped, Dense, LinearOperator, cholesky, conjugate_gradient, lu, minres
 from kobai.optim.damped_step import DAMPED_COUNTS, Proposal, exact_rule, take_step
 from kobai.optim.damping import Damping, LevenbergMarquardt, check_damping, first_damping
-from kobai.optim.objective_step import as_objective, leave_gradient_of
+from kobai.optim.objective_step import Counted, as_objective, leave_gradient_of
 from kobai.optim.risk_step import (
     check_lr,
     diagnostics_of,
@@ -124,7 +124,8 @@ class Newton(torch.optim.Optimizer):
         """What happened so far.
 
         Returns:
-            Counts: "steps", "skipped_steps" (something was not finite), "rejected_trials",
+            Counts: "steps", "values", "gradients" and "products" with the Hessian asked for,
+            "skipped_steps" (something was not finite), "rejected_trials",
             "rejected_steps" (no trial lowered the loss: nothing was moved), "indefinite_solves",
             "jittered_solves", "unconverged_solves" and "solve_iterations" of matrix-free solves,
             "ascent_steps" (not searched along: the direction led uphill) and "failed_searches".
@@ -162,12 +163,13 @@ class Newton(torch.optim.Optimizer):
         if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
             group["damping"] = check_damping(self.damping(counts["steps"]))
         theta = objective.theta()
+        counts["gradients"] += 1
         loss, gradient = objective.value_and_grad(theta)
         leave_gradient_of(objective, gradient)
         if not is_finite(loss, gradient):
             counts["skipped_steps"] += 1
         elif group["lr"]:
-            operator: LinearOperator = Hessian(objective, theta)
+            operator: LinearOperator = Counted(Hessian(objective, theta), counts)
             if self._is_dense(len(theta)):
                 matrix = operator.dense()
                 operator = Dense((matrix + matrix.T) / 2, symmetric=True)
@@ -264,9 +266,18 @@ class Newton(torch.optim.Optimizer):
         if not is_finite(direction):
             counts["skipped_steps"] += 1
             return
+
+        def value(at: Tensor) -> Tensor:
+            counts["values"] += 1
+            return objective.value(at)
+
+        def value_and_grad(at: Tensor) -> tuple[Tensor, Tensor]:
+            counts["gradients"] += 1
+            return objective.value_and_grad(at)
+
         line = Line(
-            objective.value_and_grad,
-            objective.value,
+            value_and_grad,
+            value,
             theta,
             direction,
             start=loss,
@@ -308,6 +319,7 @@ class Newton(torch.optim.Optimizer):
             record["last"] = {"status": found.status, "trials": trial}
             counts["indefinite_solves"] += found.status == "indefinite"
             moved = theta + lr * found.step
+            counts["values"] += 1
             change = float(objective.value(moved)) - loss
             slope = float((gradient * found.step).double().sum())
             predicted = lr * slope + lr**2 * (found.predicted - slope)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.curvature import Hessian
+from kobai.linalg import LinearOperator
 from kobai.optim.risk_step import is_finite, record_of
 from kobai.optim.search import Line, LineSearch
 from kobai.problem import Objective
@@ -65,6 +66,29 @@ def leave_gradient_of(objective: Objective, gradient: Float[Tensor, " P"]) -> No
     """Put an objective's gradient where a backward pass would have left it."""
     for name, piece in objective.space.unflatten(gradient).items():
         objective.space.module.get_parameter(name).grad = piece.clone()
+
+
+@final
+class Counted(LinearOperator):
+    """A symmetric operator whose products are counted.
+
+    Args:
+        operator: The operator.
+        counts: Where, under "products".
+    """
+
+    def __init__(self, operator: LinearOperator, counts: dict[str, int]) -> None:
+        super().__init__(
+            operator.shape, dtype=operator.dtype, device=operator.device, symmetric=True
+        )
+        self._operator, self._counts = operator, counts
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        self._counts["products"] += columns.shape[1]
+        return self._operator._matmat(columns)
+
+    def _adjoint(self) -> LinearOperator:
+        return self
 
 
 @final

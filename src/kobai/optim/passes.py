@@ -17,7 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.model_hooks import ModelHook, remove_hooks
+from kobai.optim.model_hooks import ModelHook, is_training_pass, remove_hooks
 from kobai.problem import output_tensor
 
 
@@ -97,11 +97,11 @@ class PassWatch:
         return passes
 
     def _before(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if self.due and torch.is_grad_enabled():
+        if self.due and is_training_pass(self.model):
             self._random = _random_states(_devices(self.model))
 
     def _after(self, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
-        if not (self.due and torch.is_grad_enabled()):
+        if not (self.due and is_training_pass(self.model)):
             return
         outputs = output_tensor(result)
         if not outputs.requires_grad:

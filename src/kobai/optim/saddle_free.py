@@ -12,7 +12,7 @@ from kobai.linalg import LinearOperator, eigh
 from kobai.linalg.lanczos import KrylovBasis
 from kobai.optim.damped_step import DAMPED_COUNTS, Proposal, exact_rule, take_step
 from kobai.optim.damping import Damping, LevenbergMarquardt, check_damping, first_damping
-from kobai.optim.objective_step import as_objective, leave_gradient_of
+from kobai.optim.objective_step import Counted, as_objective, leave_gradient_of
 from kobai.optim.risk_step import (
     check_lr,
     diagnostics_of,
@@ -117,8 +117,9 @@ class SaddleFreeNewton(torch.optim.Optimizer):
         """What happened so far.
 
         Returns:
-            Counts: "steps", "skipped_steps" (something was not finite), "rejected_trials",
-            "rejected_steps" (no trial lowered the loss: nothing was moved). Of the last step:
+            Counts: "steps", "values", "gradients" and "products" with the Hessian asked for,
+            "skipped_steps" (something was not finite), "rejected_trials", "rejected_steps" (no
+            trial lowered the loss: nothing was moved). Of the last step:
             "status", "trials", "negative" (eigenvalues below zero among those seen) and "smallest"
             of them. "damping" of the next step and "decisions" about it; see
             `NaturalGradient.diagnostics`.
@@ -154,12 +155,13 @@ class SaddleFreeNewton(torch.optim.Optimizer):
         if callable(self.damping) and not isinstance(self.damping, LevenbergMarquardt):
             group["damping"] = check_damping(self.damping(counts["steps"]))
         theta = objective.theta()
+        counts["gradients"] += 1
         loss, gradient = objective.value_and_grad(theta)
         leave_gradient_of(objective, gradient)
         if not is_finite(loss, gradient):
             counts["skipped_steps"] += 1
         elif group["lr"] and bool(gradient.any()):
-            values, vectors = self._spectrum(Hessian(objective, theta), gradient)
+            values, vectors = self._spectrum(Counted(Hessian(objective, theta), counts), gradient)
             if is_finite(values, vectors):
                 take_step(
                     objective,
@@ -178,7 +180,7 @@ class SaddleFreeNewton(torch.optim.Optimizer):
         counts["steps"] += 1
         return loss
 
-    def _spectrum(self, hessian: Hessian, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def _spectrum(self, hessian: LinearOperator, gradient: Tensor) -> tuple[Tensor, Tensor]:
         if len(gradient) <= self.dense_limit:
             matrix = hessian.dense()
             found = eigh((matrix + matrix.T) / 2)

@@ -27,7 +27,7 @@ from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
 from kobai.optim.gradient_rows import RowWatch
-from kobai.optim.model_hooks import ModelHook, is_compiled, remove_hooks
+from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
 from kobai.problem import Call, Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
@@ -180,7 +180,7 @@ class BackwardStatistics:
         """Before a forward pass: note its layers if statistics are due and gradients on."""
         del arguments
         self._stop_recording()
-        if not (self.due and torch.is_grad_enabled()):
+        if not (self.due and is_training_pass(self.model)):
             return
         self._noted.clear()
         self._pass = None

@@ -10,12 +10,14 @@ from kobai.report.kernel_sections import ISOTROPY_HEADS, isotropy_row
 from kobai.report.note import Note
 from kobai.report.notes import notes_on
 from kobai.report.page import build, render
+from kobai.report.suite_sections import budget_rows
 
 __all__ = [
     "ISOTROPY_HEADS",
     "Contents",
     "Exhibit",
     "Note",
+    "budget_rows",
     "build",
     "exhibits",
     "gather",

@@ -15,6 +15,7 @@ from kobai.plots import spell
 from kobai.report.kernel_sections import kernel_sections
 from kobai.report.landscape_sections import landscape_sections
 from kobai.report.reproduction_sections import reproduction_sections
+from kobai.report.suite_sections import suite_sections
 from kobai.results import Scores, Trials
 
 
@@ -157,12 +158,17 @@ def _reproductions(results: Mapping[str, Any]) -> list[Exhibit]:
     return [Exhibit(**section) for section in reproduction_sections(results)]
 
 
+def _suites(results: Mapping[str, Any]) -> list[Exhibit]:
+    return [Exhibit(**section) for section in suite_sections(results)]
+
+
 def _kernels(results: Mapping[str, Any]) -> list[Exhibit]:
     return [Exhibit(**section, place="functions") for section in kernel_sections(results)]
 
 
 _MAKERS: Sequence[Callable[[Mapping[str, Any]], list[Exhibit]]] = (
     _reproductions,
+    _suites,
     _studies,
     _landscapes,
     _kernels,

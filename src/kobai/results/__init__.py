@@ -28,13 +28,18 @@ from kobai.results.spectrum import Spectrum
 from kobai.results.spectrum_panels import SpectrumPanels
 from kobai.results.stability import CriticalRate, CriticalRates
 from kobai.results.store import load, load_all, result_names, save
+from kobai.results.suite import UNITS, BudgetRun, BudgetRuns, BudgetTable
 from kobai.results.tangent import TangentSummary
 from kobai.results.trials import Scores, Trials
 from kobai.results.volume import Volume
 from kobai.results.width_scan import WidthScan
 
 __all__ = [
+    "UNITS",
     "Aggregate",
+    "BudgetRun",
+    "BudgetRuns",
+    "BudgetTable",
     "Check",
     "Claim",
     "Comparison",

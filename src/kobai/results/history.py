@@ -26,6 +26,7 @@ _MEASURED = (
     "test_accuracy",
     "gradient_norm",
     "learning_rate",
+    "batch_size",
 )
 
 
@@ -59,6 +60,7 @@ class History:
         test_accuracy: (T,) accuracy on the test data.
         gradient_norm: (T,) Euclidean norm of the gradient of the training loss.
         learning_rate: (T,) learning rate in force.
+        batch_size: (T,) examples a minibatch in force.
         step_loss: (S,) mini-batch loss of every step, before the step.
     """
 
@@ -78,6 +80,7 @@ class History:
     test_accuracy: Float[np.ndarray, "T"] = field(default_factory=_nothing)
     gradient_norm: Float[np.ndarray, "T"] = field(default_factory=_nothing)
     learning_rate: Float[np.ndarray, "T"] = field(default_factory=_nothing)
+    batch_size: Float[np.ndarray, "T"] = field(default_factory=_nothing)
     step_loss: Float[np.ndarray, "S"] = field(default_factory=_nothing)
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Many runs: settings, comparisons over optimizers and seeds."""
 
+from kobai.studies.budgets import Budget, Method, run_within
 from kobai.studies.compare import (
     CurvatureOptions,
     Interrupted,
@@ -23,15 +24,19 @@ from kobai.studies.scores import (
 )
 from kobai.studies.setting import Setting, TrainingOptions
 from kobai.studies.study import Study, StudyOptions
+from kobai.studies.suite import run_suite
+from kobai.studies.suite_claims import conclude, profiles
 from kobai.studies.summary import best_values, summarise
 from kobai.studies.together import run_trials
 from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
 
 __all__ = [
     "MEASURES",
+    "Budget",
     "CurvatureOptions",
     "Interrupted",
     "LandscapeOptions",
+    "Method",
     "Outcome",
     "RunSpec",
     "Setting",
@@ -42,15 +47,19 @@ __all__ = [
     "best_first",
     "best_values",
     "checkpoint_folder",
+    "conclude",
     "draw_planes",
     "expected_best",
     "head_of",
     "load_model",
     "measure_run",
     "performance_profile",
+    "profiles",
     "ranking",
+    "run_suite",
     "run_trial",
     "run_trials",
+    "run_within",
     "summarise",
     "tabulate",
     "time_to",

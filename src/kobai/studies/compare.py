@@ -28,7 +28,15 @@ from kobai.results import (
     save,
 )
 from kobai.studies.setting import Setting, TrainingOptions
-from kobai.training import Checkpoint, EarlyStopping, Progress, Schedule, snapshots, train
+from kobai.training import (
+    BatchSchedule,
+    Checkpoint,
+    EarlyStopping,
+    Progress,
+    Schedule,
+    snapshots,
+    train,
+)
 
 SHARE = 0.95
 """The target of `steps_to_95`: this share of the best accuracy of any run of the comparison."""
@@ -83,6 +91,7 @@ def train_run(
     folder: Path,
     *,
     schedule: Schedule | None = None,
+    batch_schedule: BatchSchedule | None = None,
     resume: bool,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
@@ -111,6 +120,7 @@ def train_run(
         generator=seeds.generator(spec.seed, "shuffle"),
         epochs=options.epochs,
         batch_size=min(options.batch_size, problem.train.size),
+        batch_schedule=batch_schedule,
         schedule=schedule,
         clip_norm=options.clip_norm,
         clip_value=options.clip_value,

@@ -12,6 +12,14 @@ from kobai.training.augmentation import (
 )
 from kobai.training.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted_targets
 from kobai.training.averaging import PolyakAverage
+from kobai.training.batch_sizes import (
+    BATCH_SCHEDULES,
+    BatchSchedule,
+    ConstantBatch,
+    GeometricBatch,
+    LinearBatch,
+    StepBatch,
+)
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
 from kobai.training.curriculum import curriculum_indices, train_by_curriculum
@@ -22,6 +30,16 @@ from kobai.training.distillation import (
     train_by_hints,
 )
 from kobai.training.early_stopping import EarlyStopping
+from kobai.training.first_rate import FirstRate, choose_first_rate
+from kobai.training.initial_scale import (
+    Raised,
+    Signals,
+    raise_vanishing,
+    scale_weights,
+    search_initial_scales,
+    signals,
+    weight_names,
+)
 from kobai.training.loop import train
 from kobai.training.pretraining import greedy_pretraining
 from kobai.training.progress import ConsoleProgress, Progress
@@ -29,38 +47,53 @@ from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, S
 from kobai.training.trajectory import snapshots
 
 __all__ = [
+    "BATCH_SCHEDULES",
     "SCHEDULES",
     "Augmentation",
     "AuxiliaryHeads",
+    "BatchSchedule",
     "Blurred",
     "Checkpoint",
     "Compose",
     "ConsoleProgress",
     "Constant",
+    "ConstantBatch",
     "Cosine",
     "Cutout",
     "EarlyStopping",
+    "FirstRate",
     "Flip",
+    "GeometricBatch",
+    "LinearBatch",
     "LinearDecay",
     "Mixup",
     "PolyakAverage",
     "Progress",
+    "Raised",
     "Rotate",
     "Schedule",
     "SelfPacedAugmentation",
     "Shift",
+    "Signals",
     "Stages",
+    "StepBatch",
     "Tempered",
     "auxiliary_problem",
+    "choose_first_rate",
     "curriculum_indices",
     "distillation_problem",
     "greedy_pretraining",
     "hint_problem",
     "load_model",
     "minimize_by_continuation",
+    "raise_vanishing",
+    "scale_weights",
+    "search_initial_scales",
+    "signals",
     "snapshots",
     "train",
     "train_by_curriculum",
     "train_by_hints",
+    "weight_names",
     "weighted_targets",
 ]

@@ -9,12 +9,13 @@ from torch import nn
 
 from kobai.problem import Problem, evaluation_mode
 from kobai.results import History
+from kobai.training.batch_sizes import BatchSchedule, ConstantBatch
 from kobai.training.checkpoint import Checkpoint
 from kobai.training.clipping import Clipping
 from kobai.training.early_stopping import Best, EarlyStopping
 from kobai.training.evaluation import Evaluator
 from kobai.training.order import Augment, Order
-from kobai.training.plan import Plan, run_length
+from kobai.training.plan import Passes, Plan, run_length
 from kobai.training.progress import Progress
 from kobai.training.rates import LearningRates
 from kobai.training.recorder import Clock, Recorder
@@ -31,6 +32,7 @@ def train(
     epochs: float | int | None = None,
     steps: int | None = None,
     batch_size: int = 256,
+    batch_schedule: BatchSchedule | None = None,
     schedule: Schedule | None = None,
     augment: Augment | None = None,
     clip_norm: float | int | None = None,
@@ -55,10 +57,10 @@ def train(
     random state, as it does by nature.
 
     A record is made before the first step, every `evaluate_every` epochs and at the end: loss and
-    accuracy on all splits, seconds of training without evaluation and saving, the learning rate of
-    the step before it (of the first step, at the start), and the norm of the last *minibatch*
-    gradient before clipping (what the optimizer left in ``.grad``; NaN before the first step),
-    which costs next to nothing. A record costs one forward pass over each split.
+    accuracy on all splits, seconds of training without evaluation and saving, the learning rate
+    and the batch size of the step before it (of the first step, at the start), and the norm of
+    the last *minibatch* gradient before clipping (what the optimizer left in ``.grad``; NaN before
+    the first step), which costs next to nothing. A record costs one forward pass over each split.
 
     A run diverges when a loss is not finite, or exceeds 10,000 times the first minibatch loss and
     10,000. (For the loss in evaluation mode of a model with batch normalisation only the first
@@ -74,6 +76,7 @@ def train(
         batch_size: Examples a minibatch. The last one of an epoch may be smaller; a single last
             example is left out if the model has batch normalisation, and the note says so. A size
             beyond the data set warns and uses all of it.
+        batch_schedule: What the batch size becomes, epoch by epoch; None leaves it as it is.
         schedule: Multiplies the learning rates the groups start with, which they have again
             afterwards; None leaves them to the optimizer.
         augment: What every minibatch passes through before its step, such as a
@@ -126,15 +129,23 @@ def train(
             "every step uses all of them"
         )
         batch_size = available
-    order = Order(problem, batch_size, generator=generator, augment=augment)
-    if order.leaves_one_out:
+    sizes = ConstantBatch() if batch_schedule is None else batch_schedule
+    order = Order(
+        problem,
+        lambda epoch: sizes.size(epoch, first=batch_size),
+        generator=generator,
+        augment=augment,
+    )
+    passes = Passes(order.length)
+    total = run_length(epochs, steps, passes=passes)
+    if any(order.leaves_one_out(epoch) for epoch in range(math.ceil(passes.epoch(total)))):
         remarks.append(
-            "each epoch leaves out a last minibatch of one example, which batch normalisation "
-            "cannot use"
+            f"{'each epoch' if batch_schedule is None else 'an epoch'} leaves out a last minibatch "
+            "of one example, which batch normalisation cannot use"
         )
     plan = Plan(
-        steps_per_epoch=order.steps_per_epoch,
-        total=run_length(epochs, steps, steps_per_epoch=order.steps_per_epoch),
+        passes=passes,
+        total=total,
         evaluate_every=float(evaluate_every),
         save_every=None if checkpoint is None else float(checkpoint.every),
     )
@@ -165,6 +176,7 @@ def train(
         "optimizer's options": _plain(optimizer.defaults),
         "number of training examples": available,
         "batch_size": batch_size,
+        "batch_schedule": repr(batch_schedule),
         "schedule": repr(schedule),
         "augmentation": "" if augment is None else type(augment).__qualname__,
         "clipping": repr(clipping),

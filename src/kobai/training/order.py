@@ -1,6 +1,6 @@
 """The training examples in minibatches, epoch after epoch, from any position."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -38,7 +38,7 @@ class Order:
 
     Args:
         problem: Its training data are served.
-        batch_size: Examples a minibatch, at most as many as there are.
+        batch_size: Number of an epoch, from 0, to examples a minibatch in it.
         generator: Draws the order of every epoch, and what `augment` draws.
         augment: What every minibatch passes through; None leaves it as it is.
     """
@@ -46,7 +46,7 @@ class Order:
     def __init__(
         self,
         problem: Problem,
-        batch_size: int,
+        batch_size: Callable[[int], int],
         *,
         generator: torch.Generator,
         augment: Augment | None = None,
@@ -55,23 +55,38 @@ class Order:
         self._problem = problem
         self._size = batch_size
         self._generator = generator
-        full, rest = divmod(problem.train.size, batch_size)
-        self.leaves_one_out = rest == 1 and full > 0 and uses_batch_statistics(problem.model)
-        self.steps_per_epoch = full + (rest > 0 and not self.leaves_one_out)
-        self._position = 0
+        self._needs_two = uses_batch_statistics(problem.model)
+        self._epoch, self._position = 0, 0
         self._epoch_start = generator.get_state()
         self._batches: Iterator[Batch] | None = None
+
+    def batch_size(self, epoch: int) -> int:
+        """Examples a minibatch in an epoch, at most as many as there are."""
+        return min(self._size(epoch), self._problem.train.size)
+
+    def leaves_one_out(self, epoch: int) -> bool:
+        """Whether an epoch ends with a minibatch of one example that cannot be used."""
+        full, rest = divmod(self._problem.train.size, self._size(epoch))
+        return rest == 1 and full > 0 and self._needs_two
+
+    def length(self, epoch: int) -> int:
+        """Minibatches in an epoch."""
+        return -(-self._problem.train.size // self._size(epoch)) - self.leaves_one_out(epoch)
 
     def next(self) -> Batch:
         """The next minibatch; draws a new order at the start of an epoch."""
         if self._batches is None:
             self._epoch_start = self._generator.get_state()
-            self._batches = self._problem.minibatches(self._size, generator=self._generator)
+            self._batches = self._shuffled()
         batch = next(self._batches)
         self._position += 1
-        if self._position == self.steps_per_epoch:
-            self._position, self._batches = 0, None
+        if self._position == self.length(self._epoch):
+            self._epoch, self._position, self._batches = self._epoch + 1, 0, None
         return batch if self._augment is None else self._augmented(batch, self._augment)
+
+    def _shuffled(self) -> Iterator[Batch]:
+        size = self.batch_size(self._epoch)
+        return self._problem.minibatches(size, generator=self._generator)
 
     def _augmented(self, batch: Batch, augment: Augment) -> Batch:
         if not isinstance(batch.inputs, Tensor):
@@ -81,8 +96,9 @@ class Order:
         return Batch(*augment(batch.inputs, batch.targets, generator=self._generator))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the epoch, and the generator at its start and now."""
+        """Epoch and position in it, and the generator at its start and now."""
         return {
+            "epoch": self._epoch,
             "position": self._position,
             "epoch_start": self._epoch_start,
             "now": self._generator.get_state(),
@@ -93,12 +109,12 @@ class Order:
 
         Data that are streamed are loaded once more up to the position.
         """
-        self._position = state["position"]
+        self._epoch, self._position = state["epoch"], state["position"]
         self._epoch_start = state["epoch_start"]
         self._batches = None
         if self._position:
             self._generator.set_state(self._epoch_start)
-            self._batches = self._problem.minibatches(self._size, generator=self._generator)
+            self._batches = self._shuffled()
             for _ in range(self._position):
                 next(self._batches)
         # Someone else, such as the optimizer, may draw from the same generator within an epoch.

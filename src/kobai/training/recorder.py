@@ -21,6 +21,7 @@ COLUMNS = (
     "test_accuracy",
     "gradient_norm",
     "learning_rate",
+    "batch_size",
 )
 """The floating-point columns of a record."""
 

@@ -138,6 +138,7 @@ class Run:
             "seconds": self.clock.seconds,
             "gradient_norm": gradient_norm,
             "learning_rate": self.rates.current(),
+            "batch_size": self.order.batch_size(int(self.plan.epoch(max(self.step - 1, 0)))),
         }
         self.recorder.add_row(self.step, row)
         if self.progress is not None:

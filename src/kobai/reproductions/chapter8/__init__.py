@@ -3,6 +3,7 @@
 ``run`` makes the pages that are not there yet and writes the book, ``index.html``, beside them.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,9 @@ EXPECTED: tuple[Claim, ...] = tuple(claim for page in PAGES for claim in page.ex
 def _maker(page: Page) -> FigureMaker:
     def make(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
         del report, stop  # a page takes seconds
-        return page.make(config)
+        outcome = page.make(config)
+        note = outcome.note + page.network_note(config.model)
+        return dataclasses.replace(outcome, note=note)
 
     return FigureMaker(name=page.name, title=page.title, make=make)
 

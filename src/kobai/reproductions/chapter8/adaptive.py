@@ -149,6 +149,8 @@ def choosing(config: Config) -> Outcome:
         "deep tanh": {"widths": (24,) * 4, "activation": "tanh", "init": "glorot-uniform"},
         "bad scale": {"widths": (32, 32), "init": "standard", "weight_variance": 0.1},
     }
+    if config.model:
+        problems[config.model] = {"widths": (), "model": config.model}
     names = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "adam")
     base = {"sgd": 0.3, "momentum": 0.05, "nesterov": 0.05, "adagrad": 0.03, "rmsprop": 0.003,
             "adadelta": 3.0, "adam": 0.01}  # fmt: skip
@@ -206,13 +208,14 @@ def choosing(config: Config) -> Outcome:
                       f"{n} {v:.3g}" for n, v in sorted(worst.items(), key=lambda kv: kv[1]))),
         ],
         note=f"{config.data}, {epochs} epochs of batches of 32, rates {factors} times a usual one. "
-        "`kobai compare` and `kobai tune` do this for any model and data.",
+        "`kobai compare --suite chapter8` runs all algorithms within equal budgets.",
     )  # fmt: skip
 
 
 PAGES = (
     Page(
         name="8.5",
+        own_network="the gradients here are given",
         title="Adaptive learning rates: AdaGrad, RMSProp, AdaDelta, Adam",
         question="Gradients of different parameters differ by orders of magnitude. What step does "
         "each method give to each of them, and how does it change in time?",

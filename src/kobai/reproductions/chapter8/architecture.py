@@ -107,9 +107,7 @@ def architecture(config: Config) -> Outcome:
                                        for n, v in products.items())),
                     Panel(title=f"15 layers, after {epochs} epochs", x_label="",
                           y_label="training loss", x_names=names,
-                          series=(Series(label="trained", x=np.arange(len(names), dtype=float),
-                                         kind="points",
-                                         y=np.array([np.mean(v) for v in trained.values()])),)),
+                          series=(_ends(trained),)),
                 ),
             ),
             "heads": Panels(
@@ -121,9 +119,7 @@ def architecture(config: Config) -> Outcome:
                                               kind="both") for n, v in reach.items())),
                     Panel(title="main output after training", x_label="", x_names=tuple(heads),
                           y_label="training loss",
-                          series=(Series(label="trained", x=np.arange(len(heads), dtype=float),
-                                         kind="points",
-                                         y=np.array([np.mean(v) for v in heads.values()])),)),
+                          series=(_ends(heads),)),
                 ),
             ),
         },
@@ -163,6 +159,14 @@ def architecture(config: Config) -> Outcome:
     )  # fmt: skip
 
 
+def _ends(runs: dict[str, list[float]]) -> Series:
+    """Means over seeds with their standard errors, one place a name."""
+    values = np.array(list(runs.values()))
+    return Series(label="mean and 2 standard errors", x=np.arange(len(values), dtype=float),
+                  y=values.mean(1), error=values.std(1, ddof=1) / values.shape[1] ** 0.5,
+                  kind="points")  # fmt: skip
+
+
 def _auxiliary(
     config: Config, data: tuple[torch.Tensor, torch.Tensor], classes: int
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
@@ -197,6 +201,7 @@ def _auxiliary(
 PAGES = (
     Page(
         name="8.7.5",
+        own_network="units, skips and heads are what is compared",
         title="Designing models to aid optimization",
         question="Progress often came from models that are easier to train rather than from better "
         "optimizers. Which changes let gradients through?",

@@ -187,6 +187,7 @@ def _network(config: Config) -> tuple[tuple[Panel, ...], dict[tuple[str, float],
 PAGES = (
     Page(
         name="8.7.1",
+        own_network="a network with and without normalisation is compared",
         title="Batch normalisation",
         question="All layers move at once, though every gradient assumes that the others stand "
         "still. How wrong does that get with depth, and what does normalising do about it?",

@@ -14,7 +14,11 @@ class Config:
     figure: str = "all"
     """Sections to make, separated by commas (8.1.1, …, 8.7.6), or all."""
     data: str = "digits"
-    """Data of the pages that train a network on pictures: digits, mnist, or any classification."""
+    """Data of the pages that train a network: digits, mnist, or any classification, also
+    folder:PATH, PATH.npz and package.module:factory."""
+    model: str = ""
+    """Network of the pages that train just any one: mlp, cnn, …, or package.module:factory; empty:
+    each page's own."""
     seed: int = 0
     """Seed of everything random (an integer, 0 or more)."""
     threads: int | None = None

@@ -30,7 +30,7 @@ def blurring(config: Config) -> tuple[dict[str, Panels], list[Finding], dict[str
         smooth = np.exp(-2 * np.pi**2 * sigma**2)
         value = across**2 + sigma**2 + 10 - 10 * smooth * np.cos(2 * np.pi * across)
         profile.append(Series(label=f"σ = {sigma:g}", x=across, y=value))
-    draw, size = seeds.generator(config.seed, "starts"), config.pick(16, 32)
+    draw, size = seeds.generator(config.seed, "starts"), config.pick(10, 32)
     starts = 4 * (2 * torch.rand(size, 2, generator=draw).double() - 1)
     found = {"descent": 0, "continuation": 0}
     steps, paths = 20, []
@@ -42,7 +42,7 @@ def blurring(config: Config) -> tuple[dict[str, Panels], list[Finding], dict[str
         found["descent"] += surface.distance(objective.theta()) < 0.05
         objective = surface.objective(start)
         stages = minimize_by_continuation(objective, _descent(0.02), _SIGMAS[:-1], steps=steps,
-                                          pairs=24, sampling="cubature",
+                                          pairs=config.pick(12, 24), sampling="cubature",
                                           generator=seeds.generator(config.seed, "blur")
                                           )  # fmt: skip
         optimizer = torch.optim.SGD(objective.space.module.parameters(), lr=0.003)
@@ -178,6 +178,7 @@ def continuation(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.7.6",
+        own_network="a recurrent net on sequences is trained",
         title="Continuation methods and curriculum learning",
         question="If a problem is too hard from where one starts, can one start with an easier one "
         "and change it step by step?",

@@ -204,7 +204,7 @@ def averaging(config: Config) -> Outcome:
     splits = pictures(config)
     ends: dict[str, list[float]] = {"last iterate": [], "running mean": [], "exponential mean": []}
     for seed in config.seeds:
-        problem = classifier(splits, (32,), seed=seed)
+        problem = classifier(splits, (32,), seed=seed, model=config.model)
         optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.5)
         count = config.pick(200, 600)
         kinds = {
@@ -252,14 +252,15 @@ def averaging(config: Config) -> Outcome:
                   because="test loss falls by " + ", ".join(
                       f"{g.mean():.3f} ± {error[n]:.3f} ({n})" for n, g in gain.items())),
         ],
-        note=f"The network: {config.data}, width 32, batches of 8 at rate 0.5; "
-        f"{len(config.seeds)} seeds.",
+        note=f"The network: {config.data}, {config.model or 'width 32'}, batches of 8 at rate "
+        f"0.5; {len(config.seeds)} seeds.",
     )  # fmt: skip
 
 
 PAGES = (
     Page(
         name="8.7.2",
+        own_network="the functions here are formulas",
         title="Coordinate descent",
         question="What if one minimises over one variable, or one block of them, at a time?",
         claims={

@@ -1,5 +1,6 @@
 """Section 8.1: what learning minimises, the surrogate loss, minibatches."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,63 +12,78 @@ from kobai.curvature import Fisher
 from kobai.problem import Batch, Problem
 from kobai.problem.examples import TensorExamples
 from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, endless, per_step, pictures
+from kobai.reproductions.chapter8.networks import (
+    classifier,
+    endless,
+    level,
+    per_step,
+    pictures,
+)
 from kobai.reproductions.chapter8.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
-from kobai.training import EarlyStopping, train
+from kobai.training import EarlyStopping, GeometricBatch, Schedule, train
 
 
 def empirical_risk(config: Config) -> Outcome:
-    """Training and test risk of networks of growing width on few examples, and the 0/1 loss."""
+    """Training and test risk of networks on few examples, and the 0/1 loss along a line."""
     splits = pictures(config, limit=150)
     epochs = config.pick(40, 80)
-    problem = classifier(splits, (64,), seed=config.seed)
-    history = train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.2, momentum=0.9),
-                    generator=seeds.generator(config.seed, "order"), epochs=epochs,
-                    batch_size=30)  # fmt: skip
-    # The 0/1 loss along a line has no slope: it changes in jumps.
-    line = classifier(splits, (16,), seed=config.seed, dtype=torch.float64)
-    objective, theta = line.objective(), line.space.theta()
-    direction = objective.grad(theta)
-    t = np.linspace(0, 0.6, 400)
-    rows = [objective.metrics(theta - float(a) * direction) for a in t]
-    errors = np.array([1 - row["accuracy"] for row in rows])
-    flat = float((np.diff(errors) == 0).mean())
-    gap = float(history.test_loss[-1] - history.train_loss[-1])
+    histories, lines, flat = [], [], []
+    t = np.linspace(0, 0.6, config.pick(200, 400))
+    for seed in config.seeds:
+        problem = classifier(splits, (64,), seed=seed, model=config.model)
+        histories.append(
+            train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.2, momentum=0.9),
+                  generator=seeds.generator(seed, "order"), epochs=epochs, batch_size=30)
+        )  # fmt: skip
+        # The 0/1 loss along a line has no slope: it changes in jumps.
+        line = classifier(splits, (16,), seed=seed, dtype=torch.float64, model=config.model)
+        objective, theta = line.objective(), line.space.theta()
+        direction = objective.grad(theta)
+        rows = [objective.metrics(theta - float(a) * direction) for a in t]
+        lines.append(rows)
+        flat.append(float((np.diff([row["accuracy"] for row in rows]) == 0).mean()))
+    last = [float(h.train_loss[-1]) for h in histories]
+    gap = [float(h.test_loss[-1] - h.train_loss[-1]) for h in histories]
+    over = [float(h.test_loss.min() / h.test_loss[-1]) for h in histories]
+    longest = max(histories, key=lambda h: len(h.epoch)).epoch
+    first = lines[0]
     return Outcome(
         results={
             "risk": Panels(
                 label="8.1.1", title="The risk one has and the risk one wants", columns=2,
                 panels=(
-                    Panel(title="150 examples, width 64", x_label="epoch", log_y=True,
-                          y_label="negative log-likelihood",
-                          series=(Series(label="training", x=history.epoch, y=history.train_loss),
-                                  Series(label="test", x=history.epoch, y=history.test_loss))),
+                    Panel(title=f"150 examples, mean of {len(gap)} networks", x_label="epoch",
+                          log_y=True, y_label="negative log-likelihood",
+                          series=tuple(
+                              Series(label=name, x=longest,
+                                     y=level([h_of(h) for h in histories]).mean(0))
+                              for name, h_of in (("training", lambda h: h.train_loss),
+                                                 ("test", lambda h: h.test_loss)))),
                     Panel(title="along the negative gradient", x_label="step length",
                           y_label="0/1 loss · NLL / NLL at 0",
-                          series=(Series(label="0/1 loss", x=t, y=errors),
+                          series=(Series(label="0/1 loss", x=t,
+                                         y=np.array([1 - row["accuracy"] for row in first])),
                                   Series(label="surrogate", x=t, y=np.array(
-                                      [row["loss"] for row in rows]) / rows[0]["loss"]))),
+                                      [row["loss"] for row in first]) / first[0]["loss"]))),
                 ),
             )
         },
         findings=[
-            Finding(claim="8.1.1-overfit", what="test loss minus training loss at the end",
-                    measured=gap),
-            Finding(claim="8.1.1-overfit", what="least test loss over the last one",
-                    measured=float(history.test_loss.min() / history.test_loss[-1])),
-            Finding(claim="8.1.1-flat", what="share of small steps that leave the 0/1 loss alone",
-                    measured=flat),
+            mean_of("8.1.1-overfit", "test loss minus training loss at the end", gap),
+            mean_of("8.1.1-overfit", "least test loss over the last one", over),
+            mean_of("8.1.1-flat", "share of small steps that leave the 0/1 loss alone", flat),
         ],
         verdicts=[
-            judge("8.1.1-overfit", gap > 5 * float(history.train_loss[-1]),
-                  because=f"training loss {history.train_loss[-1]:.4f}, test loss "
-                  f"{history.test_loss[-1]:.3f} (least on the way {history.test_loss.min():.3f})"),
-            judge("8.1.1-flat", flat > 0.5, because=f"{100 * flat:.0f} % of 400 small steps change "
-                  "it by exactly 0: its derivative is 0 or does not exist"),
+            judge("8.1.1-overfit", all(g > 5 * n for g, n in zip(gap, last, strict=True)),
+                  because=f"training loss {np.mean(last):.4f}, test loss "
+                  f"{np.mean(gap) + np.mean(last):.3f} at the end of {len(gap)} runs"),
+            judge("8.1.1-flat", min(flat) > 0.5,
+                  because=f"{100 * np.mean(flat):.0f} % of {len(t) - 1} small steps change it by "
+                  "exactly 0: its derivative is 0 or does not exist"),
         ],
-        note=f"{config.data}; one seed.",
+        note=f"{config.data}; {len(gap)} seeds, the line of the first one is shown.",
     )  # fmt: skip
 
 
@@ -78,7 +94,7 @@ def surrogate(config: Config) -> Outcome:
     curves: list[tuple[np.ndarray, np.ndarray]] = []
     x = np.arange(0)
     for seed in config.seeds:
-        problem = classifier(splits, (64,), seed=seed)
+        problem = classifier(splits, (64,), seed=seed, model=config.model)
         history = train(problem, torch.optim.SGD(problem.model.parameters(), lr=0.05),
                         generator=seeds.generator(seed, "order"), epochs=epochs,
                         batch_size=32)  # fmt: skip
@@ -89,9 +105,9 @@ def surrogate(config: Config) -> Outcome:
         zero.append(float(test_error[first]))
         later.append(float(test_error[first:][-5:].mean()))
         curves.append((train_error, test_error))
-        x = history.epoch
+        x = max(x, history.epoch, key=len)
     for seed in config.seeds:
-        problem = classifier(splits, (64,), seed=seed)
+        problem = classifier(splits, (64,), seed=seed, model=config.model)
         assert problem.test is not None
         whole = problem.examples("test").first(problem.test.size)
         half = whole.size // 2
@@ -100,8 +116,7 @@ def surrogate(config: Config) -> Outcome:
                         generator=seeds.generator(seed, "order"), epochs=epochs, batch_size=32,
                         early_stopping=EarlyStopping(patience=5))  # fmt: skip
         stopped.append(float(history.epoch[-1]))
-    mean_train = np.mean([c[0] for c in curves], axis=0)
-    mean_test = np.mean([c[1] for c in curves], axis=0)
+    mean_train, mean_test = (level([c[i] for c in curves]).mean(0) for i in (0, 1))
     fall = np.array(zero) - np.array(later)
     error = fall.std(ddof=1) / len(fall) ** 0.5
     return Outcome(
@@ -128,14 +143,15 @@ def surrogate(config: Config) -> Outcome:
                   because=f"after {np.mean(stopped):.0f} of {epochs} epochs, judged by the "
                   "validation loss while the training loss still falls"),
         ],
-        note=f"{config.data}, {len(splits.train[0])} examples, width 64. For early stopping half "
-        "of the test split serves as validation.",
+        note=f"{config.data}, {len(splits.train[0])} examples, {config.model or 'width 64'}. For "
+        "early stopping half of the test split serves as validation.",
     )  # fmt: skip
 
 
 def minibatches(config: Config) -> Outcome:
     """Error, cost and curvature of minibatch estimates; order of the data; critical batch sizes."""
     splits = pictures(config)
+    # Its exact Fisher matrix is inverted, so it stays small whatever network the user brings.
     problem = classifier(splits, (8,), seed=config.seed, dtype=torch.float64, activation="tanh")
     per_step(problem, torch.optim.SGD(problem.model.parameters(), lr=0.1), 60, 64,
              lambda step, objective: None,
@@ -172,8 +188,13 @@ def minibatches(config: Config) -> Outcome:
     some = centred[torch.randperm(len(rows), generator=draw)[: config.pick(20, 150)]]
     noise = float(np.mean([float(r @ fisher.solve(r, damping=damping)) for r in some]))
     natural = noise / float(exact @ best)
-    seconds, memory = _throughput(problem, data, sizes)
-    ordered, shuffled = _order(config)
+    timed = classifier(splits, (8,), seed=config.seed, dtype=torch.float64, activation="tanh",
+                       model=config.model)  # fmt: skip
+    seconds, memory = _throughput(timed, timed.train.first(timed.train.size), sizes)
+    order, ends = _order(config)
+    apart_order = np.array(ends["sorted by class"]) - np.array(ends["shuffled once"])
+    order_error = apart_order.std(ddof=1) / len(apart_order) ** 0.5
+    growth, grown = _growing(config)
     small, large = _regularisation(config)
     gain = np.array(small) - np.array(large)
     error = gain.std(ddof=1) / len(gain) ** 0.5
@@ -201,9 +222,10 @@ def minibatches(config: Config) -> Outcome:
                           log_y=True, y_label="saved activations (KiB)",
                           series=(Series(label="memory", x=x, y=memory / 1024, kind="both"),)),
                     Panel(title="order of the examples", x_label="epoch", y_label="training loss",
-                          log_y=True, series=(ordered, shuffled)),
+                          log_y=True, series=order),
                 ),
-            )
+            ),
+            "growing": growth,
         },
         findings=[
             Finding(claim="8.1.3-root", what="slope of log error over log m", measured=slope,
@@ -221,6 +243,10 @@ def minibatches(config: Config) -> Outcome:
                     measured=float(memory[-1] / memory[0]), predicted=1024.0),
             mean_of("8.1.3-regular", "test accuracy, batch 8", small),
             mean_of("8.1.3-regular", "test accuracy, full batch", large),
+            *(mean_of("8.1.3-order", f"training loss after the run, {n}", v)
+              for n, v in ends.items()),
+            *(mean_of("", f"{what}, {n}", v) for what, row in grown.items()
+              for n, v in row.items()),
         ],
         verdicts=[
             judge("8.1.3-root", abs(slope + 0.5) < 0.05,
@@ -237,11 +263,14 @@ def minibatches(config: Config) -> Outcome:
                   f"{100 * np.mean(large):.1f} % with the full batch, both at training loss below "
                   f"0.02 or the end of the budget: {100 * gain.mean():.2f} ± {100 * error:.2f} "
                   f"points over {len(gain)} seeds"),
-            judge("8.1.3-order", float(shuffled.y[-1]) < float(ordered.y[-1]),
-                  because=f"training loss after the run {shuffled.y[-1]:.3f} shuffled, "
-                  f"{ordered.y[-1]:.3f} sorted by class"),
+            judge("8.1.3-order", apart_order.mean() > 2 * order_error,
+                  because="training loss after the run "
+                  + ", ".join(f"{np.mean(v):.3f} {n}" for n, v in ends.items())
+                  + f": {apart_order.mean():.3f} ± {order_error:.3f} apart over "
+                  f"{len(apart_order)} seeds"),
         ],
-        note=f"{config.data}, tanh network of width 8, after 60 steps; times are of this machine.",
+        note=f"{config.data}, tanh network of width 8, after 60 steps; times are of this machine. "
+        f"Errors of estimates: one network, {repeats} batches of each size.",
     )  # fmt: skip
 
 
@@ -283,28 +312,86 @@ def _throughput(
     return np.array(seconds), np.array(memory, dtype=float)
 
 
-def _order(config: Config) -> tuple[Series, Series]:
+def _order(config: Config) -> tuple[tuple[Series, ...], dict[str, list[float]]]:
     """Loss by epoch with the examples sorted by class, and shuffled once."""
-    splits, made = pictures(config), []
-    for label in ("sorted by class", "shuffled once"):
-        problem = classifier(splits, (32,), seed=config.seed)
-        data = problem.train.first(problem.train.size)
-        order = (
-            torch.argsort(data.targets, stable=True)
-            if label.startswith("sorted")
-            else torch.randperm(data.size, generator=seeds.generator(config.seed, "once"))
-        )
-        data = data.take(order)
-        optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
-        whole = problem.objective()
-        losses = [float(whole.value(whole.theta()))]
-        for _ in range(config.pick(4, 12)):
-            for batch in data.chunks(32):
-                optimizer.step(problem.objective(batch))  # pyright: ignore
-            losses.append(float(whole.value(whole.theta())))
-        made.append(Series(label=label, x=np.arange(len(losses), dtype=float), y=np.array(losses),
-                           kind="both"))  # fmt: skip
-    return made[0], made[1]
+    splits = pictures(config)
+    made: list[Series] = []
+    ends: dict[str, list[float]] = {"sorted by class": [], "shuffled once": []}
+    for label, found in ends.items():
+        curves = []
+        for seed in config.seeds[:3]:
+            problem = classifier(splits, (32,), seed=seed, model=config.model)
+            data = problem.train.first(problem.train.size)
+            order = (
+                torch.argsort(data.targets, stable=True)
+                if label.startswith("sorted")
+                else torch.randperm(data.size, generator=seeds.generator(seed, "once"))
+            )
+            data = data.take(order)
+            optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+            whole = problem.objective()
+            losses = [float(whole.value(whole.theta()))]
+            for _ in range(config.pick(4, 8)):
+                for batch in data.chunks(32):
+                    optimizer.step(problem.objective(batch))  # pyright: ignore
+                losses.append(float(whole.value(whole.theta())))
+            curves.append(losses)
+            found.append(losses[-1])
+        made.append(Series(label=label, x=np.arange(len(curves[0]), dtype=float),
+                           y=np.mean(curves, axis=0), kind="both"))  # fmt: skip
+    return tuple(made), ends
+
+
+def _growing(config: Config) -> tuple[Panels, dict[str, dict[str, list[float]]]]:
+    """A batch that doubles every other epoch, against constant ones and a falling rate."""
+    splits, epochs, rate = pictures(config), config.pick(6, 10), 0.3
+    plans: dict[str, dict[str, Any]] = {
+        "batch 8": {},
+        "batch 8, rate halved every 2 epochs": {"schedule": _Halving(epochs=epochs)},
+        "batch doubled every 2 epochs": {"batch_schedule": GeometricBatch(every=2)},
+    }
+    losses: dict[str, list[float]] = {}
+    steps: dict[str, list[float]] = {}
+    by_epoch, sizes = [], []
+    for name, plan in plans.items():
+        runs = []
+        for seed in config.seeds[:3]:
+            problem = classifier(splits, (32,), seed=seed, model=config.model)
+            runs.append(
+                train(problem, torch.optim.SGD(problem.model.parameters(), lr=rate), epochs=epochs,
+                      batch_size=8, generator=seeds.generator(seed, "order"), **plan)
+            )  # fmt: skip
+        losses[name] = [float(h.test_loss[-1]) for h in runs]
+        steps[name] = [float(h.step[-1]) for h in runs]
+        x = max((h.epoch for h in runs), key=len)
+        mean = level([h.test_loss for h in runs]).mean(0)
+        by_epoch.append(Series(label=name, x=x, y=mean, kind="both"))
+        size = max((h.batch_size for h in runs), key=len)
+        sizes.append(Series(label=name, x=x, y=size, kind="both"))
+    panels = (
+        Panel(title=f"mean of {len(losses['batch 8'])} networks, first rate {rate:g}",
+              x_label="epoch", y_label="test loss", log_y=True, series=tuple(by_epoch)),
+        Panel(title="batch size in force", x_label="epoch", y_label="examples", log_y=True,
+              series=tuple(sizes)),
+    )  # fmt: skip
+    shown = Panels(
+        label="8.1.3", title="Batches that grow", panels=panels, columns=2,
+        note="A larger batch and a smaller rate both quiet the noise at the end of a run; growing "
+        "the batch does it in fewer steps: " + ", ".join(
+            f"{np.mean(v):.0f} ({n})" for n, v in steps.items()) + ".",
+    )  # fmt: skip
+    return shown, {"test loss at the end": losses, "optimizer steps": steps}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Halving(Schedule):
+    """The rate halved every other epoch of a run of so many."""
+
+    epochs: int
+
+    def factor(self, step: int, *, total: int) -> float:
+        """2^−⌊epoch / 2⌋."""
+        return 0.5 ** (step * self.epochs // total // 2)
 
 
 def _regularisation(config: Config) -> tuple[list[float], list[float]]:
@@ -312,7 +399,7 @@ def _regularisation(config: Config) -> tuple[list[float], list[float]]:
     found: dict[int, list[float]] = {8: [], 150: []}
     for size, ends in found.items():
         for seed in config.seeds:
-            problem = classifier(splits, (64,), seed=seed)
+            problem = classifier(splits, (64,), seed=seed, model=config.model)
             optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
             batches = endless(problem, size, generator=seeds.generator(seed, "order"))
             whole = problem.objective()
@@ -361,7 +448,7 @@ PAGES = (
             import torch
             from kobai import Problem, models, seeds
             from kobai.data import load
-            from kobai.training import EarlyStopping, train
+            from kobai.training import EarlyStopping, GeometricBatch, Schedule, train
 
             splits = load("digits", limit=200)
             model = models.build("mlp", input_shape=splits.input_shape, num_outputs=10,

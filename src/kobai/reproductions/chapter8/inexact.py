@@ -234,6 +234,7 @@ def limits(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.2.6",
+        own_network="the functions here are formulas",
         title="Inexact gradients",
         question="Minibatches give noisy gradients, approximations biased ones. Where does descent "
         "end then?",
@@ -255,6 +256,7 @@ PAGES = (
     ),
     Page(
         name="8.2.7",
+        own_network="the functions here are formulas",
         title="Local against global structure",
         question="Every step goes downhill by the steepest way. Does that lead to where the loss "
         "is low?",
@@ -279,6 +281,7 @@ PAGES = (
     ),
     Page(
         name="8.2.8",
+        own_network="the functions here are formulas",
         title="Theoretical limits",
         question="There are bounds on what any optimization algorithm can do. Do they matter?",
         claims={

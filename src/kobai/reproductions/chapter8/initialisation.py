@@ -10,7 +10,7 @@ from kobai.reproductions.chapter8.networks import classifier, per_step, pictures
 from kobai.reproductions.chapter8.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
-from kobai.training import train
+from kobai.training import raise_vanishing, search_initial_scales, signals, train
 
 _SCHEMES = ("he", "glorot-uniform", "lecun", "orthogonal", "random-walk")
 
@@ -87,6 +87,9 @@ def initialisation(config: Config) -> Outcome:
         for scheme in ("he", "random-walk") for shift in (0.0, 0.1)
     }  # fmt: skip
     prior = _output_bias(config)
+    searched, start = _scales(config)
+    gain = {n: np.array(start["as drawn"]) - np.array(start[n]) for n in ("raised", "searched")}
+    error = {n: float(g.std(ddof=1) / len(g) ** 0.5) for n, g in gain.items()}
     drift = {s: float(f[-1] / f[0]) for s, (f, _) in waves.items()}
     back = {s: float(b[0] / b[-1]) for s, (_, b) in waves.items()}
     best = int(np.argmax([np.mean(t) for t in test]))
@@ -103,6 +106,7 @@ def initialisation(config: Config) -> Outcome:
                           series=tuple(Series(label=s, x=x, y=b) for s, (_, b) in waves.items())),
                 ),
             ),
+            "scales": searched,
             "choices": Panels(
                 label="8.4", title="Symmetry, scale and bias", columns=2,
                 panels=(
@@ -127,6 +131,7 @@ def initialisation(config: Config) -> Outcome:
             ),
         },
         findings=[
+            *(mean_of("8.4-search", f"training loss, weights {n}", v) for n, v in start.items()),
             *(Finding(claim="8.4-scale", what=f"forward mean square, layer 20 over layer 1, {s}",
                       measured=v) for s, v in drift.items()),
             *(Finding(claim="8.4-scale", what=f"backward mean square, layer 1 over layer 20, {s}",
@@ -155,6 +160,11 @@ def initialisation(config: Config) -> Outcome:
                   "derived for linear units"),
             judge("8.4-bias", grown > 2, because="a bias of 0.1 makes the signal of a random-walk "
                   f"start {grown:.2g} times as large after 20 layers: the scale was tuned for 0"),
+            judge("8.4-search", *(float(g.mean()) > 2 * error[n] for n, g in gain.items()),
+                  because="the training loss after the same steps falls by " + ", ".join(
+                      f"{g.mean():.2f} ± {error[n]:.2f} ({n})" for n, g in gain.items())
+                  + f" from {np.mean(start['as drawn']):.2f} with weights as drawn; the search "
+                  "itself takes 800 steps"),
             judge("8.4-output", prior["from the marginals"] < prior["zero"],
                   because=f"first loss {prior['from the marginals']:.2f} against "
                   f"{prior['zero']:.2f}"),
@@ -162,6 +172,56 @@ def initialisation(config: Config) -> Outcome:
         note=f"{config.data} ({len(splits.train[0])} examples); {len(config.seeds)} seeds. An "
         "LSTM starts with a forget bias of 1 (`LSTMConfig.forget_bias`).",
     )  # fmt: skip
+
+
+def _scales(config: Config) -> tuple[Panels, dict[str, list[float]]]:
+    """A deep net that starts too small: as drawn, raised by one minibatch, and searched."""
+    splits = pictures(config, limit=config.pick(200, 600))
+    found: dict[str, list[float]] = {"as drawn": [], "raised": [], "searched": []}
+    spreads: dict[str, np.ndarray] = {}
+    factors = np.empty(0)
+
+    def make(model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    for seed in config.seeds[:3]:
+        for name, ends in found.items():
+            problem = classifier(splits, (24,) * 6, seed=seed, activation="tanh", init="standard",
+                                 weight_variance=0.09, model=config.model)  # fmt: skip
+            batch = problem.train.first(64)
+            if name == "raised":
+                raise_vanishing(problem, batch)
+            elif name == "searched":
+                tried = search_initial_scales(
+                    problem, make, trials=20, steps=40, batch_size=32,
+                    generator=seeds.generator(seed, "search"),
+                )  # fmt: skip
+                best = int(tried.value.argmin())
+                if seed == config.seed:
+                    factors = np.array([v[best] for v in tried.parameters.values()])
+            if seed == config.seed:
+                seen = signals(problem, batch)
+                spreads[name] = np.array([seen.activations[n] for n in seen.layers])
+            history = train(problem, make(problem.model), steps=config.pick(80, 200),
+                            batch_size=32, evaluate_every=1e9,
+                            generator=seeds.generator(seed, "order"))  # fmt: skip
+            ends.append(float(history.train_loss[-1]))
+    layers = np.arange(1, 1 + len(spreads["as drawn"]), dtype=float)
+    return Panels(
+        label="8.4", title="The scale of each layer, looked at and searched", columns=2,
+        panels=(
+            Panel(title="outputs of each layer at the start", x_label="layer", log_y=True,
+                  y_label="standard deviation", series=tuple(
+                      Series(label=n, x=layers, y=v, kind="both") for n, v in spreads.items())),
+            Panel(title="factors of the best trial", x_label="weight matrix", log_y=True,
+                  y_label="factor on the weights", levels={"as drawn": 1.0},
+                  series=(Series(label="searched", kind="points", y=factors,
+                                 x=np.arange(1, 1 + len(factors), dtype=float)),)),
+        ),
+        note="Raised: the first layer whose outputs vanish on one minibatch gets larger weights, "
+        "again and again. Searched: a factor for every weight matrix, twenty trials of forty steps "
+        "(tree-structured Parzen estimator). The network of the first seed.",
+    ), found  # fmt: skip
 
 
 def _output_bias(config: Config) -> dict[str, float]:
@@ -191,6 +251,8 @@ PAGES = (
             "8.4-symmetry": "units that start equal stay equal: random starts must break symmetry",
             "8.4-scale": "large weights carry information further, too large ones are as bad as "
             "too small ones: the scale is worth a search",
+            "8.4-search": "with computing to spare, the scale of each layer's initial weights is a "
+            "hyperparameter worth a search",
             "8.4-glorot": "normalised initialisation keeps signals level through layers",
             "8.4-bias": "biases of 0.1 keep ReLU units active, but do not go with random-walk "
             "initialisation",

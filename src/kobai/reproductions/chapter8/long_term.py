@@ -34,7 +34,7 @@ def _clipped(objective: Analytic, rate: float, bound: float, steps: int) -> np.n
 
 
 def unrolled_loss(w: Tensor, u: Tensor, steps: int) -> Tensor:
-    """½(h_T − 0.5)² of the one-unit recurrent net h ← tanh(w h + u), from h = 0.1."""
+    """½(h_T + 0.7)² of the one-unit recurrent net h ← tanh(w h + u), from h = 0.1."""
     h = torch.as_tensor(0.1, dtype=w.dtype)
     for _ in range(steps):
         h = torch.tanh(w * h + u)
@@ -207,7 +207,7 @@ def dependencies(config: Config) -> Outcome:
 
 
 def _first_input(kind: str, length: int, draw: torch.Generator) -> float:
-    """Norm of the gradient of the output with respect to the first input, mean of ten nets."""
+    """Norm of the gradient of the output by the first input, geometric mean of five nets."""
     norms = []
     for _ in range(5):
         x = 0.5 * torch.randn(1, length, 3, generator=draw, dtype=torch.float64)
@@ -232,6 +232,7 @@ def _first_input(kind: str, length: int, draw: torch.Generator) -> float:
 PAGES = (
     Page(
         name="8.2.4",
+        own_network="cliffs are shown on a recurrent net of one unit",
         title="Cliffs and exploding gradients",
         question="What happens where many multiplications make the loss fall off a cliff, and what "
         "does clipping the gradient do about it?",
@@ -259,6 +260,7 @@ PAGES = (
     ),
     Page(
         name="8.2.5",
+        own_network="recurrent and forward nets of equal depth are compared",
         title="Long-term dependencies",
         question="Why is it hard to learn what happened long ago? One matrix multiplied by itself "
         "t times keeps only its largest eigenvalue.",

@@ -1,9 +1,10 @@
 """The small networks of the gallery, and how a few steps of theirs are watched."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,21 +37,24 @@ def classifier(
     *,
     seed: int,
     dtype: torch.dtype = torch.float32,
-    flat: bool = True,
+    model: str = "",
     **settings: Any,
 ) -> Problem:
-    """A perceptron on a data set.
+    """A perceptron on a data set, or the user's network in its place.
 
     Args:
         splits: The data.
         widths: Units of each hidden layer.
         seed: Of the initial parameters.
         dtype: Of parameters and inputs.
-        flat: Whether inputs lose their picture's axes.
+        model: The user's network, which then takes pictures as they are; empty for the perceptron.
         settings: Fields of `kobai.models.MLPConfig`.
+
+    Raises:
+        ValueError: If the user's network is unknown or does not fit the data.
     """
-    model = models.build(
-        models.MLPConfig(widths=widths, **settings),
+    network = models.build(
+        model or models.MLPConfig(widths=widths, **settings),
         input_shape=splits.input_shape,
         num_outputs=splits.num_classes or 1,
         generator=seeds.generator(seed, "init"),
@@ -60,10 +64,16 @@ def classifier(
     def prepared(part: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
         if part is None:
             return None
-        return (part[0].flatten(1) if flat else part[0]).to(dtype), part[1]
+        return (part[0] if model else part[0].flatten(1)).to(dtype), part[1]
 
-    return Problem(model, splits.likelihood, train=prepared(splits.train),
+    return Problem(network, splits.likelihood, train=prepared(splits.train),
                    test=prepared(splits.test))  # fmt: skip
+
+
+def level(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves of several runs as rows; those of runs that diverged end in NaN."""
+    longest = max(map(len, curves))
+    return np.array([np.pad(c, (0, longest - len(c)), constant_values=np.nan) for c in curves])
 
 
 def endless(problem: Problem, size: int, *, generator: torch.Generator) -> Iterator[Batch]:

@@ -22,6 +22,8 @@ class Page:
         claims: Key → what the chapter says; the page reaches a verdict on each.
         make: Computes figures, numbers and verdicts.
         code: A short script on kobai's public interface that shows the effect.
+        own_network: Why the page does not take the user's network: what it needs or shows instead;
+            empty where it takes it.
     """
 
     name: str
@@ -30,6 +32,15 @@ class Page:
     claims: dict[str, str]
     make: Callable[[Config], Outcome]
     code: str
+    own_network: str = ""
+
+    def network_note(self, model: str) -> str:
+        """What became of the user's network on this page; empty if there is none."""
+        if not model:
+            return ""
+        if self.own_network:
+            return f" --model has no part here: {self.own_network}."
+        return f" Network: {model}, at the rates chosen for the page's own."
 
     def expected(self) -> tuple[Claim, ...]:
         """The claims as records."""

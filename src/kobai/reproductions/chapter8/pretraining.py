@@ -158,6 +158,7 @@ def pretraining(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.7.4",
+        own_network="greedy stages and hints need the layers of a chain",
         title="Supervised pretraining: greedy stages and FitNets",
         question="If a deep network cannot be trained at once, can it be trained piece by piece, "
         "or under the guidance of an easier one?",

@@ -9,7 +9,7 @@ from kobai.optim import Newton, SaddleFreeNewton
 from kobai.problem import SURFACES, EmpiricalRisk
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.networks import classifier, per_step, pictures
-from kobai.reproductions.chapter8.page import Page, judge
+from kobai.reproductions.chapter8.page import Page, judge, mean_of
 from kobai.reproductions.chapter8.surface_paths import (
     contours,
     map_panel,
@@ -158,10 +158,12 @@ def _steps(count: int) -> str:
     return str(count) if count >= 0 else "more than 80"
 
 
-def index_along_training(config: Config) -> tuple[Panels, list[float], list[float]]:
-    """Loss, share of negative curvature and its size at stages of training a small network."""
+def index_along_training(
+    config: Config, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Step, loss, share of negative curvature and its size at stages of training a small net."""
     splits = pictures(config, limit=200)
-    problem = classifier(splits, (6,), seed=config.seed, dtype=torch.float64, activation="tanh")
+    problem = classifier(splits, (6,), seed=seed, dtype=torch.float64, activation="tanh")
     whole = problem.objective()
     loss, share, least, steps = [], [], [], []
     stages = np.unique(
@@ -181,48 +183,49 @@ def index_along_training(config: Config) -> tuple[Panels, list[float], list[floa
         least.append(-float(values[0]) / top)
 
     per_step(problem, torch.optim.SGD(problem.model.parameters(), lr=0.3), int(stages[-1]), 200,
-             watch, generator=seeds.generator(config.seed, "order"))  # fmt: skip
-    x = np.array(steps, dtype=float)
-    panels = (
-        Panel(title="index of the Hessian against the loss", x_label="training loss",
-              y_label="share of negative eigenvalues",
-              series=(Series(label="along training", x=np.array(loss), y=np.array(share),
-                             kind="both"),)),
-        Panel(title="strongest negative curvature", x_label="step", y_label="−λ_min / λ_max",
-              log_x=True, series=(Series(label="along training", x=x, y=np.array(least),
-                                         kind="both"),)),
-    )  # fmt: skip
-    return (
-        Panels(label="8.2.3", title="Negative curvature while a network learns", panels=panels,
-               columns=2, note="Eigenvalues below −λ_max/1000 count as negative."),
-        loss, share,
-    )  # fmt: skip
+             watch, generator=seeds.generator(seed, "order"))  # fmt: skip
+    return np.array(steps, dtype=float), np.array(loss), np.array(share), np.array(least)
 
 
 def saddles(config: Config) -> Outcome:
     """Surfaces and a network on one page."""
     made = escape(config)
-    panels, loss, share = index_along_training(config)
-    correlation = float(np.corrcoef(loss, share)[0, 1])
+    runs = [index_along_training(config, seed) for seed in config.seeds[:3]]
+    correlation = [float(np.corrcoef(loss, share)[0, 1]) for _, loss, share, _ in runs]
+    names = [f"network {i + 1}" for i in range(len(runs))]
+    panels = Panels(
+        label="8.2.3", title="Negative curvature while a network learns", columns=2,
+        panels=(
+            Panel(title="index of the Hessian against the loss", x_label="training loss",
+                  y_label="share of negative eigenvalues",
+                  series=tuple(Series(label=n, x=loss, y=share, kind="both")
+                               for n, (_, loss, share, _) in zip(names, runs, strict=True))),
+            Panel(title="strongest negative curvature", x_label="step", log_x=True,
+                  y_label="−λ_min / λ_max",
+                  series=tuple(Series(label=n, x=steps, y=least, kind="both")
+                               for n, (steps, _, _, least) in zip(names, runs, strict=True))),
+        ),
+        note="Eigenvalues below −λ_max/1000 count as negative.",
+    )  # fmt: skip
+    first, last = ([float(share[i]) for _, _, share, _ in runs] for i in (0, -1))
     return Outcome(
         results={**made.results, "network": panels},
         findings=[
             *made.findings,
-            Finding(claim="8.2.3-index", what="share of negative eigenvalues at the start",
-                    measured=share[0]),
-            Finding(claim="8.2.3-index", what="share of negative eigenvalues at the end",
-                    measured=share[-1]),
-            Finding(claim="8.2.3-index", what="correlation of the share with the loss",
-                    measured=correlation),
+            mean_of("8.2.3-index", "share of negative eigenvalues at the start", first),
+            mean_of("8.2.3-index", "share of negative eigenvalues at the end", last),
+            mean_of("8.2.3-index", "correlation of the share with the loss", correlation),
         ],
         verdicts=[
             *made.verdicts,
-            judge("8.2.3-index", correlation > 0.5,
-                  because=f"correlation {correlation:.2f}: {100 * share[0]:.0f} % of the "
-                  f"eigenvalues are negative at a loss of {loss[0]:.2f}, {100 * share[-1]:.0f} % "
-                  f"at {loss[-1]:.3f} (points of one run, not critical points)"),
+            judge("8.2.3-index", min(correlation) > 0.5,
+                  because=f"correlation {np.mean(correlation):.2f} (least {min(correlation):.2f} "
+                  f"of {len(runs)} networks): {100 * np.mean(first):.0f} % of the eigenvalues are "
+                  f"negative at the start, {100 * np.mean(last):.0f} % at the end (points of runs, "
+                  "not critical points)"),
         ],
-        note=made.note + " The network: 200 pictures, tanh, width 6, full batch.",
+        note=made.note + f" The networks: {len(runs)} seeds, 200 pictures, tanh, width 6, full "
+        "batch.",
     )  # fmt: skip
 
 
@@ -269,6 +272,7 @@ def saddles_and_plateaus(config: Config) -> Outcome:
 PAGES = (
     Page(
         name="8.2.2",
+        own_network="the symmetries shown are those of one hidden ReLU layer",
         title="Local minima and weight-space symmetry",
         question="A network has astronomically many minima, because units can be exchanged and "
         "rescaled. Are they a problem?",
@@ -297,6 +301,7 @@ PAGES = (
     ),
     Page(
         name="8.2.3",
+        own_network="every eigenvalue of the Hessian is computed, of a small network",
         title="Saddle points, plateaus and other flat regions",
         question="Where the gradient vanishes, some directions lead down and others up. Who "
         "escapes, who is caught, and how common is negative curvature in training?",

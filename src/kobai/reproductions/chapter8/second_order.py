@@ -325,6 +325,7 @@ class _Counted:
 PAGES = (
     Page(
         name="8.6.1",
+        own_network="the functions here are formulas",
         title="Newton's method",
         question="Curvature tells how far to go. Where is that right, where wrong, and what does "
         "it cost?",
@@ -350,6 +351,7 @@ PAGES = (
     ),
     Page(
         name="8.6.2",
+        own_network="the functions here are formulas",
         title="Conjugate gradients",
         question="Steepest descent undoes part of its last step at every turn. What does it take "
         "not to?",
@@ -372,6 +374,7 @@ PAGES = (
     ),
     Page(
         name="8.6.3",
+        own_network="BFGS and Newton keep dense matrices, of a small network",
         title="BFGS and L-BFGS",
         question="Can one have Newton's steps without its matrix?",
         claims={
