@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import cases
+from kobai.curvature import Fisher, Hessian
 from kobai.optim import KFAC
-from kobai.problem import Categorical
+from kobai.problem import Batch, Categorical, EmpiricalRisk
 
 
 def network(seed=0):
@@ -85,6 +86,35 @@ def test_evaluation_in_between_changes_nothing():
             net(x)
         net(x)  # gradients on, but no backward pass
     assert torch.equal(torch.cat([p.detach().flatten() for p in net.parameters()]), expected)
+
+
+@pytest.mark.parametrize("when", ["before the backward pass", "before the step", "after the step"])
+def test_curvature_in_between_changes_nothing(when):
+    """Matrices of the model, asked anywhere in the loop, are not taken for its passes."""
+
+    def run(asks: bool):
+        net, x, y = network()
+        risk = EmpiricalRisk(net, Categorical(), (Batch(x, y),))
+
+        def ask(now: str):
+            if asks and now == when:
+                ones = torch.ones(risk.theta().numel(), dtype=torch.float64)
+                for matrix in (Hessian(risk), Fisher(risk, structure="kronecker")):
+                    matrix @ ones
+                risk.grad(risk.theta())
+
+        optimizer = KFAC(net)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            ask("before the backward pass")
+            loss.backward()
+            ask("before the step")
+            optimizer.step()
+            ask("after the step")
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    assert torch.equal(run(True), run(False))
 
 
 def test_accumulated_gradients_have_the_statistics_of_the_joined_batch():
