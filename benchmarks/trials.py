@@ -59,7 +59,9 @@ def main() -> None:
                 run_trial(task, values[0])
                 alone = time.process_time() - middle
                 each = (middle - began) / len(values)
-                print(f"{network:8}{optimizer:10}{batch:8}{alone:9.2f}{each:9.2f}{alone / each:8.1f}")
+                print(
+                    f"{network:8}{optimizer:10}{batch:8}{alone:9.2f}{each:9.2f}{alone / each:8.1f}"
+                )
 
 
 if __name__ == "__main__":

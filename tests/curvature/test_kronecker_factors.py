@@ -164,7 +164,8 @@ def test_the_nearest_product_is_that_of_the_rearranged_matrix(uses, m, k, genera
 def test_gram_of_wide_matrices(rows, width, generator):
     x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     assert_close(gram(x), x.T @ x)
-    assert torch.equal(gram(x), gram(x).T)
+    # Whether XᵀX is symmetric to the bit is up to the processor's product.
+    assert_close(gram(x), gram(x).T)
 
 
 def test_forms_of_layers():

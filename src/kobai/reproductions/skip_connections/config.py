@@ -28,7 +28,7 @@ class Config:
     top: int | None = None
     """Best trials that count (count); default: a third of the trials."""
     epochs: float | None = None
-    """Epochs of every run, the same for all; default: 10 at quick, 5 at full scale."""
+    """Epochs of every run, the same for all; default: 10 at quick, 8 at full scale."""
     batches: tuple[int, ...] = ()
     """Two batch sizes (counts); default: 64 and all of digits, 256 and 8192 of mnist."""
     depth: int = 6
@@ -94,7 +94,7 @@ class Config:
     @property
     def length(self) -> float:
         """Epochs of every run."""
-        return self.epochs or (10.0 if self.scale == "quick" else 5.0)
+        return self.epochs or (10.0 if self.scale == "quick" else 8.0)
 
     @property
     def at_once(self) -> int:
