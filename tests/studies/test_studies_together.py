@@ -35,7 +35,10 @@ def task(network: str, optimizer: str = "momentum", **changes) -> Task:
         config=optim.CONFIGS[optimizer](**settings),
         schedule=changes.pop("schedule", LinearDecay(final_fraction=0.1)),
         training=TrainingOptions(
-            epochs=changes.pop("epochs", 25), batch_size=64, evaluate_every=5, **changes
+            epochs=changes.pop("epochs", 25),
+            batch_size=changes.pop("batch_size", 64),
+            evaluate_every=5,
+            **changes,
         ),
         seeds=of,
         metric="validation_loss",
@@ -85,6 +88,15 @@ def test_kfac(network, output_damping):
         {"lr": 0.01, "momentum": 0.0, "damping": 0.3},
         {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "damping": 0.1},
     ]
+    for one, together in zip(values, run_together(work, values), strict=True):
+        assert_alike(together, run_trial(work, one))
+
+
+@pytest.mark.parametrize("network", ["relu", "linear-skips"])
+def test_kfac_of_small_batches(network):
+    """With few examples a step gradients are preconditioned factor by factor."""
+    work = task(network, "kfac", config={"lr": 0.03, "damping": 0.1}, batch_size=4, epochs=25 / 64)
+    values = [{"lr": 0.03, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.5, "damping": 0.3}]
     for one, together in zip(values, run_together(work, values), strict=True):
         assert_alike(together, run_trial(work, one))
 

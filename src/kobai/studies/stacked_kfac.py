@@ -168,12 +168,10 @@ class _Layer:
             self.direction = torch.bmm(self.output_inverses, self._by_inputs(self.momentum))
 
     def _by_inputs(self, rows: Tensor) -> Tensor:
-        """Rows (T, R, K) times the inverses of A."""
+        """Rows (T, R, K), or (R, K) for all networks, times the inverses of A."""
         if self.scales is None:
             return rows @ self.input_inverses
-        basis = self.input_inverses
-        turned = (rows.flatten(0, 1) @ basis).view(rows.shape) * self.scales
-        return (turned.flatten(0, 1) @ basis.T).view(rows.shape)
+        return ((rows @ self.input_inverses) * self.scales) @ self.input_inverses.T
 
     def invert(self, dampings: Sequence[float]) -> None:
         """Renew the inverses of every network whose factors are finite."""

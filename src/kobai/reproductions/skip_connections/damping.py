@@ -60,7 +60,7 @@ def figure_damping(
         results={
             "accuracy": Panels(
                 label="damping",
-                title="Best training accuracy over learning rates, large batch",
+                title="Accuracy and damping, large batch",
                 columns=1,
                 panels=(
                     Panel(
