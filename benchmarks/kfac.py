@@ -7,8 +7,8 @@ gathering + 1 inverting) / 10. Learning rate and damping are numbers: what autom
 its own business.
 
     OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/kfac.py [--cases mlp-256 ae-256 …]
-        [--optimizers kfac kfac-gradient ekfac kfac-float32 kfac-bf16] [--labels sampled observed] [--quick]
-        [--device cuda] [--bf16]
+        [--optimizers kfac kfac-gradient ekfac kfac-float32 kfac-bf16] [--quick]
+        [--labels sampled observed] [--device cuda] [--bf16]
 
 Cases: "mlp", six linear layers 784-100×5-10; "classifier", 784-512-512-10 with ReLU; "ae", the
 autoencoder 784-1000-500-250-30-250-500-1000-784; "resnet", ResNet-20 on images of CIFAR-10's size;
