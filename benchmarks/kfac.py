@@ -7,14 +7,15 @@ gathering + 1 inverting) / 10. Learning rate and damping are numbers: what autom
 its own business.
 
     OMP_NUM_THREADS=1 KOBAI_DATA=... python benchmarks/kfac.py [--cases mlp-256 ae-256 …]
-        [--optimizers kfac kfac-gradient ekfac kfac-float32 kfac-bf16] [--quick]
+        [--optimizers kfac kfac-all kfac-gradient ekfac kfac-float32 kfac-bf16] [--quick]
         [--labels sampled observed] [--device cuda] [--bf16]
 
 Cases: "mlp", six linear layers 784-100×5-10; "classifier", 784-512-512-10 with ReLU; "ae", the
 autoencoder 784-1000-500-250-30-250-500-1000-784; "resnet", ResNet-20 on images of CIFAR-10's size;
 "transformer", d = 128, 4 layers, 32 tokens; "resnet50" and "gpt2" (124 M parameters) for
-accelerators. "kfac-gradient" makes no step from the rows of a gradient. Numbers after the dash are
-batches. Inputs are random: no cost depends on them.
+accelerators. "kfac-all" sums statistics over all examples, "kfac-gradient" makes no step from
+the rows of a gradient. Numbers after the dash are batches. Inputs are random: no cost depends on
+them.
 """
 
 import argparse
@@ -209,6 +210,7 @@ class Stepper:
             self.model, likelihood, lr=1e-4, damping=0.03, kl_bound=None,
             labels=labels, generator=torch.Generator(device).manual_seed(0),
             product_dtype=PRODUCTS.get(optimizer),
+            statistics_examples="all" if optimizer == "kfac-all" else "auto",
         )  # fmt: skip
         self.factored._watch.rounded = optimizer != "kfac-float32"
         if optimizer == "kfac-gradient" and self.factored._rows is not None:

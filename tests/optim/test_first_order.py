@@ -9,7 +9,9 @@ from torch import nn
 
 import cases
 from kobai.optim import CONFIGS, FIRST_ORDER, KFAC, AdamConfig, KFACConfig, MuonAdamW, build
+from kobai.optim.muon import PlainMuon, orthogonalized
 from kobai.problem import surfaces
+from tolerances import assert_close
 
 NAMES = [*FIRST_ORDER, "kfac"]
 
@@ -88,8 +90,12 @@ def test_muon_takes_the_hidden_matrices():
     assert len(hidden) + len(rest) == len(names)
 
 
-def test_muon_steps_as_torchs_own(model):
-    """One object makes the updates of the two it is made of."""
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_steps_as_torchs_own(model, native, monkeypatch):
+    """One object makes the updates of the two it is made of, also in full precision."""
+    monkeypatch.setattr("kobai.optim.muon.has_bfloat16", lambda: native)
+    if not native:
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's rounding
     twin = cases.problem("mlp")
     optimizer = build("muon", model)
     muon = torch.optim.Muon(
@@ -114,8 +120,38 @@ def test_muon_steps_as_torchs_own(model):
         for p, q in zip(model.parameters(), problem.model.parameters(), strict=True):
             p.grad = q.grad
         optimizer.step()
+    assert (type(optimizer._inner[0]) is torch.optim.Muon) == native
     for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
-        assert torch.equal(p, q)
+        assert_close(p.detach(), q.detach(), 0.0 if native else 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_full_precision_muon_orthogonalises(shape):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(*shape, generator=generator).double()
+    found = orthogonalized(matrix, (1.875, -1.25, 0.375), 60, 1e-7)  # these converge to U Vᵀ
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert_close(found, u @ v)
+
+
+@pytest.mark.parametrize("adjust", [None, "original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_full_precision_muon_has_torchs_settings(adjust, nesterov, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    generator = torch.Generator().manual_seed(0)
+    ends = []
+    start, gradients = (torch.randn(k, 7, 4, generator=generator).double() for k in (1, 5))
+    for kind in (PlainMuon, torch.optim.Muon):
+        p = nn.Parameter(start[0].clone())
+        idle = nn.Parameter(torch.ones(2, 2))
+        optimizer = kind([p, idle], lr=0.3, weight_decay=0.1, nesterov=nesterov,
+                         adjust_lr_fn=adjust)  # fmt: skip
+        for g in gradients:
+            p.grad = g.clone()
+            optimizer.step()
+        ends.append(p.detach())
+        assert torch.equal(idle, torch.ones(2, 2))
+    assert_close(*ends)
 
 
 def test_muon_without_hidden_or_without_other_parameters():

@@ -30,6 +30,7 @@ from kobai.optim.first_order import (
 )
 from kobai.optim.full_batch_configs import FULL_BATCH, FullBatchConfig, full_batch
 from kobai.optim.kfac import KFAC
+from kobai.optim.statistics_part import StatisticsExamples, check_examples
 from kobai.problem import Likelihood
 
 
@@ -61,6 +62,8 @@ class KFACConfig:
     """Whose labels: drawn from the model, all of them weighted, or the data's."""
     sharing: Sharing = "expand"
     """Tokens, positions and time steps: independent of each other, or summed over first."""
+    statistics_examples: StatisticsExamples = "auto"
+    """Examples of a batch that factors are summed over; auto: as many as their size needs."""
     inverse: InverseMethod = "cholesky"
     """How factors are inverted (kfac): eigh is dearer; newton-schulz multiplies matrices only."""
     factor_dtype: Literal["parameters", "float64"] = "parameters"
@@ -83,6 +86,7 @@ class KFACConfig:
                 check_positive("kfac", flag, value)
             elif value != "auto":
                 raise ValueError(f"--kfac.{flag} must be a number or auto, got {value!r}")
+        check_examples(self.statistics_examples)
         if not (math.isfinite(self.output_damping) and self.output_damping >= 0):
             raise ValueError(
                 f"--kfac.output_damping must be non-negative and finite, got {self.output_damping}"

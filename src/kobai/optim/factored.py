@@ -34,6 +34,7 @@ from kobai.optim.refresh import Every, Refresh
 from kobai.optim.side_stream import SideRefresh
 from kobai.optim.state import keep_state
 from kobai.optim.statistics import BackwardStatistics
+from kobai.optim.statistics_part import StatisticsExamples, check_examples
 from kobai.optim.step_control import StepControl
 from kobai.problem import Likelihood, as_likelihood
 
@@ -60,6 +61,7 @@ class FactoredOptimizer(BlockOptimizer):
         control_every: int = 10,
         labels: Labels = "sampled",
         sharing: Sharing = "expand",
+        statistics_examples: StatisticsExamples = "auto",
         distributed: bool = True,
         product_dtype: torch.dtype | None = None,
         inverse: InverseMethod = "cholesky",
@@ -105,6 +107,7 @@ class FactoredOptimizer(BlockOptimizer):
         self.output_damping = output_damping
         self.labels: Labels = labels
         self.sharing: Sharing = check_sharing(sharing)
+        self.statistics_examples: StatisticsExamples = check_examples(statistics_examples)
         self.distributed = distributed
         if product_dtype is not None and (self.corrected or not product_dtype.is_floating_point):
             raise ValueError(
@@ -158,6 +161,7 @@ class FactoredOptimizer(BlockOptimizer):
             output_damping=self.output_damping,
             generator=self.generator,
             sharing=self.sharing,
+            statistics_examples=self.statistics_examples,
             distributed=self.distributed,
             rows=self._rows,
             precision=self.factor_dtype,
@@ -404,6 +408,7 @@ class FactoredOptimizer(BlockOptimizer):
             "kl_bound": self.kl_bound,
             "labels": self.labels,
             "sharing": self.sharing,
+            "statistics_examples": self.statistics_examples,
             "distributed": self.distributed,
             "product_dtype": self.product_dtype,
             "inverse": self.inverse,

@@ -74,6 +74,11 @@ class KFAC(FactoredOptimizer):
         sharing: How places where a layer uses its weights (tokens, positions, time steps) are
             taken: "expand", independent of each other, or "reduce", summed over first; see
             `kobai.curvature.factor_sums`.
+        statistics_examples: How many examples of a batch (of each process) the factors of a layer
+            are summed over at an update. "auto": at least 64, and rows as many as its larger factor
+            has lines, but 256 at least: the moving average has tens of times as many. Batches of up
+            to 256 without tokens or positions are taken whole. A number, or "all". Blocks of
+            examples take turns. See `kobai.optim.statistics_part`.
         distributed: Whether processes of `torch.distributed`, where it is initialised, train one
             model together: statistics are then those of all of them, and inversions are shared out.
         product_dtype: Precision in which inverses are kept and multiplied with gradients. Default:
@@ -103,9 +108,9 @@ class KFAC(FactoredOptimizer):
     Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
     inputs, or n(M² + K² + MK) for a wide linear layer on a CPU where the n rows of the batch are
     few (see `kobai.optim.gradient_rows`); with statistics due, a backward pass without weight
-    gradients and R(M² + K²) for R rows; with an inversion due, (M³ + K³)/2; with a measurement due,
-    four forward passes, one of them at the step after. See `kobai.curvature.kronecker` for the
-    factors.
+    gradients and R(M² + K²) for the R rows that are summed over; with an inversion due,
+    (M³ + K³)/2; with a measurement due, four forward passes, one of them at the step after. See
+    `kobai.curvature.kronecker` for the factors.
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
     curvature (§5, §6.3, §6.5, §7); the bound on the step: Ba, Grosse and Martens 2017, Distributed

@@ -28,6 +28,7 @@ from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
 from kobai.optim.gradient_rows import RowWatch
 from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
+from kobai.optim.statistics_part import StatisticsExamples, part_of
 from kobai.problem import Call, Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
@@ -84,6 +85,8 @@ class BackwardStatistics:
         output_damping: Its `damping`.
         generator: Draws labels.
         sharing: How places under weight sharing are taken, "expand" or "reduce".
+        statistics_examples: How many examples of a batch Kronecker factors are summed over; see
+            `kobai.optim.statistics_part.part_of`.
         distributed: Whether processes draw labels each for examples of their own.
         bases: Gives the eigenbases in which second moments are wanted (EKFAC).
         rows: Another watch of the same passes, which is to leave out those made here.
@@ -107,6 +110,7 @@ class BackwardStatistics:
         output_damping: float,
         generator: torch.Generator,
         sharing: Sharing = "expand",
+        statistics_examples: StatisticsExamples = "all",
         distributed: bool = False,
         bases: Callable[[], Bases] | None = None,
         rows: RowWatch | None = None,
@@ -120,6 +124,7 @@ class BackwardStatistics:
         self.output_damping = output_damping
         self.generator = generator
         self.sharing: Sharing = sharing
+        self.statistics_examples: StatisticsExamples = statistics_examples
         self.distributed = distributed
         self._bases = bases
         self._rows = rows
@@ -306,6 +311,10 @@ class BackwardStatistics:
         basis: tuple[Tensor, Tensor | None] | None,
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
+        uses, examples = part_of(
+            layer.form, uses, examples, self.statistics_examples, self.seen,
+            reduced=self.sharing == "reduce",
+        )  # fmt: skip
         dtype = factor_dtype(layer.weight.dtype)
         if self.precision is not None and not layer.form.lookup:
             dtype = self.precision

@@ -1,0 +1,242 @@
+"""Factors from part of a large batch: enough of it, unbiased, in turns, resumable."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kobai.curvature.layer_uses import LayerUse
+from kobai.optim import EKFAC, KFAC, KFACConfig, build
+from kobai.optim.coverage import plan_blocks
+from kobai.optim.statistics import BackwardStatistics
+from kobai.optim.statistics_part import part_of
+from kobai.problem import as_likelihood
+from tolerances import assert_close
+
+
+class Attended(nn.Module):
+    """Attention over tokens, then their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, stride=2, groups=2),
+        nn.ConvTranspose2d(4, 2, 2), nn.Flatten(), nn.Linear(32, 3),
+    )  # fmt: skip
+
+
+def recurrent():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTM(5, 4, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    return Last()
+
+
+NETWORKS = {
+    "perceptron": (perceptron, (5,)),
+    "convolutions": (convolutions, (2, 7, 7)),
+    "attention": (Attended, (6, 4)),
+    "recurrent": (recurrent, (6, 5)),
+}
+
+
+def made(name, examples=12):
+    make, shape = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = make().double()
+        x = torch.randn(examples, *shape).double() + torch.arange(examples).double().view(
+            -1, *[1] * len(shape)
+        )
+        return net, x / x.std(), torch.randint(0, 3, (examples,))
+
+
+def gathered(net, x, y, part, passes, *, sharing="expand", corrected=False):
+    """Factors of every layer (and squares in a fixed basis) of successive passes."""
+    plan = plan_blocks(net)
+    bases = None
+    if corrected:
+        fixed = {
+            i: tuple(
+                torch.linalg.qr(
+                    torch.randn(layer.form.groups, n, n, generator=torch.Generator().manual_seed(n))
+                )[0].double()
+                for n in (layer.form.outputs, layer.form.inputs)
+            )
+            for i, layer in enumerate(plan.layers)
+        }
+        bases = lambda: fixed  # noqa: E731
+    watch = BackwardStatistics(
+        net, as_likelihood("categorical"), plan, labels="exact", output_damping=0.0,
+        generator=torch.Generator(), sharing=sharing, statistics_examples=part, bases=bases,
+    )  # fmt: skip
+    found = []
+    for _ in range(passes):
+        nn.functional.cross_entropy(net(x), y).backward()
+        sums = watch.take()
+        matrices = [m for i in sorted(sums.layers) for m in sums.layers[i].factors(sums.weight)]
+        found.append(matrices + [sums.squares[i] for i in sorted(sums.squares)])
+    watch.close()
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_blocks_in_turn_average_to_the_whole_batch(name, sharing):
+    net, x, y = made(name)
+    (whole,) = gathered(net, x, y, "all", 1, sharing=sharing)
+    parts = gathered(net, x, y, 4, 3, sharing=sharing)
+    assert len(whole) == 2 * len(plan_blocks(net).layers)
+    for i, matrix in enumerate(whole):
+        pieces = torch.stack([part[i] for part in parts])
+        # Each is of other examples than the next.
+        assert (pieces[0] - pieces[1]).norm() > 1e-3 * matrix.norm()
+        assert_close(pieces.mean(0), matrix)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolutions"])
+def test_second_moments_in_eigenbases_do_so_too(name):
+    net, x, y = made(name)
+    (whole,) = gathered(net, x, y, "all", 1, corrected=True)
+    parts = gathered(net, x, y, 4, 3, corrected=True)
+    layers = len(plan_blocks(net).layers)
+    assert len(whole) == 3 * layers
+    for i in range(2 * layers, 3 * layers):
+        mean = torch.stack([part[i] for part in parts]).mean(0)
+        assert_close(mean, whole[i])
+
+
+def test_a_part_is_what_its_examples_alone_give():
+    net, x, y = made("perceptron")
+    parts = gathered(net, x, y, 4, 3)
+    for turn, part in enumerate(parts):
+        own = slice(4 * turn, 4 * turn + 4)
+        (alone,) = gathered(net, x[own], y[own], "all", 1)
+        for one, other in zip(part, alone, strict=True):
+            assert_close(one, other)
+
+
+def test_the_last_block_of_an_odd_batch_overlaps_and_none_is_left_out():
+    net, x, y = made("perceptron", 10)
+    parts = gathered(net, x, y, 4, 4)
+    for turn, own in enumerate([slice(0, 4), slice(4, 8), slice(6, 10), slice(0, 4)]):
+        (alone,) = gathered(net, x[own], y[own], "all", 1)
+        for one, other in zip(parts[turn], alone, strict=True):
+            assert_close(one, other)
+
+
+def layer(kind, *sizes, **settings):
+    with torch.random.fork_rng():
+        return kind(*sizes, **settings)
+
+
+def taken(form_of, inputs, gradients, examples, wanted="auto", reduced=False):
+    """How many examples are taken of such a use."""
+    form = plan_blocks(form_of).layers[0].form
+    use = LayerUse("", "", form_of, inputs, gradients)
+    chosen, count = part_of(form, [use], examples, wanted, 0, reduced=reduced)
+    assert chosen[0].inputs.shape[0] == chosen[0].gradients.shape[1]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "examples", "enough"),
+    [(10, 10, 1000, 256), (299, 10, 1000, 300), (10, 400, 1000, 400), (2000, 10, 1000, 1000),
+     (10, 10, 200, 200)],
+)  # fmt: skip
+def test_rows_are_as_many_as_lines_of_the_larger_factor(inputs, outputs, examples, enough):
+    linear = layer(nn.Linear, inputs, outputs)
+    x, g = torch.ones(examples, inputs), torch.ones(1, examples, outputs)
+    assert taken(linear, x, g, examples) == enough
+    assert taken(linear, x, g, examples, "all") == examples
+    assert taken(linear, x, g, examples, 7) == 7
+
+
+def test_places_of_an_example_are_rows_but_examples_are_64_at_least():
+    conv = layer(nn.Conv2d, 2, 3, 3, padding=1)
+    x, g = torch.ones(500, 2, 8, 8), torch.ones(1, 500, 3, 8, 8)
+    assert taken(conv, x, g, 500) == 64
+    assert taken(conv, x, g, 500, reduced=True) == 256
+    wide = layer(nn.Linear, 300, 400)
+    assert taken(wide, torch.ones(500, 2, 300), torch.ones(1, 500, 2, 400), 500) == 200
+
+
+def test_what_does_not_count_examples_first_is_taken_whole():
+    linear = layer(nn.Linear, 3, 3)
+    time_first = torch.ones(7, 400, 3), torch.ones(1, 7, 400, 3)
+    assert taken(linear, *time_first, 400) == 400
+    rows = torch.ones(800, 3), torch.ones(1, 800, 3)  # two of an example, one after the other
+    assert taken(linear, *rows, 400) == 128
+    table = layer(nn.Embedding, 5, 3)
+    assert taken(table, torch.zeros(400, 9).long(), torch.ones(1, 400, 9, 3), 400) == 400
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+def test_a_small_batch_is_whole_by_default(kind):
+    net, x, y = made("perceptron", 256)
+    ends = []
+    for part in ("auto", "all"):
+        own = copy.deepcopy(net)
+        optimizer = kind(own, statistics_examples=part)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(own(x), y).backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in own.parameters()]))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_training_resumes_at_the_same_block(kind, extra):
+    net, x, y = made("convolutions", 200)
+
+    def train(own, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(own(x), y).backward()
+            optimizer.step()
+
+    optimizer = kind(net, lr=0.03, damping=0.03, statistics_every=1, inverse_every=1)
+    train(net, optimizer, 3 + extra)
+    other = copy.deepcopy(net)
+    resumed = kind(other, lr=0.03, damping=0.03, statistics_every=1, inverse_every=1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(net, optimizer, 4)
+    train(other, resumed, 4)
+    for one, two in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("wrong", [0, -3])
+def test_what_is_no_number_of_examples_is_refused(wrong):
+    net, _, _ = made("perceptron")
+    with pytest.raises(ValueError, match=r"number of examples .* 'auto' or 'all'"):
+        KFAC(net, statistics_examples=wrong)
+    with pytest.raises(ValueError, match=r"number of examples .* 'auto' or 'all'"):
+        KFACConfig(statistics_examples=wrong)
+
+
+def test_the_name_passes_it_on():
+    net, _, _ = made("perceptron")
+    optimizer = build("ekfac", net, config=KFACConfig(statistics_examples=9))
+    assert optimizer.statistics_examples == 9
