@@ -58,7 +58,7 @@ def flat(tensors):
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def test_the_minimum_over_two_directions_is_that_of_the_dense_matrix():
+def test_the_minimum_over_two_directions_is_that_of_the_h():
     net, x, y = classifier()
     gradient, ggn, j = dense(net, x, y)
     generator = torch.Generator().manual_seed(1)
@@ -365,3 +365,33 @@ def test_numbers_need_no_forward_passes():
 def test_other_words_are_refused(settings, match):
     with pytest.raises(Exception, match=match):
         KFAC(nn.utils.skip_init(nn.Linear, 2, 2), **settings)
+
+
+@pytest.mark.parametrize(
+    ("length", "factor"),
+    [(1.0, math.exp(0.0125)), (4 / 3, 1.0), (2.0, math.exp(-0.0125)), (40.0, math.exp(-0.03625))],
+)
+def test_steps_may_end_half_way_between_the_most_and_no_gain(length, factor):
+    """On a quadratic, along its gradient: 1 gains most, 2 nothing."""
+    net = network(lambda: nn.Linear(4, 1))
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, k, generator=generator).double() for k in (4, 1))
+
+    def loss(weight, bias):
+        return 0.5 * (nn.functional.linear(x, weight, bias) - y).square().mean()
+
+    values = tuple(p.detach() for p in net.parameters())
+    gradient = torch.autograd.functional.jacobian(loss, values)
+    blocks = torch.autograd.functional.hessian(loss, values)
+    rows = [
+        torch.cat([block.reshape(p.numel(), -1) for block in row], 1)
+        for row, p in zip(blocks, values, strict=True)
+    ]
+    h = torch.cat(rows)
+    g = flat(gradient)
+    step = -length * (g @ g) / (g @ h @ g) * g
+    control = StepControl(net, Categorical(), rule=None, every=10, sized=True)
+    control.state.share, control.state.bend = 0.5, float(step @ h @ step)
+    control._feedback(float((g + h @ step) @ step))
+    assert control.state.share == pytest.approx(0.5 * factor, rel=1e-9)
+    control.close()

@@ -9,11 +9,17 @@ examples that had no part in the step. The steps in between keep the two coeffic
 The noise of minibatches enters at three places, each by measurement:
 
 - The slope along the last update counts only as far as it exceeds its standard error.
-- At every step the fresh gradient is multiplied with the last update, which costs a dot product. A
-  step that was right for the function, not only for its own examples, ends where this is zero;
-  where it overshoots on the average, the share of the model's step that is made shrinks.
+- At every step the fresh gradient is multiplied with the last update, which costs a dot product:
+  the slope of the function, not only of the step's own examples, where the step has led. In units
+  of the step's curvature a step that gains most ends at slope 0, one that gains nothing at ½. The
+  share of the model's step that is made shrinks where steps end beyond ¼ on the average. Steps that
+  gain most one by one would be too short: they give all they have to quieting the noise in stiff
+  directions and hardly move along the others.
 - The damping falls only where fresh examples confirm the predicted decrease; see
   `kobai.optim.damping_control`.
+
+Source of the last but one: Wu et al. 2018, Understanding short-horizon bias in stochastic
+meta-optimization.
 """
 
 import copy
@@ -38,6 +44,7 @@ _DENSITY = 5
 _MOMENTUM_MEMORY = 0.8
 _FEEDBACK = 0.05
 _LEAST_SHARE = 0.05
+_TOLERATED = 0.25
 _HALVINGS = 12
 _ALARM = 3.0
 _STRETCH = 2.0
@@ -210,7 +217,7 @@ class StepControl:
             return
         beyond = slope * state.gradient_scale / state.bend
         state.urgent |= beyond > _ALARM
-        overshoot = max(-1.0, min(1.0, beyond))
+        overshoot = max(-1.0, min(1.0, beyond - _TOLERATED))
         state.share = min(1.0, max(_LEAST_SHARE, state.share * math.exp(-_FEEDBACK * overshoot)))
 
     def _model(
