@@ -16,7 +16,6 @@ Finished runs are lines of the file and are not repeated. Tasks:
   to a test error of 7 (squares summed over an image).
 - resnet: ResNet-20 of half width on 10,000 CIFAR-10 images, mirrored and shifted by up to four
   pixels at random (without that no optimizer gets there), batch 256, to 60 % of 2,000 others.
-  Muon has no convolutions: there it is AdamW.
 """
 
 import argparse
@@ -119,9 +118,7 @@ def resnet(seed: int) -> Task:
         return right / len(xt)
 
     augment = Compose((Flip(), Shift(pixels=4)))
-    return Task(
-        model, "categorical", F.cross_entropy, (x, y), accuracy, 0.6, True, 20, 40, augment
-    )
+    return Task(model, "categorical", F.cross_entropy, (x, y), accuracy, 0.6, True, 20, 40, augment)
 
 
 TASKS = {"mlp": perceptron, "autoencoder": autoencoder, "resnet": resnet}

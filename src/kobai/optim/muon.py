@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
+
 
 @functools.cache
 def has_bfloat16() -> bool:
@@ -17,13 +19,31 @@ def has_bfloat16() -> bool:
 
 
 @final
-class PlainMuon(torch.optim.Muon):
-    """`torch.optim.Muon` that orthogonalises in the precision of the gradient.
+class HiddenMuon(torch.optim.Optimizer):
+    """`torch.optim.Muon`, also for kernels of convolutions and in whatever precision is quick.
 
-    Torch's own does so in bfloat16, which takes seconds a step on processors without instructions
-    for it. Settings, state and update are torch's, up to that rounding. Cost of a step: per matrix
+    On two-dimensional weights settings, state and update are torch's. Kernels (M, I, …) count as
+    matrices M × I·taps, as in the source; torch's own refuses them. Updates are orthogonalised in
+    bfloat16, as torch does, on accelerators and CPUs with instructions for it, and in the
+    gradient's precision elsewhere, where bfloat16 takes seconds a step. Cost of a step: per matrix
     M × K with M ≤ K five times M²(2K + M) multiplications.
+
+    Args:
+        params: Weights of two axes or more.
+        lr: Learning rate, times 0.2 √max(M, K): updates have AdamW's root mean square.
+        momentum: Nesterov momentum.
+        weight_decay: Decoupled weight decay.
+
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
     """
+
+    def __init__(
+        self, params: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be non-negative and finite, got {value}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
@@ -40,36 +60,32 @@ class PlainMuon(torch.optim.Muon):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p.grad)
                 buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-                update = orthogonalized(
-                    update, group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
-                scale = math.sqrt(max(1.0, p.shape[0] / p.shape[1]))
-                if group["adjust_lr_fn"] == "match_rms_adamw":
-                    scale = 0.2 * math.sqrt(max(p.shape))
+                matrix = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+                if p.device.type != "cpu" or has_bfloat16():
+                    matrix = matrix.bfloat16()
+                update = orthogonalized(matrix).view_as(p)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * scale)
+                p.add_(update, alpha=-group["lr"] * (0.2 * math.sqrt(max(matrix.shape))))
         return loss
 
 
 def orthogonalized(
     matrix: Float[Tensor, "M K"],
-    coefficients: tuple[float, float, float],
-    steps: int,
-    eps: float,
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    steps: int = 5,
 ) -> Float[Tensor, "M K"]:
     """About U Vᵀ of a matrix U S Vᵀ, by Newton-Schulz iterations of degree five.
 
     Args:
         matrix: Any; it is divided by its norm first.
-        coefficients: (a, b, c) of X ← aX + b(XXᵀ)X + c(XXᵀ)²X.
+        coefficients: (a, b, c) of X ← aX + b(XXᵀ)X + c(XXᵀ)²X. The default ones bring singular
+            values between 0.7 and 1.2 in few steps.
         steps: Number of iterations.
-        eps: Smallest norm that is divided by.
     """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
-    x = x / x.norm().clamp(min=eps)
+    x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -78,13 +94,13 @@ def orthogonalized(
 
 @final
 class MuonAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` for hidden weight matrices, `torch.optim.AdamW` for the rest.
+    """Muon for hidden weight matrices, `torch.optim.AdamW` for the rest.
 
-    Hidden weight matrices are the 2-D parameters other than embeddings and the output layer, which
-    is taken to be the last 2-D weight of the model; where that leaves none, all 2-D weights but
+    Hidden weight matrices are the 2-D parameters and kernels of convolutions other than embeddings
+    and the output layer, which is taken to be the last of them; where that leaves none, all but
     embeddings are hidden. Muon's updates are scaled to AdamW's root mean square
     (``match_rms_adamw``), so that one learning rate serves both; ``param_groups[0]`` is Muon's
-    group, ``param_groups[1]`` AdamW's. On CPUs without bfloat16 arithmetic it is `PlainMuon`.
+    group, ``param_groups[1]`` AdamW's.
 
     Args:
         model: The model.
@@ -119,14 +135,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._inner: list[torch.optim.Optimizer] = []
         groups: list[dict[str, Any]] = []
         if hidden:
-            slow = hidden[0].device.type == "cpu" and not has_bfloat16()
-            muon = (PlainMuon if slow else torch.optim.Muon)(
-                hidden,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            muon = HiddenMuon(hidden, lr=lr, momentum=momentum, weight_decay=weight_decay)
             self._inner.append(muon)
         if rest:
             adamw = torch.optim.AdamW(rest, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
@@ -155,14 +164,22 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Trainable 2-D parameters that are neither embeddings nor the output layer's weight."""
-    embeddings = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        for p in module.parameters(recurse=False)
-    }
-    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
+    """Trainable matrices and kernels that are neither embeddings nor the output layer's weight."""
+    embeddings, kernels = (
+        {
+            id(p)
+            for module in model.modules()
+            if isinstance(module, kinds)
+            for p in module.parameters(recurse=False)
+            if p.ndim > 1
+        }
+        for kinds in ((nn.Embedding, nn.EmbeddingBag), (*CONVOLUTIONS, *TRANSPOSED))
+    )
+    matrices = [
+        p
+        for p in model.parameters()
+        if (p.ndim == 2 or id(p) in kernels) and id(p) not in embeddings
+    ]
     if len(matrices) > 1:
         matrices = matrices[:-1]
     return [p for p in matrices if p.requires_grad]
