@@ -43,9 +43,16 @@ def slope(
             # The smallest step that rounding allows has the fewest kinks on it.
             floor = 1e-3 * abs(value) / half[k]
             step = _clip(1e3 * noise / max(abs(wanted), floor), 1e-6 * half[k], half[k] / 4)
-            near, far = ((line(h) - line(-h)) / (2 * h) for h in (step, 2 * step))
-            tolerance = 0.03 * abs(wanted) + floor + abs(near - far) + 5 * noise / step
-            rows.append((wanted, near, tolerance))
+            found = (line(step) - line(-step)) / (2 * step)
+            # What it differs by is what slopes vary by between the ends.
+            vector = directions.vectors[:, k : k + 1]
+            ends = [[c + t * (i == k) for i, c in enumerate(place)] for t in (step, -step)]
+            varied = max(
+                abs(float(slopes(objective, directions.at(end), vector)[1]) - wanted)
+                for end in ends
+            )
+            tolerance = 0.03 * abs(wanted) + floor + varied + 5 * noise / step
+            rows.append((wanted, found, tolerance))
             continue
         found = first_derivative(line, 0.25 * half[k], noise=noise)
         relative = math.sqrt(torch.finfo(objective.space.dtype).eps)
