@@ -79,7 +79,7 @@ def output_hessians(likelihood, outputs, targets, damping=0.0):
     return torch.stack(columns, 2)
 
 
-def factors(model, module, batch, likelihood, bias=True, damping=0.0):
+def factors(model, module, batch, likelihood, bias=True, damping=0.0, sharing="expand"):
     """A (G, K, K) and B (G, M, M) of one layer over one batch."""
     jacobian, inputs, outputs = output_jacobian(model, module, batch)
     hessians = output_hessians(likelihood, outputs, batch.targets, damping)
@@ -90,6 +90,15 @@ def factors(model, module, batch, likelihood, bias=True, damping=0.0):
     moment = moment / likelihood.weight(batch.targets)
     m = moment.shape[0] // groups
     b = torch.stack([moment[g * m : g * m + m, g * m : g * m + m] for g in range(groups)])
+    if sharing == "trace" and jacobian.shape[2] > 1:
+        n, _, t, _ = jacobian.shape
+        for g in range(groups):
+            # Derivatives of outputs in the weights of a group, example by example.
+            own = jacobian[..., g * m : g * m + m]
+            full = torch.einsum("nctm,ntk->ncmk", own, rows[g].view(n, t, -1)).flatten(2)
+            trace = torch.einsum("ncp,ncd,ndp->", full, hessians, full)
+            trace = trace / likelihood.weight(batch.targets)
+            b[g] *= trace / (a[g].trace() * b[g].trace())
     return a, b
 
 

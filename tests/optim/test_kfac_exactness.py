@@ -50,13 +50,15 @@ def batch_of(problem):
     return batch
 
 
+@pytest.mark.parametrize("sharing", ["expand", "trace"])
 @pytest.mark.parametrize("output_damping", [0.0, 0.7])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_exact_factors_equal_those_from_jacobians(name, output_damping):
+def test_exact_factors_equal_those_from_jacobians(name, output_damping, sharing):
     problem = PROBLEMS[name]()
     optimizer = KFAC(
-        problem.model, problem.likelihood, labels="exact", output_damping=output_damping
-    )
+        problem.model, problem.likelihood, labels="exact", output_damping=output_damping,
+        sharing=sharing,
+    )  # fmt: skip
     optimizer.step(problem.objective())
     optimizer.zero_grad()
     fresh = PROBLEMS[name]()
@@ -69,6 +71,7 @@ def test_exact_factors_equal_those_from_jacobians(name, output_damping):
             problem.likelihood,
             span.layer.form.bias,
             output_damping,
+            sharing,
         )
         state = optimizer.state_dict()["state"]
         index = [id(p) for p in problem.model.parameters()].index(id(span.layer.weight))
@@ -76,8 +79,9 @@ def test_exact_factors_equal_those_from_jacobians(name, output_damping):
         assert_close(state[index]["output_factor"], b)
 
 
+@pytest.mark.parametrize("sharing", ["expand", "trace"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_steps_equal_those_of_explicit_block_matrices(name):
+def test_steps_equal_those_of_explicit_block_matrices(name, sharing):
     """Averages, damping split, momentum, weight decay and trust region, over four steps."""
     problem, reference = PROBLEMS[name](), PROBLEMS[name]()
     settings = {"lr": 0.2, "damping": 0.05, "momentum": 0.7, "weight_decay": 0.1}
@@ -89,6 +93,7 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
         kl_bound=bound,
         output_damping=0.2,
         labels="exact",
+        sharing=sharing,
         statistics_every=1,
         inverse_every=1,
     )
@@ -118,6 +123,7 @@ def test_steps_equal_those_of_explicit_block_matrices(name):
                 problem.likelihood,
                 form.bias,
                 0.2,
+                sharing,
             )
             past = past_weight(count)
             old = averages.get(path, new)

@@ -13,6 +13,12 @@ where the network is linear and every place has its own loss. "reduce" sums over
 first, ā = mean of a and ḡ = sum of g, and is exact where the network is linear and the loss sees
 the mean over places only. Without places the two agree.
 
+"trace" is "expand" times a number for each layer, such that the trace of the block is exact, the
+mean square of the examples' gradients Σ_t g_t a_tᵀ. Where the gradients of an example's places
+resemble each other (a mean over tokens follows) "expand" is too small by up to the number of
+places, in some layers and not in others, and steps along B⁻¹ G A⁻¹ are too long there. Without
+places and repeated use nothing is changed.
+
 A matrix that is used several times over (a layer called twice, weights tied between layers) has the
 gradient Σ_r g_r a_rᵀ over its uses r, and the same independence gives
 
@@ -27,27 +33,28 @@ A bias is one more input that is always one; groups of a convolution are separat
 Sources: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
 curvature (§3); Grosse and Martens 2016, A Kronecker-factored approximate Fisher matrix for
 convolution layers (§3); Eschenhagen et al. 2023, Kronecker-factored approximate curvature for
-modern neural network architectures (§3, expand and reduce); Van Loan and Pitsianis 1993,
+modern neural network architectures (§3, expand and reduce); Gao et al. 2021, A trace-restricted
+Kronecker-factored approximation to natural gradient (the trace); Van Loan and Pitsianis 1993,
 Approximation with Kronecker products (the nearest product).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kobai.curvature.block_traces import block_traces
 from kobai.curvature.layer_forms import CELLS, LayerForm
-from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
 from kobai.curvature.layer_uses import LayerUse
 from kobai.curvature.moments import input_moment, output_moment
 from kobai.curvature.outer_rows import OuterRows
+from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
 
-Sharing = Literal["expand", "reduce"]
+Sharing = Literal["expand", "reduce", "trace"]
 
 
 def check_sharing(sharing: str) -> Sharing:
@@ -56,69 +63,13 @@ def check_sharing(sharing: str) -> Sharing:
     Raises:
         ValueError: If it is not.
     """
-    if sharing not in ("expand", "reduce"):
-        raise ValueError(f"sharing must be 'expand' or 'reduce', got {sharing!r}")
+    if sharing not in ("expand", "reduce", "trace"):
+        raise ValueError(f"sharing must be 'expand', 'reduce' or 'trace', got {sharing!r}")
     return sharing  # pyright: ignore[reportReturnType]
 
 
-_WORKSPACE = 2**24
-"""Numbers that rows written out may have."""
-
 MOST_PAIRED = 6
 """Uses of one matrix whose correlations are kept: they take the square of it as many moments."""
-
-
-def joint_uses(uses: Sequence[LayerUse]) -> list[list[LayerUse]]:
-    """Uses that make up all groups of a matrix, together; one by one where each does."""
-    if all(use.group is None for use in uses):
-        return [[use] for use in uses]
-    groups = sorted({use.group for use in uses if use.group is not None})
-    columns = [[use for use in uses if use.group == group] for group in groups]
-    return [list(together) for together in zip(*columns, strict=True)]
-
-
-def outer_rows(
-    form: LayerForm, uses: Sequence[LayerUse], examples: int, dtype: torch.dtype
-) -> tuple[Float[Tensor, "G E T K"], Float[Tensor, "G E Q T M"], tuple[int, ...]] | None:
-    """Inputs and gradients of one joint use; None if examples do not divide them.
-
-    Args:
-        form: Of the matrix; where it is a bias alone the inputs are ones.
-        uses: One, or one a group.
-        examples: E.
-        dtype: Of the result.
-
-    Returns:
-        a and g, and the number of places T of each group; where groups differ in it the shorter
-        ones end in zeros.
-    """
-    pairs = []
-    for use in uses:
-        g = matrix_gradients(use.module, use.gradients.to(dtype), examples)
-        a = matrix_inputs(use.module, use.inputs.to(dtype), examples)
-        if g is None or a is None or a.shape[2] != g.shape[3]:
-            return None
-        pairs.append((a, g))
-    lengths = tuple(a.shape[2] for a, _ in pairs for _ in range(a.shape[0]))
-    longest = max(lengths)
-    missing = [longest - a.shape[2] for a, _ in pairs]
-    if len(pairs) == 1:
-        # Not copied: gradients of a convolution keep their places next to each other in memory.
-        a, g = pairs[0]
-    else:
-        a = torch.cat([F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)])
-        g = torch.cat([F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)])
-    if form.inputs == 1 and form.bias:
-        # A bias is an input that is always one, whatever the groups of its layer.
-        g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
-        ones = g.new_full((1, examples, longest, 1), form.bias_input)
-        return ones, g, (longest,)
-    if form.bias:
-        ones = a.new_zeros(*a.shape[:3], 1)
-        for group, length in enumerate(lengths):
-            ones[group, :, :length] = form.bias_input
-        a = torch.cat([a, ones], 3)
-    return a, g, lengths
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -130,11 +81,13 @@ class FactorSums:
             their correlations, (U, U, G, K, K).
         rows: Number of rows in it.
         outputs: Σ g gᵀ, (G, M, M), or (U, U, G, M, M).
+        traces: Σ of the squares of examples' gradients, (G,), where they set the scale.
     """
 
     inputs: Tensor | None = None
     rows: float = 0
     outputs: Tensor | None = None
+    traces: Tensor | None = None
 
     def add(
         self,
@@ -160,12 +113,21 @@ class FactorSums:
             ValueError: If `sharing` is "reduce" and the examples do not divide the rows.
         """
         joint = joint_uses(uses)
+        scaled, fresh = sharing == "trace", self.outputs is None
+        sharing = "expand" if scaled else sharing
         if len(joint) == 1 and sharing == "expand" and not (form.inputs == 1 and form.bias):
             self._add_use(form, joint[0], dtype, inputs)
         elif form.lookup:
             self._add_lookups(form, uses, examples, sharing, dtype, inputs)
         else:
             self._add_rows(form, joint, examples, sharing, dtype, inputs)
+        if scaled:
+            # The nearest product to a sum over pairs of uses has the right size without.
+            paired = self.outputs is not None and self.outputs.ndim == 5
+            found = block_traces(form, uses, examples, dtype, 1 + len(joint) if paired else 2)
+            # Batches with and without places together: then it is "expand".
+            known = found is not None and (fresh or self.traces is not None)
+            self.traces = _plus(self.traces, found) if known else None  # pyright: ignore
 
     def factors(self, weight: float) -> tuple[Tensor, Tensor]:
         """A and B, (G, K, K) or (V,) and (G, M, M).
@@ -173,6 +135,17 @@ class FactorSums:
         Args:
             weight: W, the normaliser.
         """
+        assert self.inputs is not None
+        assert self.outputs is not None
+        a, b = self._product(weight)
+        if self.traces is None:
+            return a, b
+        own = [factor.diagonal(dim1=1, dim2=2).sum(1) for factor in (a, b)]
+        scale = self.traces / weight / (own[0] * own[1])
+        return a, b * torch.where(scale.isfinite() & (scale > 0), scale, 1.0).view(-1, 1, 1)
+
+    def _product(self, weight: float) -> tuple[Tensor, Tensor]:
+        """A and B as the places and uses give them."""
         assert self.inputs is not None
         assert self.outputs is not None
         a, b = self.inputs / max(self.rows, 1), self.outputs / weight
@@ -199,7 +172,7 @@ class FactorSums:
         if self.inputs is None or self.outputs is None:
             return False
         parts = [(self.inputs, 1 / max(self.rows, 1)), (self.outputs, 1 / weight)]
-        if self.outputs.ndim == 5:
+        if self.outputs.ndim == 5 or self.traces is not None:
             parts = [(factor, 1.0) for factor in self.factors(weight)]
         for factor, _ in parts:
             # A second moment that is finite on its diagonal is finite.
@@ -426,7 +399,7 @@ def turned_squares(
     assert inner is not None
     total = torch.zeros(form.groups, form.outputs, form.inputs, dtype=dtype, device=outer.device)
     indices = torch.zeros((), dtype=torch.int64).expand(form.size)
-    for own, pieces in _by_examples(uses, examples):
+    for own, pieces in by_examples(uses, examples):
         found = [outer_rows(form, joint, own, dtype) for joint in joint_uses(pieces)]
         known = [rows for rows in found if rows is not None]
         groups = [known] if len(known) == len(found) else []
@@ -441,28 +414,6 @@ def turned_squares(
             g = torch.cat([rows[1] for rows in group], 3)
             total += OuterRows(a, g, indices).rotated(outer, inner).squares().view(total.shape)
     return total
-
-
-def _by_examples(
-    uses: Sequence[LayerUse], examples: int
-) -> Iterator[tuple[int, Sequence[LayerUse]]]:
-    """The same uses for some examples at a time, so that rows written out stay small."""
-    whole = all(
-        use.inputs.shape[0] == examples and use.gradients.shape[1] == examples for use in uses
-    )
-    size = sum(use.inputs.numel() + use.gradients.numel() for use in uses)
-    taps = max((math.prod(getattr(use.module, "kernel_size", (1,))) for use in uses), default=1)
-    step = max(1, examples * _WORKSPACE // max(1, size * taps))
-    if not whole or step >= examples:
-        yield examples, uses
-        return
-    for start in range(0, examples, step):
-        chosen = slice(start, start + step)
-        pieces = [
-            dataclasses.replace(use, inputs=use.inputs[chosen], gradients=use.gradients[:, chosen])
-            for use in uses
-        ]
-        yield pieces[0].inputs.shape[0], pieces
 
 
 def _turned_lookups(

@@ -60,8 +60,9 @@ class KFACConfig:
     """Multiple of the identity added to the Fisher matrix of the outputs."""
     labels: Labels = "sampled"
     """Whose labels: drawn from the model, all of them weighted, or the data's."""
-    sharing: Sharing = "expand"
-    """Tokens, positions and time steps: independent of each other, or summed over first."""
+    sharing: Sharing = "trace"
+    """Tokens, positions and time steps: independent of each other, the same with the size of a
+    layer's gradients exact, or summed over first."""
     statistics_examples: StatisticsExamples = "auto"
     """Examples of a batch that factors are summed over; auto: as many as their size needs."""
     inverse: InverseMethod = "cholesky"

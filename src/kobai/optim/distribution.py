@@ -42,11 +42,12 @@ def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums
         return sums
     device = _device(plan)
     count = len(plan.layers)
-    # One line a layer: present, uses, uses², squares present, bypassed.
-    table = torch.zeros(count, 5, dtype=torch.float64)
+    # One line a layer: present, uses, uses², squares present, bypassed, traces present.
+    table = torch.zeros(count, 6, dtype=torch.float64)
     for position, own in sums.layers.items():
         uses = 1 if own.outputs is None or own.outputs.ndim == 3 else own.outputs.shape[0]
         table[position, :3] = torch.tensor([1.0, uses, uses**2], dtype=torch.float64)
+        table[position, 5] = own.traces is not None
     for position in sums.squares:
         table[position, 3] = 1
     for position, layer in enumerate(plan.layers):
@@ -60,7 +61,7 @@ def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums
     flags = [flag for part in small for flag in part]
     header = torch.cat([table.flatten(), torch.tensor(flags, dtype=torch.float64)])
     header = _all_reduced(header.to(device)).cpu()
-    table = header[: table.numel()].view(count, 5)
+    table = header[: table.numel()].view(count, 6)
     rest = header[table.numel() :].split([len(part) for part in small])
     result = Sums(weight=float(rest[3][0]), passes=round(float(rest[3][1])))
     for marks, entries in ((table[:, 4], plan.layers), (rest[1], plan.units)):
@@ -69,7 +70,8 @@ def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums
                 result.bypassed.update(entry.parameters)
     pieces: list[Tensor] = []
     takers: list[Callable[[Tensor], None]] = []
-    for position, (present, uses, squares, corrected, _) in enumerate(table.tolist()):
+    for position, line in enumerate(table.tolist()):
+        present, uses, squares, corrected, _, traced = line
         if not present:
             continue
         layer = plan.layers[position]
@@ -95,6 +97,11 @@ def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums
             takers.append(lambda value, entry=entry, name=name: setattr(entry, name, value))
         pieces.append(like.new_full((1,), 0.0 if own is None else own.rows))
         takers.append(lambda value, entry=entry: setattr(entry, "rows", round(float(value))))
+        if traced == present:
+            pieces.append(
+                like.new_zeros(form.groups) if own is None or own.traces is None else own.traces
+            )
+            takers.append(lambda value, entry=entry: setattr(entry, "traces", value))
         if corrected:
             shape = (form.inputs, form.outputs) if form.lookup else (
                 form.groups, form.outputs, form.inputs

@@ -60,7 +60,7 @@ class FactoredOptimizer(BlockOptimizer):
         output_damping: float = 1.0,
         control_every: int = 10,
         labels: Labels = "sampled",
-        sharing: Sharing = "expand",
+        sharing: Sharing = "trace",
         statistics_examples: StatisticsExamples = "auto",
         distributed: bool = True,
         product_dtype: torch.dtype | None = None,

@@ -72,8 +72,8 @@ class KFAC(FactoredOptimizer):
         labels: "sampled" (labels drawn from the model), "exact" (the expectation over labels, one
             backward pass an output) or "observed" (the data's labels: the empirical Fisher).
         sharing: How places where a layer uses its weights (tokens, positions, time steps) are
-            taken: "expand", independent of each other, or "reduce", summed over first; see
-            `kobai.curvature.factor_sums`.
+            taken: "expand", independent of each other; "trace", the same with each block's trace
+            exact; or "reduce", summed over first. See `kobai.curvature.factor_sums`.
         statistics_examples: How many examples of a batch (of each process) the factors of a layer
             are summed over at an update. "auto": at least 64, and rows as many as its larger factor
             has lines, but 256 at least: the moving average has tens of times as many. Batches of up

@@ -84,7 +84,7 @@ class BackwardStatistics:
         labels: See `kobai.optim.cotangents.cotangents`.
         output_damping: Its `damping`.
         generator: Draws labels.
-        sharing: How places under weight sharing are taken, "expand" or "reduce".
+        sharing: How places under weight sharing are taken, "expand", "trace" or "reduce".
         statistics_examples: How many examples of a batch Kronecker factors are summed over; see
             `kobai.optim.statistics_part.part_of`.
         distributed: Whether processes draw labels each for examples of their own.

@@ -38,7 +38,7 @@ class EKFACStructure(Structure):
     Every damping form is exact, for the eigenvalues are not products.
 
     Args:
-        sharing: Of the factors that give the bases, "expand" or "reduce".
+        sharing: Of the factors that give the bases, "expand", "trace" or "reduce".
     """
 
     def __init__(self, sharing: Sharing = "expand") -> None:

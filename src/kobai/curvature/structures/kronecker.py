@@ -84,7 +84,7 @@ class KroneckerStructure(Structure):
     """K-FAC blocks for matrices and embeddings, unit-wise ones for norms, diagonal ones elsewhere.
 
     Args:
-        sharing: How places under weight sharing are taken, "expand" or "reduce".
+        sharing: How places under weight sharing are taken, "expand", "trace" or "reduce".
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
     curvature; Grosse and Martens 2016 (convolutions); Eschenhagen et al. 2023.

@@ -1,0 +1,92 @@
+"""Uses of a matrix written out as rows: inputs and gradients by example and place."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kobai.curvature.layer_forms import LayerForm
+from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
+from kobai.curvature.layer_uses import LayerUse
+
+_WORKSPACE = 2**24
+"""Numbers that rows written out may have."""
+
+
+def joint_uses(uses: Sequence[LayerUse]) -> list[list[LayerUse]]:
+    """Uses that make up all groups of a matrix, together; one by one where each does."""
+    if all(use.group is None for use in uses):
+        return [[use] for use in uses]
+    groups = sorted({use.group for use in uses if use.group is not None})
+    columns = [[use for use in uses if use.group == group] for group in groups]
+    return [list(together) for together in zip(*columns, strict=True)]
+
+
+def outer_rows(
+    form: LayerForm, uses: Sequence[LayerUse], examples: int, dtype: torch.dtype
+) -> tuple[Float[Tensor, "G E T K"], Float[Tensor, "G E Q T M"], tuple[int, ...]] | None:
+    """Inputs and gradients of one joint use; None if examples do not divide them.
+
+    Args:
+        form: Of the matrix; where it is a bias alone the inputs are ones.
+        uses: One, or one a group.
+        examples: E.
+        dtype: Of the result.
+
+    Returns:
+        a and g, and the number of places T of each group; where groups differ in it the shorter
+        ones end in zeros.
+    """
+    pairs = []
+    for use in uses:
+        g = matrix_gradients(use.module, use.gradients.to(dtype), examples)
+        a = matrix_inputs(use.module, use.inputs.to(dtype), examples)
+        if g is None or a is None or a.shape[2] != g.shape[3]:
+            return None
+        pairs.append((a, g))
+    lengths = tuple(a.shape[2] for a, _ in pairs for _ in range(a.shape[0]))
+    longest = max(lengths)
+    missing = [longest - a.shape[2] for a, _ in pairs]
+    if len(pairs) == 1:
+        # Not copied: gradients of a convolution keep their places next to each other in memory.
+        a, g = pairs[0]
+    else:
+        a = torch.cat([F.pad(a, (0, 0, 0, n)) for (a, _), n in zip(pairs, missing, strict=True)])
+        g = torch.cat([F.pad(g, (0, 0, 0, n)) for (_, g), n in zip(pairs, missing, strict=True)])
+    if form.inputs == 1 and form.bias:
+        # A bias is an input that is always one, whatever the groups of its layer.
+        g = g.permute(1, 2, 3, 0, 4).flatten(3).unsqueeze(0)
+        ones = g.new_full((1, examples, longest, 1), form.bias_input)
+        return ones, g, (longest,)
+    if form.bias:
+        ones = a.new_zeros(*a.shape[:3], 1)
+        for group, length in enumerate(lengths):
+            ones[group, :, :length] = form.bias_input
+        a = torch.cat([a, ones], 3)
+    return a, g, lengths
+
+
+def by_examples(
+    uses: Sequence[LayerUse], examples: int
+) -> Iterator[tuple[int, Sequence[LayerUse]]]:
+    """The same uses for some examples at a time, so that rows written out stay small."""
+    whole = all(
+        use.inputs.shape[0] == examples and use.gradients.shape[1] == examples for use in uses
+    )
+    size = sum(use.inputs.numel() + use.gradients.numel() for use in uses)
+    taps = max((math.prod(getattr(use.module, "kernel_size", (1,))) for use in uses), default=1)
+    step = max(1, examples * _WORKSPACE // max(1, size * taps))
+    if not whole or step >= examples:
+        yield examples, uses
+        return
+    for start in range(0, examples, step):
+        chosen = slice(start, start + step)
+        pieces = [
+            dataclasses.replace(use, inputs=use.inputs[chosen], gradients=use.gradients[:, chosen])
+            for use in uses
+        ]
+        yield pieces[0].inputs.shape[0], pieces
