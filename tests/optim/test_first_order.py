@@ -166,6 +166,23 @@ def test_muon_refuses_what_is_out_of_range(setting, model):
         MuonAdamW(model, **{setting: -1.0})
 
 
+def test_muon_has_the_groups_it_was_made_with(model):
+    optimizer = MuonAdamW(model)
+    with pytest.raises(ValueError, match="one group for Muon and one for AdamW"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))]})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_a_head_tied_to_the_embedding_is_the_output_layer():
+    with torch.random.fork_rng():
+        embedding, head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        net = nn.Sequential(embedding, nn.Linear(4, 5), nn.Linear(5, 4), head)
+    assert len(MuonAdamW(net).param_groups[0]["params"]) == 2  # the head is the output layer
+    head.weight = embedding.weight
+    hidden = MuonAdamW(net).param_groups[0]["params"]
+    assert [tuple(p.shape) for p in hidden] == [(5, 4), (4, 5)]
+
+
 def test_muon_without_hidden_or_without_other_parameters():
     with torch.random.fork_rng():
         single = nn.Linear(3, 2)

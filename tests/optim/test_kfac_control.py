@@ -14,6 +14,7 @@ from kobai.optim.quadratic_model import minimiser, quadratic_model, shrunk
 from kobai.optim.step_control import StepControl
 from kobai.optim.trials import Trial
 from kobai.problem import Categorical
+from tolerances import assert_close
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -395,3 +396,31 @@ def test_steps_may_end_half_way_between_the_most_and_no_gain(length, factor):
     control._feedback(float((g + h @ step) @ step))
     assert control.state.share == pytest.approx(0.5 * factor, rel=1e-9)
     control.close()
+
+
+def test_a_learning_rate_beside_auto_scales_the_measured_step():
+    moved = {}
+    for lr in (1.0, 0.1):
+        net, x, y = classifier()
+        before = flat(p.detach().clone() for p in net.parameters())
+        optimizer = KFAC(net, labels="exact")
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        cross_entropy(net(x), y).backward()
+        optimizer.step()
+        assert optimizer.diagnostics()["shortened_trials"] == 0
+        moved[lr] = flat(p.detach() for p in net.parameters()) - before
+    assert_close(moved[0.1], 0.1 * moved[1.0], 1e-12)
+
+
+def test_relative_learning_rates_of_groups_turn_the_direction():
+    net, x, y = classifier()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = KFAC(net, labels="exact")
+    optimizer.param_groups[0]["params"] = list(net[0].parameters())
+    optimizer.add_param_group({"params": list(net[2].parameters())})
+    optimizer.param_groups[1]["lr"] = 0.0  # as a scheduler may
+    cross_entropy(net(x), y).backward()
+    optimizer.step()
+    moved = [bool((p.detach() != q).any()) for p, q in zip(net.parameters(), before, strict=True)]
+    assert moved == [True, True, False, False]

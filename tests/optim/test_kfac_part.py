@@ -135,13 +135,40 @@ def test_a_part_is_what_its_examples_alone_give():
             assert_close(one, other)
 
 
-def test_the_last_block_of_an_odd_batch_overlaps_and_none_is_left_out():
-    net, x, y = made("perceptron", 10)
-    parts = gathered(net, x, y, 4, 4)
-    for turn, own in enumerate([slice(0, 4), slice(4, 8), slice(6, 10), slice(0, 4)]):
+def test_an_odd_batch_falls_into_blocks_without_overlap():
+    net, x, y = made("perceptron", 11)
+    parts = gathered(net, x, y, 3, 4)
+    # Three blocks; the second round begins with the second of them.
+    for turn, own in enumerate([slice(0, 3), slice(3, 7), slice(7, 11), slice(3, 7)]):
         (alone,) = gathered(net, x[own], y[own], "all", 1)
         for one, other in zip(parts[turn], alone, strict=True):
             assert_close(one, other)
+
+
+def test_batches_by_turns_are_each_seen_whole():
+    """Two that alternate and have two blocks each: no block of either is left out."""
+    form = plan_blocks(layer(nn.Linear, 1, 1)).layers[0].form
+    seen = set()
+    for turn in range(8):
+        rows = 4.0 * (turn % 2) + torch.arange(4.0).view(4, 1)
+        use = LayerUse("", "", None, rows, torch.ones(1, 4, 1))
+        chosen, count = part_of(form, [use], 4, 2, turn)
+        assert count == 2
+        seen |= set(chosen[0].inputs.flatten().tolist())
+    assert seen == set(range(8))
+
+
+def test_passes_between_two_steps_share_their_turn():
+    net, x, y = made("perceptron", 8)
+    optimizer = KFAC(net, statistics_examples=4, lr=0.01, damping=0.1)
+    turns = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        for _ in range(2):
+            (nn.functional.cross_entropy(net(x), y) / 2).backward()
+            turns.append(optimizer._watch.turns)
+        optimizer.step()
+    assert turns == [0, 0, 1, 1, 2, 2]
 
 
 def layer(kind, *sizes, **settings):
@@ -160,32 +187,35 @@ def taken(form_of, inputs, gradients, examples, wanted="auto", reduced=False):
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "examples", "enough"),
-    [(10, 10, 1000, 256), (299, 10, 1000, 300), (10, 400, 1000, 400), (2000, 10, 1000, 1000),
-     (10, 10, 200, 200)],
+    [(10, 10, 1024, 256), (340, 10, 1023, 341), (10, 400, 800, 400), (2000, 10, 1000, 1000),
+     (10, 10, 300, 300)],
 )  # fmt: skip
 def test_rows_are_as_many_as_lines_of_the_larger_factor(inputs, outputs, examples, enough):
     linear = layer(nn.Linear, inputs, outputs)
     x, g = torch.ones(examples, inputs), torch.ones(1, examples, outputs)
     assert taken(linear, x, g, examples) == enough
     assert taken(linear, x, g, examples, "all") == examples
-    assert taken(linear, x, g, examples, 7) == 7
+    assert taken(linear, x, g, examples, examples // 2) == examples // 2
 
 
 def test_places_of_an_example_are_rows_but_examples_are_64_at_least():
     conv = layer(nn.Conv2d, 2, 3, 3, padding=1)
-    x, g = torch.ones(500, 2, 8, 8), torch.ones(1, 500, 3, 8, 8)
-    assert taken(conv, x, g, 500) == 64
-    assert taken(conv, x, g, 500, reduced=True) == 256
+    x, g = torch.ones(512, 2, 8, 8), torch.ones(1, 512, 3, 8, 8)
+    assert taken(conv, x, g, 512) == 64
+    assert taken(conv, x, g, 512, reduced=True) == 256
     wide = layer(nn.Linear, 300, 400)
-    assert taken(wide, torch.ones(500, 2, 300), torch.ones(1, 500, 2, 400), 500) == 200
+    assert taken(wide, torch.ones(600, 2, 300), torch.ones(1, 600, 2, 400), 600) == 200
 
 
 def test_what_does_not_count_examples_first_is_taken_whole():
     linear = layer(nn.Linear, 3, 3)
     time_first = torch.ones(7, 400, 3), torch.ones(1, 7, 400, 3)
     assert taken(linear, *time_first, 400) == 400
-    rows = torch.ones(800, 3), torch.ones(1, 800, 3)  # two of an example, one after the other
-    assert taken(linear, *rows, 400) == 128
+    rows = torch.ones(768, 3), torch.ones(1, 768, 3)  # two of an example, one after the other
+    assert taken(linear, *rows, 384) == 128
+    # Channels, not examples, come first.
+    single = layer(nn.Conv1d, 512, 512, 3, padding=1, groups=512)
+    assert taken(single, torch.ones(512, 9), torch.ones(1, 512, 9), 512) == 512
     table = layer(nn.Embedding, 5, 3)
     assert taken(table, torch.zeros(400, 9).long(), torch.ones(1, 400, 9, 3), 400) == 400
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kobai.optim import KFAC
+from kobai.optim import EKFAC, KFAC
 from kobai.problem import Bernoulli, Gaussian
 
 
@@ -204,3 +204,84 @@ def test_wrong_likelihoods_are_refused():
     with pytest.raises(ValueError, match="unknown likelihood"):
         KFAC(network(2, 2, 2, 0), "poisson")
     assert isinstance(KFAC(network(2, 2, 2, 0), nn.BCEWithLogitsLoss()).likelihood, Bernoulli)
+
+
+def minibatches(scale, steps):
+    """A linearly separable problem of 512 examples in batches of 64, inputs times `scale`."""
+    generator = torch.Generator().manual_seed(0)
+    x = scale * torch.randn(512, 8, generator=generator)
+    y = (x @ torch.randn(8, 3, generator=generator)).argmax(1)
+    for step in range(steps):
+        rows = torch.arange(64 * step, 64 * step + 64) % 512
+        yield x[rows], y[rows]
+
+
+def losses(model, optimizer, scale, steps, factor=1.0):
+    found = []
+    for x, y in minibatches(scale, steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        (factor * loss).backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("exponent", [-8, -5, 0, 2, 5, 6, 8])
+def test_minibatches_of_any_scale_never_make_the_loss_explode(kind, exponent):
+    """Also where predictions are certain and the curvature says nothing of a step's length."""
+    model = network(8, 32, 3, 0)
+    found = losses(model, kind(model), 10.0**exponent, 40)
+    assert max(found) <= 1.5 * found[0]
+    assert finite(model)
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+def test_a_start_far_off_is_left_behind(kind):
+    """Steps are halved to nothing at first; the trust region then widens in time."""
+    model = network(8, 32, 3, 0)
+    with torch.no_grad():
+        model[2].weight.mul_(1e3)
+    found = losses(model, kind(model), 1.0, 60)
+    assert found[0] > 100
+    assert max(found[-8:]) < 0.2 * found[0]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_weight_decay_does_not_depend_on_the_scale_of_the_loss(factor):
+    ends = []
+    for own in (1.0, factor):
+        model = network(8, 16, 3, 0).double()
+        optimizer = KFAC(model, weight_decay=0.01)
+        for x, y in minibatches(1.0, 12):
+            optimizer.zero_grad()
+            (own * nn.functional.cross_entropy(model(x.double()), y)).backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert float((ends[0] - ends[1]).norm() / ends[0].norm()) < 1e-4
+
+
+def test_a_step_that_is_not_made_decays_nothing():
+    model = network(8, 32, 3, 0)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = KFAC(model, weight_decay=0.1)
+    x, y = next(minibatches(1e8, 1))
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert optimizer.diagnostics()["rejected_steps"] == 1
+    for one, other in zip(model.parameters(), before, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"lr": 0.03, "damping": 0.03}])
+def test_an_empty_batch_moves_nothing_of_its_own(numbers):
+    model = network(8, 32, 3, 0)
+    optimizer = KFAC(model, **numbers)
+    losses(model, optimizer, 1.0, 5)
+    optimizer.zero_grad()
+    x, y = next(minibatches(1.0, 1))
+    nn.functional.cross_entropy(model(x[:0]), y[:0], reduction="sum").backward()
+    optimizer.step()
+    assert max(losses(model, optimizer, 1.0, 5)) < 1.1  # from 1.14
+    assert finite(model)

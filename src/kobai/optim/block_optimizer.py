@@ -84,9 +84,9 @@ class BlockOptimizer(torch.optim.Optimizer):
         chosen = [p for group in self.param_groups for p in group["params"]]
         self._plan = plan_blocks(self.model, chosen, self._demoted)
         self._watch.close()
-        seen = self._watch.seen
+        turns = self._watch.turns
         self._watch = self._watcher()
-        self._watch.seen = seen
+        self._watch.turns = turns
         self._blocks = None
         blocks = self._made()
         for parameter, entry in saved:
@@ -194,7 +194,7 @@ class BlockOptimizer(torch.optim.Optimizer):
             "control": None if control is None else control.export(),
             "steps": self._steps,
             "refreshes": self._refreshes.export(),
-            "seen": self._watch.seen,
+            "turns": self._watch.turns,
             "waiting": self._waiting,
             "demoted": sorted(self._demoted),
             "counts": dict(self._counts),
@@ -225,7 +225,7 @@ class BlockOptimizer(torch.optim.Optimizer):
                 self._made().restore(parameter, entry)
         self._steps = shared["steps"]
         self._refreshes.restore(shared["refreshes"])
-        self._watch.seen = shared.get("seen", 0)  # missing in what older versions saved
+        self._watch.turns = shared.get("turns", 0)  # missing in what older versions saved
         self._waiting = shared["waiting"]
         self._counts.update(shared["counts"])
         self._last.update(shared["last"])

@@ -26,7 +26,7 @@ class ControlState:
         share: Part of the model's step that is made.
         radius: Largest δᵀGδ of a step.
         bend: δᵀGδ of the last step.
-        measured: The same of the last step that was held against its minibatch.
+        measured: ‖δ‖² of the last step that was held against its minibatch.
         bend_per_square: The same over ‖δ‖², at the last model.
         gradient_scale: Objective's derivative over that of the gradients as they are found.
         loss_scale: Factor of a gradient scaler.

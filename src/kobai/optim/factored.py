@@ -370,8 +370,9 @@ class FactoredOptimizer(BlockOptimizer):
         moving = [p for _, parameters, _ in updates for p in parameters]
         if not moving:
             return
+        lr = max(float(group["lr"]) for group in self.param_groups) if control.sized else 1.0
         steps = [
-            (direction * (-scale * float(group["lr"]))).to(p.dtype)
+            (direction * (-scale * float(group["lr"]) / (lr or 1.0))).to(p.dtype)
             for group, parameters, directions in updates
             for p, direction in zip(parameters, directions, strict=True)
         ]
@@ -383,9 +384,10 @@ class FactoredOptimizer(BlockOptimizer):
             float(self.param_groups[0]["damping"]),
             self._counts["inversions"],
             closure,
+            lr,
         )
         for group, parameters, _ in updates:
-            self._decay(group, parameters, float(group["lr"]) * (control.rate or 1.0))
+            self._decay(group, parameters, float(group["lr"]) * control.decay)
         if factor != 1.0:
             for group in self.param_groups:
                 group["damping"] *= factor

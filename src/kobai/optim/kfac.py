@@ -48,13 +48,15 @@ class KFAC(FactoredOptimizer):
             (means), a kobai likelihood or a torch loss module. Its normalisation should be the
             loss's: for a mean over tokens, take ``Categorical(reduction="terms")``.
         lr: "auto", or the learning rate per step. Schedulers work on it as usual; beside "auto" it
-            is a factor on Δ, which starts at 1.
+            is a factor on the measured step, which starts at 1.
         damping: λ, added to F; shared out between the factors by their scales (π). A number, a
             schedule step ↦ number, "auto", or a `LevenbergMarquardt` rule.
         momentum: Coefficient μ in [0, 1) of the heavy ball beside a learning rate in numbers.
         nesterov: Whether that step goes along (F + λ)⁻¹(gradient + μ m) instead of (F + λ)⁻¹m, as
             in ``torch.optim.SGD``.
-        weight_decay: Decoupled weight decay, as in AdamW; times lr, and times α under "auto".
+        weight_decay: Decoupled weight decay, as in AdamW; times lr, and under "auto" times the
+            share of a whole natural-gradient step that is made, min(1, α) in units of the
+            likelihood's own loss. Steps that are not made decay nothing.
         statistics_every: Steps between two updates of the factors. The first steps update more
             often: the interval is a tenth of the number of steps made. "auto": 10, halved while
             averages lag behind and doubled up to 100 while they do not (`kobai.optim.refresh`).

@@ -144,6 +144,19 @@ class MuonAdamW(torch.optim.Optimizer):
             groups += optimizer.param_groups
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse more than the groups made at the start, which belong to one optimizer each.
+
+        Raises:
+            ValueError: Always, later.
+        """
+        if len(self.param_groups) == len(self._inner):
+            raise ValueError(
+                "MuonAdamW has one group for Muon and one for AdamW; make a new one once all "
+                "parameters that are to be trained require gradients"
+            )
+        super().add_param_group(param_group)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; see `torch.optim.Optimizer.step`."""
@@ -175,11 +188,13 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
         }
         for kinds in ((nn.Embedding, nn.EmbeddingBag), (*CONVOLUTIONS, *TRANSPOSED))
     )
-    matrices = [
-        p
-        for p in model.parameters()
-        if (p.ndim == 2 or id(p) in kernels) and id(p) not in embeddings
-    ]
-    if len(matrices) > 1:
-        matrices = matrices[:-1]
-    return [p for p in matrices if p.requires_grad]
+    matrices: dict[int, nn.Parameter] = {}
+    last = 0  # of all modules, so that an output layer tied to an embedding is seen as the last
+    for module in model.modules():
+        for p in module.parameters(recurse=False):
+            if p.ndim == 2 or id(p) in kernels:
+                matrices[id(p)], last = p, id(p)
+    hidden = {key: p for key, p in matrices.items() if key not in embeddings}
+    if len(hidden) > 1:
+        hidden.pop(last, None)
+    return [p for p in hidden.values() if p.requires_grad]

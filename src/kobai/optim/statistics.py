@@ -97,7 +97,7 @@ class BackwardStatistics:
 
     Attributes:
         due: Whether the next forward and backward pass gathers statistics.
-        seen: Number of backward passes that gathered statistics, ever.
+        turns: Number of times that statistics were taken, ever.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class BackwardStatistics:
         self.precision = precision
         self.rounded = rounded and precision is None
         self.due = True
-        self.seen = 0
+        self.turns = 0
         self._sums = Sums()
         self._noted = Watch()
         self._layer_handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -165,6 +165,7 @@ class BackwardStatistics:
         """What was gathered since the last call; lets go of a pass without a backward pass."""
         self._forget()
         sums, self._sums = self._sums, Sums()
+        self.turns += sums.passes > 0
         return sums
 
     def _forget(self) -> None:
@@ -296,7 +297,6 @@ class BackwardStatistics:
                     sums.bypassed.update(names)
         sums.weight += weight
         sums.passes += 1
-        self.seen += 1
 
     def _draws(self) -> torch.Generator:
         """The generator; of several processes each has draws of its own, the state in common."""
@@ -312,7 +312,7 @@ class BackwardStatistics:
     ) -> None:  # fmt: skip
         layer = self.plan.layers[position]
         uses, examples = part_of(
-            layer.form, uses, examples, self.statistics_examples, self.seen,
+            layer.form, uses, examples, self.statistics_examples, self.turns,
             reduced=self.sharing == "reduce",
         )  # fmt: skip
         dtype = factor_dtype(layer.weight.dtype)

@@ -52,16 +52,17 @@ def part_of(
     *,
     reduced: bool = False,
 ) -> tuple[list[LayerUse], int]:
-    """A block of the examples of one batch, gradients scaled so that sums stay unbiased.
+    """A block of the examples of one batch, gradients scaled so that means over blocks are whole.
 
     Args:
         form: Of the matrix.
         uses: All its uses in the batch.
         examples: Number of examples N in it.
-        wanted: A number n of them; "all"; "auto": at least `FEWEST_EXAMPLES`, and rows enough for
-            max(M, K) and `FEWEST_ROWS`.
-        turn: Which block: successive numbers go through the whole batch, so that one batch that
-            comes again and again is seen whole.
+        wanted: A least number of them; "all"; "auto": at least `FEWEST_EXAMPLES`, and rows enough
+            for max(M, K) and `FEWEST_ROWS`.
+        turn: Which block. The batch falls into equal blocks, as many as have the wanted number;
+            successive turns go through all of them, each time beginning with another, so that
+            batches that come again and again, one or several by turns, are seen whole.
         reduced: Whether the places of an example count as one row.
 
     Returns:
@@ -77,14 +78,17 @@ def part_of(
         count = max(FEWEST_EXAMPLES, math.ceil(lines / places))
     else:
         count = int(wanted)
-    if count >= examples:
+    blocks = examples // count
+    if blocks < 2:
         return list(uses), examples
-    first = min(turn % math.ceil(examples / count) * count, examples - count)
+    block = (turn + turn // blocks) % blocks
+    first, end = (b * examples // blocks for b in (block, block + 1))
+    count = end - first
     scale = math.sqrt(examples / count)
     chosen = []
     for use in uses:
         each = use.inputs.shape[0] // examples
-        own = slice(first * each, (first + count) * each)
+        own = slice(first * each, end * each)
         chosen.append(
             dataclasses.replace(
                 use, inputs=use.inputs[own], gradients=use.gradients[:, own] * scale
@@ -95,7 +99,10 @@ def part_of(
 
 def _by_example(use: LayerUse, examples: int) -> bool:
     """Whether the first axis of inputs and gradients counts examples, or equal shares of them."""
-    count = use.inputs.shape[0] if use.inputs.ndim > 1 else 0
+    axes = 2
+    if isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)):
+        axes += len(use.module.kernel_size)
+    count = use.inputs.shape[0] if use.inputs.ndim >= axes else 0
     return count > 0 and count % examples == 0 and use.gradients.shape[1] == count
 
 

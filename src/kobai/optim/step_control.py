@@ -50,6 +50,8 @@ _ALARM = 3.0
 _STRETCH = 2.0
 _RADIUS_GROWTH = 2.0
 _LEAST_RADIUS = 1e-12
+_TINY_RADIUS = 1e-3
+_TINY_GROWTH = 32.0
 
 
 @final
@@ -84,6 +86,8 @@ class StepControl:
         self.updates: dict[int, Tensor] = {}
         self.largest = math.inf
         """What the radius may not exceed."""
+        self.decay = 0.0
+        """What weight decay is multiplied with, besides learning rates, at the present step."""
         self.gather: Callable[[Tensor], Tensor] = _unchanged
         """Joins rows of examples across processes; replaced where there are several."""
 
@@ -99,11 +103,6 @@ class StepControl:
     def schedule(self, step: int) -> None:
         """Have the passes of the coming step kept if they will be needed."""
         self.watch.due = self.due(step) or self.state.predicted != 0
-
-    @property
-    def rate(self) -> float:
-        """What an update is multiplied with before momentum, 0 where that is not decided here."""
-        return self.state.rate * self.state.share
 
     def last(self) -> dict[str, float]:
         """Numbers of the last step, for diagnostics."""
@@ -129,16 +128,18 @@ class StepControl:
         damping: float,
         inversions: int,
         closure: Callable[[], Any] | None = None,
+        lr: float = 1.0,
     ) -> float:
         """Move the parameters and say by what the damping is to be multiplied.
 
         Args:
             step: Number of steps made before.
             parameters: Those that move; their gradients are as the user's loop left them.
-            directions: Where sized, −(F + λ)⁻¹g times each learning rate; else the whole step.
+            directions: Where sized, −(F + λ)⁻¹g times relative learning rates; else the whole step.
             damping: λ, in the model's 2×2 system.
             inversions: Inversions made so far: a changed damping acts from the next one on.
             closure: The user's, for losses that cannot be read off the gradient.
+            lr: Factor on the step that is decided here; directions are without it.
 
         Raises:
             RuntimeError: If the loss cannot be known, saying what to do.
@@ -146,8 +147,9 @@ class StepControl:
         state = self.state
         update = [self._update(p) for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        passes = self.watch.take()
+        passes = [one for one in self.watch.take() if one.outputs.numel()]
         self.watch.due = False
+        self.decay = 0.0
         self._feedback(inner(gradients, update))
         trial = None
         if state.predicted or self.due(step):
@@ -167,9 +169,9 @@ class StepControl:
         if self.due(step) and trial is not None:
             if not trial.passes and state.model_step is None:
                 raise RuntimeError(
-                    "there is no forward pass to measure the step on: call the model itself in "
-                    "the loop, do not change its inputs in place before the step, or give lr and "
-                    "damping as numbers"
+                    "there is no forward pass with examples to measure the step on: call the "
+                    "model itself in the loop, do not change its inputs in place before the step, "
+                    "or give lr and damping as numbers"
                 )
             if trial.passes:
                 if not self.counts["models"]:
@@ -189,13 +191,15 @@ class StepControl:
             state.model_step, state.urgent = step, False
             if self.sized:
                 self._solve(model, directions, update, damping)
+        share = state.share * lr
         for d, v in zip(update, directions, strict=True):
             if self.sized:
-                d.mul_(state.momentum * state.share).add_(v, alpha=state.rate * state.share)
+                d.mul_(state.momentum * share).add_(v, alpha=state.rate * share)
             else:
                 d.copy_(v)
+        self.decay = self._decay() if self.sized else 1.0
         if model is not None and trial is not None:
-            factor *= self._try(model, trial, parameters, update, step, damping * factor)
+            factor *= self._try(model, trial, parameters, update, step, damping * factor, share)
         else:
             self._bounded(update)
         for p, d in zip(parameters, update, strict=True):
@@ -213,7 +217,11 @@ class StepControl:
     def _feedback(self, slope: float) -> None:
         """Learn from the slope along the last update where it has led."""
         state = self.state
-        if not (self.sized and state.bend > 0 and math.isfinite(slope)):
+        if not (self.sized and math.isfinite(slope)):
+            return
+        if state.bend <= 0:
+            # Of no size as far as predictions go: if it led uphill, look at the next one.
+            state.urgent |= slope > 0
             return
         beyond = slope * state.gradient_scale / state.bend
         state.urgent |= beyond > _ALARM
@@ -269,15 +277,26 @@ class StepControl:
             momentum = past * state.momentum + (1 - past) * momentum
         state.rate, state.momentum = rate, momentum
 
+    def _decay(self) -> float:
+        """α in units of the objective, whatever the scale of the loss, and at most a whole step."""
+        state = self.state
+        scale = state.gradient_scale if state.gradient_scale > 0 else 1.0
+        return min(1.0, state.rate / scale) * state.share
+
     def _bounded(self, update: Sequence[Tensor]) -> None:
         """Between models: keep the step inside the radius by its length."""
         state = self.state
-        state.bend = state.bend_per_square * inner(update, update)
+        square = inner(update, update)
+        state.bend = state.bend_per_square * square
+        if not self.sized:
+            return
         # What holds for the step that was measured need not hold for much longer ones.
-        radius = min(state.radius, _STRETCH * state.measured)
-        if self.sized and state.bend > radius:
-            _scale(update, math.sqrt(radius / state.bend))
-            state.bend = radius
+        part = min(1.0, _STRETCH * state.measured / square) if square else 1.0
+        if part * state.bend > state.radius:
+            part = state.radius / state.bend
+        if part < 1.0:
+            _scale(update, math.sqrt(part))
+            state.bend *= part
 
     def _try(
         self,
@@ -287,10 +306,10 @@ class StepControl:
         update: Sequence[Tensor],
         step: int,
         damping: float,
+        share: float,
     ) -> float:
         """Hold the step against the minibatch, and shorten it until the model is right about it."""
         state = self.state
-        share = state.share
         pair = [state.rate * share, state.momentum * share] if self.sized else [1.0]
         coefficients = torch.tensor(pair, dtype=torch.float64, device=model.linear.device)
         whole = max(0.0, float(coefficients @ model.bend @ coefficients))
@@ -314,19 +333,23 @@ class StepControl:
             self.counts["rejected_steps"] += 1
             _scale(update, 0.0)
             state.predicted, state.bend, state.ratio = 0.0, 0.0, -math.inf
-            state.urgent = True
+            state.urgent, self.decay = True, 0.0
             return self.judged.shortened(step, damping, ratio)
         if scale != 1.0:
             _scale(update, scale)
-        state.bend = state.measured = scale * scale * whole
-        length = inner(update, update)
-        state.bend_per_square = state.bend / length if length else 0.0
+        state.bend = scale * scale * whole
+        state.measured = inner(update, update)
+        state.bend_per_square = state.bend / state.measured if state.measured else 0.0
         state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
         if halvings:
             state.radius = max(state.bend, _LEAST_RADIUS)
             return self.judged.shortened(step, damping, ratio)
         if bounded and ratio.value > 0.75:
-            state.radius = min(self.largest, state.radius * _RADIUS_GROWTH)
+            # A step that changes no prediction says nothing about how far the next may go.
+            tiny = state.radius < _TINY_RADIUS
+            growth = _TINY_GROWTH if tiny else _RADIUS_GROWTH
+            state.radius = min(self.largest, state.radius * growth)
+            state.urgent |= tiny
         if abs(ratio.predicted) <= ratio.resolution or rule is None:
             state.predicted = 0.0  # nothing left to judge
         return 1.0
