@@ -1,4 +1,4 @@
-"""Traces of a matrix's Fisher blocks: mean squares of examples' gradients, without the blocks."""
+"""How much larger a matrix's Fisher block is than with independent places, in its trace."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
+from kobai.curvature.use_rows import by_examples, first_examples, joint_uses, outer_rows
 
 _WORKSPACE = 2**24
 """Numbers that examples' gradients, or Gram matrices of their places, may have at a time."""
@@ -19,38 +19,53 @@ def block_traces(
     uses: Sequence[LayerUse],
     examples: int,
     dtype: torch.dtype,
-    fewest: int = 2,
-) -> Float[Tensor, " G"] | None:
-    """Σ over examples and cotangents of ‖Σ_t g_t a_tᵀ‖², over all places and uses t of an example.
+    most: int | None = None,
+) -> Float[Tensor, "4 G"] | None:
+    """Sums over examples and cotangents that tell the trace of E‖Σ_t g_t a_tᵀ‖², a number a group.
 
     Args:
         form: Of the matrix.
-        uses: All its uses in one batch.
+        uses: All its uses in one batch; places and uses t of an example count alike.
         examples: Number of examples.
         dtype: Of the result.
-        fewest: Places and uses of an example below which there is nothing to be told: with one,
-            ‖g‖²‖a‖² is all there is.
+        most: How many examples to sum over, from the first on; default: all.
 
     Returns:
-        A number a group; None where there are fewer, for an embedding, and where examples are not
-        kept apart. Cost: that of a weight gradient, or T²(M + K) an example where its T places are
-        few.
+        Σ ‖Σ_t g_t a_tᵀ‖², Σ ‖a_t‖², Σ ‖g_t‖² and the number of a_t. None where an example has one
+        place and use, for an embedding, and where examples are not kept apart. Cost: that of a
+        weight gradient, or T²(M + K) an example where its T places are few.
     """
     if form.lookup:
         return None
+    uses, examples = first_examples(uses, examples, most)
     total: Tensor | None = None
     for own, pieces in by_examples(uses, examples):
         rows = [outer_rows(form, joint, own, dtype) for joint in joint_uses(pieces)]
         known = [found for found in rows if found is not None]
         if len(known) < len(rows):
             return None
-        inputs = torch.cat([found[0] for found in known], 2)
-        gradients = torch.cat([found[1] for found in known], 3)
-        if inputs.shape[2] < fewest:
+        a, g = torch.cat([r[0] for r in known], 2), torch.cat([r[1] for r in known], 3)
+        if a.shape[2] == 1:
             return None
-        part = _squares(inputs, gradients)
+        # Groups may have places of different number, filled up by zeros.
+        counts = torch.tensor([r[2] for r in known]).sum(0).to(a).expand(form.groups)
+        part = torch.stack(
+            [
+                _squares(a, g),
+                g.shape[2] * a.square().sum((1, 2, 3)),
+                g.square().sum((1, 2, 3, 4)),
+                own * g.shape[2] * counts,
+            ]
+        )
         total = part if total is None else total + part
     return total
+
+
+def trace_ratios(sums: Float[Tensor, "4 G"]) -> Float[Tensor, " G"]:
+    """The trace over that with independent places, tr(A) tr(B); 1 where either vanishes."""
+    exact, inputs, outputs, rows = sums
+    ratio = exact * rows / (inputs * outputs)
+    return torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
 
 
 def _squares(

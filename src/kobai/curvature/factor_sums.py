@@ -47,7 +47,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.block_traces import block_traces
+from kobai.curvature.block_traces import block_traces, trace_ratios
 from kobai.curvature.layer_forms import CELLS, LayerForm
 from kobai.curvature.layer_uses import LayerUse
 from kobai.curvature.moments import input_moment, output_moment
@@ -81,7 +81,7 @@ class FactorSums:
             their correlations, (U, U, G, K, K).
         rows: Number of rows in it.
         outputs: Σ g gᵀ, (G, M, M), or (U, U, G, M, M).
-        traces: Σ of the squares of examples' gradients, (G,), where they set the scale.
+        traces: Sums for the size of the product, (4, G); see `kobai.curvature.block_traces`.
     """
 
     inputs: Tensor | None = None
@@ -98,6 +98,7 @@ class FactorSums:
         sharing: Sharing,
         dtype: torch.dtype,
         inputs: bool = True,
+        traced: int | None = None,
     ) -> None:
         """Take in all uses of the matrix in one batch.
 
@@ -108,6 +109,7 @@ class FactorSums:
             sharing: How places are taken.
             dtype: Of the sums.
             inputs: Whether to add to Σ a aᵀ; False for further cotangents of the same batch.
+            traced: Most examples that the trace is taken of; default: all.
 
         Raises:
             ValueError: If `sharing` is "reduce" and the examples do not divide the rows.
@@ -122,9 +124,9 @@ class FactorSums:
         else:
             self._add_rows(form, joint, examples, sharing, dtype, inputs)
         if scaled:
-            # The nearest product to a sum over pairs of uses has the right size without.
+            # The nearest product to a sum over pairs of uses has its size already.
             paired = self.outputs is not None and self.outputs.ndim == 5
-            found = block_traces(form, uses, examples, dtype, 1 + len(joint) if paired else 2)
+            found = None if paired else block_traces(form, uses, examples, dtype, traced)
             # Batches with and without places together: then it is "expand".
             known = found is not None and (fresh or self.traces is not None)
             self.traces = _plus(self.traces, found) if known else None  # pyright: ignore
@@ -140,9 +142,7 @@ class FactorSums:
         a, b = self._product(weight)
         if self.traces is None:
             return a, b
-        own = [factor.diagonal(dim1=1, dim2=2).sum(1) for factor in (a, b)]
-        scale = self.traces / weight / (own[0] * own[1])
-        return a, b * torch.where(scale.isfinite() & (scale > 0), scale, 1.0).view(-1, 1, 1)
+        return a, b * trace_ratios(self.traces).view(-1, 1, 1)
 
     def _product(self, weight: float) -> tuple[Tensor, Tensor]:
         """A and B as the places and uses give them."""

@@ -70,23 +70,38 @@ def outer_rows(
     return a, g, lengths
 
 
+def first_examples(
+    uses: Sequence[LayerUse], examples: int, most: int | None
+) -> tuple[Sequence[LayerUse], int]:
+    """The same uses for no more than so many examples, and how many; all if they are mixed up."""
+    if most is None or most >= examples or not _examples_first(uses, examples):
+        return uses, examples
+    return _part(uses, slice(0, most)), most
+
+
+def _examples_first(uses: Sequence[LayerUse], examples: int) -> bool:
+    return all(
+        use.inputs.shape[0] == examples and use.gradients.shape[1] == examples for use in uses
+    )
+
+
+def _part(uses: Sequence[LayerUse], chosen: slice) -> list[LayerUse]:
+    return [
+        dataclasses.replace(use, inputs=use.inputs[chosen], gradients=use.gradients[:, chosen])
+        for use in uses
+    ]
+
+
 def by_examples(
     uses: Sequence[LayerUse], examples: int
 ) -> Iterator[tuple[int, Sequence[LayerUse]]]:
     """The same uses for some examples at a time, so that rows written out stay small."""
-    whole = all(
-        use.inputs.shape[0] == examples and use.gradients.shape[1] == examples for use in uses
-    )
     size = sum(use.inputs.numel() + use.gradients.numel() for use in uses)
     taps = max((math.prod(getattr(use.module, "kernel_size", (1,))) for use in uses), default=1)
     step = max(1, examples * _WORKSPACE // max(1, size * taps))
-    if not whole or step >= examples:
+    if step >= examples or not _examples_first(uses, examples):
         yield examples, uses
         return
     for start in range(0, examples, step):
-        chosen = slice(start, start + step)
-        pieces = [
-            dataclasses.replace(use, inputs=use.inputs[chosen], gradients=use.gradients[:, chosen])
-            for use in uses
-        ]
+        pieces = _part(uses, slice(start, start + step))
         yield pieces[0].inputs.shape[0], pieces

@@ -99,7 +99,7 @@ def joined(sums: Sums, plan: Plan, precision: torch.dtype | None = None) -> Sums
         takers.append(lambda value, entry=entry: setattr(entry, "rows", round(float(value))))
         if traced == present:
             pieces.append(
-                like.new_zeros(form.groups) if own is None or own.traces is None else own.traces
+                like.new_zeros(4, form.groups) if own is None or own.traces is None else own.traces
             )
             takers.append(lambda value, entry=entry: setattr(entry, "traces", value))
         if corrected:

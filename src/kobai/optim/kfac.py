@@ -105,7 +105,8 @@ class KFAC(FactoredOptimizer):
             given, or the model does not repeat itself on the same inputs and random state.
 
     Non-finite gradients or statistics are not applied but counted in `diagnostics`. A parameter
-    whose block has no statistics yet stays where it is until the next pass has brought them.
+    whose block has no statistics yet stays where it is until the next pass has brought them; one
+    that was frozen at first is trained once it is given to `add_param_group`.
 
     Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
     inputs, or n(M² + K² + MK) for a wide linear layer on a CPU where the n rows of the batch are

@@ -28,7 +28,7 @@ from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
 from kobai.optim.gradient_rows import RowWatch
 from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
-from kobai.optim.statistics_part import StatisticsExamples, part_of
+from kobai.optim.statistics_part import TRACED_EXAMPLES, StatisticsExamples, part_of
 from kobai.problem import Call, Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
@@ -324,7 +324,13 @@ class BackwardStatistics:
         )
         with rounded_rows() if rounded else contextlib.nullcontext():
             self._sums.layers.setdefault(position, FactorSums()).add(
-                layer.form, uses, examples=examples, sharing=self.sharing, dtype=dtype, inputs=first
+                layer.form,
+                uses,
+                examples=examples,
+                sharing=self.sharing,
+                dtype=dtype,
+                inputs=first,
+                traced=TRACED_EXAMPLES if self.statistics_examples == "auto" else None,
             )
         if basis is not None:
             kept = factor_dtype(layer.weight.dtype)

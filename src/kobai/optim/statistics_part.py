@@ -28,6 +28,9 @@ FEWEST_EXAMPLES = 64
 FEWEST_ROWS = 256
 """Rows cost little for small matrices: never fewer than these."""
 
+TRACED_EXAMPLES = 8
+"""The trace of a block is one number: examples' gradients are written out for so many."""
+
 
 def check_examples(wanted: StatisticsExamples) -> StatisticsExamples:
     """The setting, if it is one.
