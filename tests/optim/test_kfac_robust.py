@@ -285,3 +285,21 @@ def test_an_empty_batch_moves_nothing_of_its_own(numbers):
     optimizer.step()
     assert max(losses(model, optimizer, 1.0, 5)) < 1.1  # from 1.14
     assert finite(model)
+
+
+def test_below_what_single_precision_resolves_nothing_is_judged():
+    """One batch again and again: losses of 1e-7 are rounding errors of logits of ten."""
+    model = network(8, 32, 3, 0)
+    optimizer = KFAC(model)
+    x, y = next(minibatches(1.0, 1))
+    found = []
+    for _ in range(250):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < 1e-4
+    assert found[-1] <= found[100]
+    assert optimizer.diagnostics()["rejected_steps"] == 0
+    assert optimizer.param_groups[0]["damping"] <= 0.01

@@ -56,6 +56,7 @@ def reduction_ratio(
     weight: float,
     *,
     precision: torch.dtype = torch.float64,
+    outputs: float = 0.0,
 ) -> ReductionRatio:
     """The ratio and its standard error from the same examples before and after a step.
 
@@ -69,10 +70,13 @@ def reduction_ratio(
         predicted: mₙ.
         weight: The objective's normaliser.
         precision: In which the losses were computed; sets their rounding.
+        outputs: Typical size of an example's outputs, whose rounding small losses inherit.
     """
     change, model = (after - before).double(), predicted.double()
     actual, expected = float(change.sum()) / weight, float(model.sum()) / weight
-    rounding = 8 * torch.finfo(precision).eps * float(before.double().abs().sum()) / weight
+    inherited = outputs * math.sqrt(len(change))
+    sizes = 8 * float(before.double().abs().sum()) + inherited
+    rounding = torch.finfo(precision).eps * sizes / weight
     value, sampling = -math.inf, 0.0
     if math.isfinite(actual) and expected < 0:
         value = actual / expected

@@ -136,6 +136,7 @@ class Trial:
             model.change(scale * coefficients),
             model.weight,
             precision=self.parameters[0].dtype,
+            outputs=self._size(),
         )
 
     def fresh_ratio(self, step: Sequence[Tensor], predicted: float) -> ReductionRatio:
@@ -157,6 +158,7 @@ class Trial:
             torch.full_like(after, share),
             weight,
             precision=self.parameters[0].dtype,
+            outputs=self._size(),
         )
 
     def _base(self) -> list[Tensor]:
@@ -169,6 +171,13 @@ class Trial:
             else:
                 self._outputs = [one.outputs for one in self.passes]
         return self._outputs
+
+    def _size(self) -> float:
+        """Mean over examples of their largest output."""
+        sizes = [
+            float(f.abs().reshape(len(f), -1).amax(1).mean()) for f in self._base() if f.numel()
+        ]
+        return float(self._shared([sum(sizes) / len(sizes)]).mean())
 
     def _changes(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """J δ by a difference quotient, whose error is far below the noise of a minibatch."""
