@@ -48,7 +48,7 @@ def block_traces(
         if a.shape[2] == 1:
             return None
         # Groups may have places of different number, filled up by zeros.
-        counts = torch.tensor([r[2] for r in known]).sum(0).to(a).expand(form.groups)
+        counts = torch.tensor([r[2] for r in known]).sum(0).to(a).expand(a.shape[0])
         part = torch.stack(
             [
                 _squares(a, g),
