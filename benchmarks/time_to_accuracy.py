@@ -16,7 +16,7 @@ Finished runs are lines of the file and are not repeated. Tasks:
   to a test error of 7 (squares summed over an image).
 - resnet: ResNet-20 of half width on 10,000 CIFAR-10 images, mirrored and shifted by up to four
   pixels at random (without that no optimizer gets there), batch 256, to 60 % of 2,000 others.
-- transformer: two blocks of width 64 over 49 patches of MNIST's images and their mean, batch 256, to
+- transformer: two blocks of width 64 over 49 patches of MNIST images and their mean, batch 256, to
   94 % of 2,000 test images. "kfac-expand" takes the patches as independent.
 """
 
