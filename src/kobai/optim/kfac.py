@@ -111,9 +111,9 @@ class KFAC(FactoredOptimizer):
     Cost of a step beyond the gradient: MK(M + K) multiplications for a layer with M outputs and K
     inputs, or n(M² + K² + MK) for a wide linear layer on a CPU where the n rows of the batch are
     few (see `kobai.optim.gradient_rows`); with statistics due, a backward pass without weight
-    gradients and R(M² + K²) for the R rows that are summed over; with an inversion due,
-    (M³ + K³)/2; with a measurement due, four forward passes, one of them at the step after. See
-    `kobai.curvature.kronecker` for the factors.
+    gradients and R(M² + K²) for the R rows that are summed over, and the gradients of eight
+    examples for the traces; with an inversion due, (M³ + K³)/2; with a measurement due, four
+    forward passes, one of them at the step after. See `kobai.curvature.kronecker` for the factors.
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
     curvature (§5, §6.3, §6.5, §7); the bound on the step: Ba, Grosse and Martens 2017, Distributed
