@@ -81,6 +81,7 @@ def test_the_table_sums_up_the_runs(folder):
         assert row.statuses == {"finished": 2}
 
 
+@pytest.mark.slow
 def test_the_settings_file_runs_again(folder, tmp_path, capsys):
     again = tmp_path / "again"
     assert run("compare", "--config", folder / "run.toml", "--out", again, "--json") == 0
@@ -107,6 +108,7 @@ def test_a_second_run_in_the_folder_must_say_what_it_wants(folder, capsys):
     assert "epochs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measure_and_report_of_a_comparison(folder, capsys):
     assert run("measure", folder, "--label", "kfac-s0", "--matrix", "ggn", "--json") == 0
     spectrum, rates = json.loads(capsys.readouterr().out)

@@ -33,6 +33,7 @@ def test_the_folder_holds_runs_tables_profiles_and_a_page(folder):
     assert "it is hard to name one best algorithm" in page
 
 
+@pytest.mark.slow
 def test_resuming_repeats_nothing_and_prints_the_same_tables(folder, capsys):
     before = (folder / "runs_softmax_momentum.json").stat().st_mtime_ns
     assert main([*SMALL, "--out", str(folder), "--resume", "--json"]) == 0

@@ -459,6 +459,7 @@ def test_one_step_solves_linear_regression():
     assert float(problem.objective().grad(problem.space.theta()).norm()) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["sampled", "observed"])
 def test_output_damping_by_noise_has_the_exact_one_as_its_mean(labels):
     """Sampled and observed factors grow by c Σ JᵀJ on average, ignored terms left out."""
