@@ -78,9 +78,10 @@ class KFAC(FactoredOptimizer):
             exact; or "reduce", summed over first. See `kobai.curvature.factor_sums`.
         statistics_examples: How many examples of a batch (of each process) the factors of a layer
             are summed over at an update. "auto": at least 64, and rows as many as its larger factor
-            has lines, but 256 at least: the moving average has tens of times as many. Batches of up
-            to 256 without tokens or positions are taken whole. A number, or "all". Blocks of
-            examples take turns. See `kobai.optim.statistics_part`.
+            has lines, but 256 at least: the moving average has tens of times as many. A number, or
+            "all". Batches that do not make two such blocks are whole: those below 128, and without
+            tokens or positions those below 512. Blocks take turns. See
+            `kobai.optim.statistics_part`.
         distributed: Whether processes of `torch.distributed`, where it is initialised, train one
             model together: statistics are then those of all of them, and inversions are shared out.
         product_dtype: Precision in which inverses are kept and multiplied with gradients. Default:
