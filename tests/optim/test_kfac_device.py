@@ -5,7 +5,6 @@ where they belong.
 """
 
 import math
-import socket
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kobai.optim import EKFAC, KFAC, averages, block_optimizer, factored
 from tolerances import assert_close
+from two_ranks import on_two_ranks
 
 SETTINGS = {
     "lr": 0.1, "damping": 0.05, "momentum": 0.8, "weight_decay": 0.1, "kl_bound": 2e-3,
@@ -221,18 +221,7 @@ def _half(rank, port, queue):
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_nccl_ranks_equal_one_process():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    ranks = [context.Process(target=_half, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(queue.get() for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    found = on_two_ranks(_half)
     net, tokens, y, optimizer = made(labels="exact")
     expected = run(net, tokens[:8], y[:8], optimizer, 5)
     for rank in (0, 1):

@@ -1,7 +1,5 @@
 """Two gloo ranks with half of each batch make the steps of one process with all of it."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +11,7 @@ from kobai.optim.coverage import plan_blocks
 from kobai.optim.distribution import invert, joined, owners
 from kobai.optim.inversions import Inversions
 from kobai.optim.statistics import Sums
+from two_ranks import on_two_ranks
 
 SETTINGS = {
     "lr": 0.1, "damping": 0.05, "momentum": 0.9, "kl_bound": 0.01, "labels": "exact",
@@ -106,18 +105,7 @@ def _worker(rank, port, queue):
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    ranks = [context.Process(target=_worker, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(queue.get() for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    found = on_two_ranks(_worker)
     for kind in (KFAC, EKFAC):
         net, x, y = problem()
         expected, _ = trained(kind, net, net, x, y)

@@ -1,13 +1,12 @@
 """Two gloo ranks with different examples decide alike: automatic steps, damping and intervals."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from kobai.optim import EKFAC, KFAC
+from two_ranks import on_two_ranks
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -68,19 +67,7 @@ def _worker(rank, port, queue):
 
 @pytest.fixture(scope="module")
 def runs():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    ranks = [context.Process(target=_worker, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(queue.get() for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    return found
+    return on_two_ranks(_worker)
 
 
 def losses(theta):

@@ -3,6 +3,7 @@
 What is done with the blocks in a step is the business of `kobai.optim.factored`.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from kobai.optim.statistics import BackwardStatistics, Sums
 from kobai.optim.step_control import StepControl
 
 
-class BlockOptimizer(torch.optim.Optimizer):
+class BlockOptimizer(torch.optim.Optimizer, abc.ABC):
     """Keeps the blocks of `FactoredOptimizer` and renews them (interface).
 
     Attributes:
@@ -58,9 +59,9 @@ class BlockOptimizer(torch.optim.Optimizer):
     _side: SideRefresh
     _device_step: DeviceStep
 
+    @abc.abstractmethod
     def _watcher(self) -> BackwardStatistics:
         """What gathers statistics for the present plan."""
-        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters of the model, such as newly unfrozen ones; see `torch.optim.Optimizer`.
