@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from kobai.curvature.factor_sums import nearest_product
-from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.blocks.factor_sums import nearest_product
+from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.curvature.layer_forms import slots
-from kobai.curvature.moments import gram, input_moment, output_moment
+from kobai.curvature.blocks.moments import gram, input_moment, output_moment
 from tolerances import assert_close
 
 CONVOLUTIONS = {

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from kobai.curvature.kronecker import KroneckerFactors
-from kobai.curvature.shifted_inverse import METHODS, REPLACED, shifted_inverse
+from kobai.curvature.blocks.kronecker import KroneckerFactors
+from kobai.curvature.blocks.shifted_inverse import METHODS, REPLACED, shifted_inverse
 
 
 def factors(generator, size=12, count=3, rank=None, dtype=torch.float64):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from kobai.curvature.shifted_inverse import InverseMethod
+from kobai.curvature.blocks.shifted_inverse import InverseMethod
 from kobai.optim.averages import waits
 from kobai.optim.blocks import Blocks
 from kobai.optim.coverage import Plan, plan_blocks

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kobai.curvature.factor_sums import Sharing
-from kobai.curvature.shifted_inverse import InverseMethod
+from kobai.curvature.blocks.factor_sums import Sharing
+from kobai.curvature.blocks.shifted_inverse import InverseMethod
 from kobai.optim.cotangents import Labels
 from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
 from kobai.optim.ekfac import EKFAC

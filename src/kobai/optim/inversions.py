@@ -3,7 +3,7 @@
 import dataclasses
 from typing import final
 
-from kobai.curvature.shifted_inverse import REPLACED
+from kobai.curvature.blocks.shifted_inverse import REPLACED
 
 
 @final

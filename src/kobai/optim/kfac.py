@@ -40,7 +40,7 @@ class KFAC(FactoredOptimizer):
     have Kronecker-factored blocks, normalisations a block for scale and shift of each unit, and
     every other parameter a diagonal one, all from the same labels. `print(optimizer)` shows which.
     Layers used several times, or sharing their weight, have the product nearest to the sum over
-    pairs of uses; see `kobai.curvature.factor_sums`.
+    pairs of uses; see `kobai.curvature.blocks.factor_sums`.
 
     Args:
         model: The model. Call the model itself, so that its hooks run.
@@ -75,7 +75,7 @@ class KFAC(FactoredOptimizer):
             backward pass an output) or "observed" (the data's labels: the empirical Fisher).
         sharing: How places where a layer uses its weights (tokens, positions, time steps) are
             taken: "expand", independent of each other; "trace", the same with each block's trace
-            exact; or "reduce", summed over first. See `kobai.curvature.factor_sums`.
+            exact; or "reduce", summed over first. See `kobai.curvature.blocks.factor_sums`.
         statistics_examples: How many examples of a batch (of each process) the factors of a layer
             are summed over at an update. "auto": at least 64, and rows as many as its larger factor
             has lines, but 256 at least: the moving average has tens of times as many. A number, or
@@ -94,7 +94,7 @@ class KFAC(FactoredOptimizer):
         inverse: How factors are inverted: "cholesky"; "eigh" (dearer; negative eigenvalues count as
             zero); "newton-schulz", products of matrices only, from the last inverses where those
             are near, checked by its residual and left to Cholesky, counted, where it does not
-            converge; see `kobai.curvature.shifted_inverse`. Not for `EKFAC`.
+            converge; see `kobai.curvature.blocks.shifted_inverse`. Not for `EKFAC`.
         factor_dtype: Precision of the factors' sums, averages and inversion: ``torch.float32`` or
             ``torch.float64``. Default: that of the parameters, but at least float32. Gradients are
             multiplied in the latter all the same.
@@ -114,7 +114,7 @@ class KFAC(FactoredOptimizer):
     few (see `kobai.optim.gradient_rows`); with statistics due, a backward pass without weight
     gradients and R(M² + K²) for the R rows that are summed over, and the gradients of eight
     examples for the traces; with an inversion due, (M³ + K³)/2; with a measurement due, four
-    forward passes, one of them at the step after. See `kobai.curvature.kronecker` for the factors.
+    forward passes, one of them at the step after. See `kobai.curvature.blocks.kronecker` for the factors.
 
     Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
     curvature (§5, §6.3, §6.5, §7); the bound on the step: Ba, Grosse and Martens 2017, Distributed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kobai import seeds
-from kobai.curvature.kronecker import KroneckerFactors, shifted_inverse
+from kobai.curvature.blocks.kronecker import KroneckerFactors, shifted_inverse
 from kobai.optim.averages import flush_, past_weight
 from kobai.optim.cotangents import cotangents
 from kobai.optim.kfac_settings import FIXED_BOUND, INVERSE_DENSITY, STATISTICS_DENSITY, due

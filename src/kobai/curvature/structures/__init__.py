@@ -1,6 +1,6 @@
 """How much of a Fisher matrix is kept: one structure a file, each builds one operator."""
 
-from kobai.curvature.factor_sums import Sharing
+from kobai.curvature.blocks.factor_sums import Sharing
 from kobai.curvature.structures.chain import Chain, ChainStructure
 from kobai.curvature.structures.diagonal import DiagonalStructure
 from kobai.curvature.structures.ekfac import EKFACStructure

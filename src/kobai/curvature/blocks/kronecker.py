@@ -1,7 +1,7 @@
 """Kronecker-factored Fisher blocks B ⊗ A of layers, and their damped inverses.
 
 Several blocks of equal shape lie in one stack, so that one batched factorisation serves all. What A
-and B are is said in `kobai.curvature.factor_sums`.
+and B are is said in `kobai.curvature.blocks.factor_sums`.
 
 Source: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored approximate
 curvature (§6.3).
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, shifted_inverse
+from kobai.curvature.blocks.shifted_inverse import REPLACED, InverseMethod, shifted_inverse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class KroneckerFactors:
 
         Args:
             damping: λ > 0, in units of the Fisher matrix.
-            method: How matrices are inverted; see `kobai.curvature.shifted_inverse`.
+            method: How matrices are inverted; see `kobai.curvature.blocks.shifted_inverse`.
             start: Inverses of A and of B nearby, of which Newton-Schulz makes use.
 
         Returns:
@@ -90,7 +90,7 @@ class KroneckerInverse:
     Attributes:
         inputs: (A + …)⁻¹, (S, K, K).
         outputs: (B + …)⁻¹, (S, M, M).
-        status: How each block was inverted; see `kobai.curvature.shifted_inverse`.
+        status: How each block was inverted; see `kobai.curvature.blocks.shifted_inverse`.
     """
 
     inputs: Float[Tensor, "S K K"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kobai.curvature.shifted_inverse import METHODS
+from kobai.curvature.blocks.shifted_inverse import METHODS
 from kobai.optim.damping import LevenbergMarquardt
 
 KFAC_RULE = LevenbergMarquardt(

@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kobai.curvature.factor_sums import FactorSums
-from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.blocks.factor_sums import FactorSums
+from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer

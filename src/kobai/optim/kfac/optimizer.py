@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.factor_sums import Sharing, check_sharing
-from kobai.curvature.shifted_inverse import InverseMethod
+from kobai.curvature.blocks.factor_sums import Sharing, check_sharing
+from kobai.curvature.blocks.shifted_inverse import InverseMethod
 from kobai.optim.averages import waits
 from kobai.optim.block_optimizer import BlockOptimizer
 from kobai.optim.blocks import Blocks

@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kobai.curvature.kronecker import KroneckerFactors
+from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.optim.blocks import Blocks
 from kobai.optim.kronecker_stack import KroneckerStack
 

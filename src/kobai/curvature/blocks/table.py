@@ -7,8 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.factor_sums import FactorSums
-from kobai.curvature.shifted_inverse import InverseMethod, shifted_inverse
+from kobai.curvature.blocks.factor_sums import FactorSums
+from kobai.curvature.blocks.shifted_inverse import InverseMethod, shifted_inverse
 from kobai.linalg import eigh
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import DiagonalParameter, KroneckerLayer, UnitLayer

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kobai.curvature.factor_sums import FactorSums
+from kobai.curvature.blocks.factor_sums import FactorSums
 from kobai.optim.averages import factor_dtype
 from kobai.optim.blocks import Blocks, Stack
 from kobai.optim.coverage import Plan

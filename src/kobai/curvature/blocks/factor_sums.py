@@ -47,10 +47,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.block_traces import block_traces, trace_ratios
+from kobai.curvature.blocks.block_traces import block_traces, trace_ratios
 from kobai.curvature.layer_forms import CELLS, LayerForm
 from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.moments import input_moment, output_moment
+from kobai.curvature.blocks.moments import input_moment, output_moment
 from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
 
@@ -81,7 +81,7 @@ class FactorSums:
             their correlations, (U, U, G, K, K).
         rows: Number of rows in it.
         outputs: Σ g gᵀ, (G, M, M), or (U, U, G, M, M).
-        traces: Sums for the size of the product, (4, G); see `kobai.curvature.block_traces`.
+        traces: Sums for the size of the product, (4, G); see `kobai.curvature.blocks.block_traces`.
     """
 
     inputs: Tensor | None = None

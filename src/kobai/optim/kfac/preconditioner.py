@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.shifted_inverse import InverseMethod
+from kobai.curvature.blocks.shifted_inverse import InverseMethod
 from kobai.optim.averages import flush_
 from kobai.optim.coverage import KroneckerLayer, Plan
 from kobai.optim.eigen_stack import EigenStack
