@@ -3,7 +3,6 @@
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
 from kobai.optim.conjugate_gradient import NonlinearCG
 from kobai.optim.coordinate import CoordinateDescent
-from kobai.optim.coverage import Coverage
 from kobai.optim.curvature_configs import (
     GaussNewtonConfig,
     HessianFreeConfig,
@@ -20,7 +19,6 @@ from kobai.optim.domains import (
     When,
     parse_domain,
 )
-from kobai.optim.ekfac import EKFAC
 from kobai.optim.first_order import (
     FIRST_ORDER,
     AdadeltaConfig,
@@ -44,7 +42,7 @@ from kobai.optim.full_batch_configs import (
 )
 from kobai.optim.gauss_newton import GaussNewton
 from kobai.optim.hessian_free import HessianFree
-from kobai.optim.kfac import KFAC
+from kobai.optim.kfac import EKFAC, KFAC, Coverage, KFACSettings
 from kobai.optim.muon import MuonAdamW
 from kobai.optim.natural_gradient import NaturalGradient
 from kobai.optim.newton import Newton
@@ -81,6 +79,7 @@ __all__ = [
     "HessianFreeConfig",
     "Integer",
     "KFACConfig",
+    "KFACSettings",
     "LBFGSConfig",
     "LevenbergMarquardt",
     "LineSearch",

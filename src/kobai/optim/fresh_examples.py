@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.optim.control_state import same_examples
 from kobai.optim.damping import LevenbergMarquardt, ReductionRatio, reduction_ratio
+from kobai.optim.kfac.control_state import same_examples
 from kobai.optim.local_model import example_losses
 from kobai.optim.risk_step import Start, recall, record_of, remember
 from kobai.problem import EmpiricalRisk

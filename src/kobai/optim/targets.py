@@ -13,7 +13,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from kobai.optim.cotangents import observed_targets, placeholder_targets
+from kobai.optim.kfac.cotangents import observed_targets, placeholder_targets
 from kobai.problem import Bernoulli, Categorical, Gaussian, Likelihood
 
 _OUTSIDE = {torch.float64: 1e-6, torch.float32: 1e-3}

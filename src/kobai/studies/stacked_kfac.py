@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kobai import seeds
-from kobai.curvature.blocks.kronecker import KroneckerFactors, shifted_inverse
-from kobai.optim.averages import flush_, past_weight
-from kobai.optim.cotangents import cotangents
-from kobai.optim.kfac_settings import FIXED_BOUND, INVERSE_DENSITY, STATISTICS_DENSITY, due
+from kobai.curvature.blocks import KroneckerFactors
+from kobai.curvature.blocks.interface import flush_, past_weight
+from kobai.curvature.blocks.shifted_inverse import shifted_inverse
+from kobai.optim.kfac.cotangents import cotangents
+from kobai.optim.kfac.settings import FIXED_BOUND, INVERSE_DENSITY, STATISTICS_DENSITY, due
 from kobai.problem import Problem
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Gradient, Stack

@@ -1,141 +1,105 @@
-"""Kronecker-factored eigenbases as EKFAC holds them: averages, bases, second moments, momentum."""
+"""Fisher blocks in Kronecker-factored eigenbases, with the second moments in them measured (EKFAC).
 
-from collections.abc import Sequence
-from typing import final
+Source: George et al. 2018, Fast approximate natural gradient descent in a Kronecker-factored
+eigenbasis (§3, Algorithm 1).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.blocks.factor_sums import FactorSums
+from kobai.curvature.blocks.interface import Block, past_weight
 from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.linalg import eigh
-from kobai.optim.averages import factor_dtype, inner, past_weight
-from kobai.optim.coverage import KroneckerLayer
-from kobai.optim.device_step import kept_share
-from kobai.optim.inversions import Inversions
-from kobai.optim.kronecker_stack import (
-    Preconditioned,
-    Span,
-    begin,
-    fits,
-    like,
-    ready_entries,
-    settled,
-    spans_of,
-    take_gradients,
-)
+from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.structured import KroneckerEigen
 
 
 @final
-class EigenStack:
-    """Blocks of equal shape in the eigenbases of their Kronecker factors.
+class EigenBlock(Block):
+    """Blocks (Q_B ⊗ Q_A) diag(s) (Q_B ⊗ Q_A)ᵀ, s the mean square of gradients in that basis.
 
-    The block is (Q_B ⊗ Q_A) diag(s) (Q_B ⊗ Q_A)ᵀ with s the mean square of the gradients turned
-    into the basis. When the basis is renewed, s starts at the products of the factors' eigenvalues,
-    which count as one observation.
+    When the basis is renewed, s starts at the products of the factors' eigenvalues, which count as
+    one observation. The damping is exact and may change from step to step.
 
     Args:
-        layers: See `KroneckerStack`.
-        group: Index of the parameter group they all belong to.
-        precision: See `KroneckerStack`; eigenvectors are kept in that of the momentum.
+        shape: (S, M, K).
+        dtype: Precision of the matrices that are solved for, and of bases and second moments.
+        device: Where everything lies.
+        precision: Precision of the factors and their decomposition; default: `dtype`.
+
+    Attributes:
+        factors: The moving averages of A and B.
+        input_basis: Q_A, (S, K, K).
+        output_basis: Q_B, (S, M, M).
+        squares: s, (S, M, K).
+        corrections: Number of observations in s, (S,).
     """
+
+    kind: ClassVar[str] = "ekfac"
 
     def __init__(
         self,
-        layers: Sequence[tuple[int, KroneckerLayer]],
-        group: int,
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
         precision: torch.dtype | None = None,
     ) -> None:
-        self.group = group
-        self.form = layers[0][1].form
-        self.size = sum(layer.form.groups for _, layer in layers)
-        weight = layers[0][1].weight
-        dtype = factor_dtype(weight.dtype)
-        m, k = self.form.outputs, self.form.inputs
+        self.shape = shape
+        count, m, k = shape
+        # An eigendecomposition takes about ten times the multiplications of an inverse.
+        self.cost = 10.0 * (m**3 + k**3)
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(self.size, *shape, dtype=dtype, device=weight.device)
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(count, *sizes, dtype=dtype, device=device)
 
+        averaged = precision or dtype
         self.factors = KroneckerFactors(
-            inputs=zeros(k, k).to(precision or dtype), outputs=zeros(m, m).to(precision or dtype)
+            inputs=zeros(k, k).to(averaged), outputs=zeros(m, m).to(averaged)
         )
         self.input_basis, self.output_basis = zeros(k, k), zeros(m, m)
-        self.squares, self.momentum, self.direction = zeros(m, k), zeros(m, k), zeros(m, k)
-        self.corrections = zeros()
-        self.spans = spans_of(layers, self.momentum, self.direction)
+        self.squares, self.corrections = zeros(m, k), zeros()
 
-    @property
-    def cost(self) -> float:
-        """Multiplications to find the bases of one of the blocks, roughly."""
-        return 10.0 * (self.form.outputs**3 + self.form.inputs**3)
+    def average(self, own: slice, moments: FactorSums, past: float, weight: float) -> bool:
+        """See `Block.average`."""
+        return moments.into((self.factors.inputs[own], self.factors.outputs[own]), past, weight)
 
-    def update(self, span: Span, sums: FactorSums, weight: float) -> bool:
-        """Take new second moments into the moving averages; False if they are not finite."""
-        own = self.factors.inputs[span.slice], self.factors.outputs[span.slice]
-        if not sums.into(own, past_weight(span.count + 1), weight):
-            return False
-        span.count += 1
-        return True
-
-    def correct(self, span: Span, squares: Tensor, weight: float) -> bool:
-        """Take new second moments in the present bases into their averages; see `update`."""
+    def correct(self, own: slice, squares: Tensor, weight: float) -> bool:
+        """Take new second moments in the present bases into their averages; see `average`."""
         if not bool(torch.isfinite(squares.sum())):
             return False
-        self.corrections[span.slice] += 1
-        past = past_weight(int(self.corrections[span.slice.start]) + 1)
-        self.squares[span.slice].mul_(past).add_(squares, alpha=(1 - past) / weight)
+        self.corrections[own] += 1
+        past = past_weight(int(self.corrections[own.start]) + 1)
+        self.squares[own].mul_(past).add_(squares, alpha=(1 - past) / weight)
         return True
 
-    def bases(self, span: Span) -> tuple[Tensor, Tensor] | None:
-        """Q_B and Q_A of a layer, once known."""
-        if not span.inverted:
-            return None
-        return self.output_basis[span.slice], self.input_basis[span.slice]
+    def bases(self, own: slice) -> tuple[Tensor, Tensor]:
+        """Return Q_B and Q_A of some entries."""
+        return self.output_basis[own], self.input_basis[own]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The stack's tensors by the names they are saved under."""
-        return {
-            "input_factor": self.factors.inputs,
-            "output_factor": self.factors.outputs,
-            "input_basis": self.input_basis,
-            "output_basis": self.output_basis,
-            "squares": self.squares,
-            "corrections": self.corrections,
-            "momentum_buffer": self.momentum,
-        }
+    def multiply(self, matrices: Float[Tensor, "S M K"]) -> Float[Tensor, "S M K"]:
+        """See `Block.multiply`."""
+        outer, within = self.output_basis, self.input_basis
+        return outer @ (self.squares * (outer.mT @ (matrices @ within))) @ within.mT
 
-    def averages(self) -> list[Tensor]:
-        """What decays: moving averages and momentum."""
-        return [self.factors.inputs, self.factors.outputs, self.squares, self.momentum]
+    def solve(self, matrices: Tensor, damping: float, own: slice, out: Tensor) -> None:
+        """See `Block.solve`. Cost: 2 MK(M + K) per entry."""
+        outer, within = self.output_basis[own], self.input_basis[own]
+        rotated = outer.mT @ (matrices @ within)
+        rotated /= self.squares[own] + damping
+        torch.bmm(outer, rotated @ within.mT, out=out)
 
-    def fits(self) -> bool:
-        """See `KroneckerStack.fits`."""
-        return fits(self.momentum, self.spans[0].layer.weight)
-
-    def precondition(
-        self, momentum: float, damping: float, finite: Tensor | None = None
-    ) -> Preconditioned:
-        """See `KroneckerStack.precondition`; the damping is exact."""
-        pieces, active, late = begin(self.spans, self.momentum, kept_share(momentum, finite))
-        parameters, directions = take_gradients(active, finite)
-        size = 0.0
-        for piece in pieces:
-            outer, within = self.output_basis[piece], self.input_basis[piece]
-            m, v = self.momentum[piece], self.direction[piece]
-            turned = outer.mT @ (m @ within)
-            turned /= self.squares[piece] + damping
-            torch.bmm(outer, turned @ within.mT, out=v)
-            size += inner(m, v)
-        return size, parameters, like(parameters, directions), late
-
-    def ready(self) -> list[int]:
-        """Entries of the stack that have statistics."""
-        return ready_entries(self.spans)
-
-    def renew(self, damping: float, entries: Sequence[int]) -> dict[int, int]:
-        """Renew the bases of some entries of the stack; see `KroneckerStack.renew`."""
-        del damping
-        own, dtype = list(entries), self.momentum.dtype
+    def factor(
+        self, damping: float, entries: Sequence[int], sample: Tensor | None = None
+    ) -> dict[int, int]:
+        """See `Block.factor`: renew the bases."""
+        del damping, sample
+        own, dtype = list(entries), self.squares.dtype
         left = eigh(self.factors.outputs[own], precision=self.factors.outputs.dtype)
         right = eigh(self.factors.inputs[own], precision=self.factors.inputs.dtype)
         statuses = {}
@@ -149,13 +113,35 @@ class EigenStack:
                 self.squares[entry] = torch.outer(b, a).to(dtype)
         return statuses
 
-    def settle(self, statuses: dict[int, int]) -> Inversions:
-        """Note which layers have bases now; second moments in them start afresh."""
-        for entry, status in statuses.items():
-            if status < 3:
-                self.corrections[entry] = 0
-        return settled(self.spans, statuses)
+    def renewed(self, entries: Sequence[int]) -> None:
+        """See `Block.renewed`: second moments have been observed in older bases only."""
+        for entry in entries:
+            self.corrections[entry] = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Block.tensors`."""
+        return {
+            "input_factor": self.factors.inputs,
+            "output_factor": self.factors.outputs,
+            "input_basis": self.input_basis,
+            "output_basis": self.output_basis,
+            "squares": self.squares,
+            "corrections": self.corrections,
+        }
+
+    def averages(self) -> list[Tensor]:
+        """See `Block.averages`."""
+        return [self.factors.inputs, self.factors.outputs, self.squares]
+
+    def sketch(self, probe: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """See `Block.sketch`."""
+        return [matrix @ probe(matrix) for matrix in (self.factors.inputs, self.factors.outputs)]
 
     def shared(self) -> list[Tensor]:
-        """What one process computes for all, entry by entry."""
+        """See `Block.shared`."""
         return [self.output_basis, self.input_basis, self.squares]
+
+    def operators(self) -> list[SolvableOperator]:
+        """See `Block.operators`."""
+        triples = zip(self.output_basis, self.input_basis, self.squares, strict=True)
+        return [KroneckerEigen(left, right, values) for left, right, values in triples]

@@ -13,8 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kobai.curvature.coverage import Coverage
 from kobai.curvature.blocks.factor_sums import Sharing, check_sharing
+from kobai.curvature.coverage import Coverage
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.structures.interface import Structure

@@ -1,6 +1,7 @@
 """Fisher structure "kronecker": K-FAC blocks B ⊗ A from captured layers, expand and reduce.
 
-What the factors are, under weight sharing and repeated use too: see `kobai.curvature.blocks.factor_sums`.
+`kobai.curvature.blocks.factor_sums` says what the factors are, under weight sharing and repeated
+use too.
 """
 
 import dataclasses
@@ -8,8 +9,8 @@ from typing import final
 
 from torch import Tensor
 
-from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.blocks.factor_sums import FactorSums, Sharing, check_sharing
+from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.parts import Part
 from kobai.curvature.rows import Rows
 from kobai.curvature.score_rows import ScoreRows

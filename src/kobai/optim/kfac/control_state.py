@@ -1,4 +1,4 @@
-"""What the control of steps remembers and counts; plain numbers, so that it can be saved."""
+"""The memory and counters of measured steps: plain numbers, so that they can be saved."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ CONTROL_COUNTS: tuple[str, ...] = (
 
 @dataclasses.dataclass(slots=True)
 class ControlState:
-    """What control remembers from step to step; plain numbers.
+    """Numbers that measured steps remember.
 
     Attributes:
         rate: Coefficient α of the direction.
@@ -60,7 +60,7 @@ class ControlState:
 
 
 def same_examples(before: Sequence[float], now: Sequence[float]) -> bool:
-    """Whether two fingerprints (sums over examples) are of the same ones, whatever their order."""
+    """Say whether two fingerprints (sums over examples) are of the same ones, in any order."""
     return len(before) == len(now) and all(
         math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
     )

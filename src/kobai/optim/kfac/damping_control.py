@@ -1,13 +1,13 @@
-"""How K-FAC's damping follows measured steps: the two ratios of `kobai.optim.damping`."""
+"""K-FAC's damping follows measured steps: the two ratios of `kobai.optim.damping`."""
 
 from collections.abc import Sequence
 from typing import Any, final
 
 from torch import Tensor
 
-from kobai.optim.control_state import ControlState
 from kobai.optim.damping import LOG_LENGTH, LevenbergMarquardt, ReductionRatio
-from kobai.optim.trials import Trial
+from kobai.optim.kfac.control_state import ControlState
+from kobai.optim.kfac.minibatch import Minibatch
 
 
 @final
@@ -27,21 +27,21 @@ class DampingControl:
     def judge(
         self,
         state: ControlState,
-        trial: Trial,
+        batch: Minibatch,
         update: Sequence[Tensor],
         damping: float,
         step: int,
         inversions: int,
     ) -> float:
-        """What the last step did to examples it had not seen, and the damping that follows.
+        """Judge what the last step did to examples it had not seen.
 
         Args:
             state: With the prediction and ratio of the last step; the prediction is used up.
-            trial: The present minibatch.
+            batch: The present minibatch.
             update: The last step.
             damping: λ of the last step.
             step: Number of steps made.
-            inversions: Inversions made; a damping changes once an inversion.
+            inversions: Inversions made; a damping changes once per inversion.
 
         Returns:
             Factor on the damping.
@@ -58,14 +58,14 @@ class DampingControl:
             return 1.0
         fresh = None
         if not state.repeated:
-            fresh = trial.fresh_ratio(update, predicted)
+            fresh = batch.fresh_ratio(update, predicted)
         wanted, action = rule.decide(damping, own, fresh)
         if wanted != damping:
             state.damping_step = inversions
         return self._log(step, damping, own, fresh, action, wanted)
 
     def shortened(self, step: int, damping: float, ratio: ReductionRatio) -> float:
-        """After a step that had to be shortened: more damping, where it adapts; the factor."""
+        """Return the factor on the damping after a step that had to be shortened."""
         if self.rule is None:
             return 1.0
         wanted, action = self.rule.raised(damping)

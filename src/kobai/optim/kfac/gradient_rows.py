@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kobai.curvature.layer_forms import linear_scales
-from kobai.optim.coverage import KroneckerLayer
-from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
+from kobai.optim.kfac.plan import KroneckerLayer
 
 _PAYS = 0.9
 """Share of the multiplications from which rows are taken: they have their own overhead."""
@@ -40,13 +39,13 @@ gradient itself is taken."""
 
 
 def pays(rows: int, outputs: int, inputs: int) -> bool:
-    """Whether a layer's preconditioned gradient costs less from rows than from the gradient."""
+    """Say whether a layer's preconditioned gradient costs less from rows than from the gradient."""
     own = rows * (outputs * outputs + inputs * inputs + outputs * inputs)
     return own <= _PAYS * outputs * inputs * (outputs + inputs)
 
 
 def has_rows(layer: KroneckerLayer) -> bool:
-    """Whether a layer's gradient is the plain product of its rows, all of which pass one module."""
+    """Say whether a layer's gradient is the plain product of the rows that pass its one module."""
     return (
         len(layer.modules) == 1
         and isinstance(layer.modules[0][1], nn.Linear)
@@ -73,26 +72,6 @@ class GradientRows:
     scale: float = 1.0
     used: bool = False
 
-    def add_preconditioned(
-        self, direction: Tensor, outer: Tensor, within: Tensor, past: float
-    ) -> None:
-        """direction ← past · direction + B⁻¹ G A⁻¹, in place.
-
-        Args:
-            direction: (M, K), the bias counted.
-            outer: B⁻¹, (M, M).
-            within: A⁻¹, (K, K).
-            past: Factor on what is there; 0 ignores it, whatever it is.
-        """
-        count = self.inputs.shape[1]
-        left = outer @ self.gradients.T
-        if count == within.shape[0]:
-            right = self.inputs @ within
-        else:
-            right = torch.addmm(within[count], self.inputs, within[:count])
-        direction.addmm_(left, right, beta=past, alpha=self.scale)
-        self.used = True
-
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Noted:
@@ -103,45 +82,45 @@ class _Noted:
 
 
 @final
-class RowWatch:
-    """Notes the rows of chosen layers in the passes of a model.
+class RowNotes:
+    """The rows of chosen layers in the passes since the last step.
 
-    It holds inputs of these layers until `take`: fewer numbers than their parameters have.
-
-    Args:
-        model: The model, whose `__call__` the user's loop runs.
+    Inputs of these layers are held until `take`: fewer numbers than their parameters have.
 
     Attributes:
+        layers: The chosen layers, by position in the plan.
         paused: Whether backward passes at present are not the user's.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self) -> None:
+        self.layers: dict[int, KroneckerLayer] = {}
         self.paused = False
-        self._layers: dict[int, KroneckerLayer] = {}
         self._noted: dict[int, _Noted] = {}
         self._probes: dict[int, Tensor] = {}
-        self._layer_handles: list[torch.utils.hooks.RemovableHandle] = []
-        handles = [
-            model.register_forward_pre_hook(ModelHook(self, "_before")),
-            model.register_forward_hook(ModelHook(self, "_after"), always_call=True),
-        ]
-        self._finalizer = weakref.finalize(self, remove_hooks, handles)
 
     def choose(self, layers: Mapping[int, KroneckerLayer]) -> None:
         """Note the rows of these layers, by position in the plan, and of no others."""
-        self._layers = {i: layer for i, layer in layers.items() if has_rows(layer)}
+        self.layers = {i: layer for i, layer in layers.items() if has_rows(layer)}
         self._noted.clear()
         self._probes.clear()
 
-    def close(self) -> None:
-        """Remove all hooks from the model and let go of everything noted."""
-        self._finalizer()
-        self._after()
-        self._noted.clear()
+    def attach(self, model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Note what goes through the layers in the forward pass that begins."""
+        owner, handles = weakref.ref(self), []
+        for position, layer in self.layers.items():
+
+            def called(module: nn.Module, inputs: Any, output: Any, position: int = position):
+                notes = owner()
+                if notes is not None and isinstance(output, Tensor) and output.requires_grad:
+                    notes._called(position, inputs, output)
+
+            module = layer.modules[0][1]
+            if module is not model:
+                handles.append(module.register_forward_hook(called))
+        return handles
 
     def take(self) -> tuple[dict[int, GradientRows], int]:
-        """The rows whose product the gradients are now; lets go of everything noted.
+        """Return the rows whose product the gradients are now, and let go of everything noted.
 
         Returns:
             Rows by position in the plan, and the number of layers that had rows whose product the
@@ -167,33 +146,8 @@ class RowWatch:
         """Let go of everything noted."""
         self._noted.clear()
 
-    def _before(self, *arguments: Any) -> None:
-        """Before a forward pass: note what goes through the layers."""
-        self._after()
-        if (
-            not (self._layers and is_training_pass(self.model))
-            or torch.compiler.is_compiling()
-            or is_compiled(self.model)
-        ):
-            return
-        owner = weakref.ref(self)
-        for position, layer in self._layers.items():
-
-            def called(module: nn.Module, inputs: Any, output: Any, position: int = position):
-                watch = owner()
-                if watch is not None and isinstance(output, Tensor) and output.requires_grad:
-                    watch._called(position, inputs, output)
-
-            module = layer.modules[0][1]
-            if module is not self.model:
-                self._layer_handles.append(module.register_forward_hook(called))
-
-    def _after(self, *arguments: Any) -> None:
-        remove_hooks(self._layer_handles)
-        self._layer_handles.clear()
-
     def _called(self, position: int, arguments: tuple[Any, ...], output: Tensor) -> None:
-        weight = self._layers[position].weight
+        weight = self.layers[position].weight
         if len(arguments) != 1 or not arguments[0].dtype == weight.dtype == output.dtype:
             return
         rows = arguments[0].detach().reshape(-1, weight.shape[1])
@@ -203,14 +157,14 @@ class RowWatch:
         owner = weakref.ref(self)
 
         def arrived(gradient: Tensor) -> None:
-            watch = owner()
-            if watch is not None and not watch.paused:
-                watch._arrived(position, rows, gradient.detach().reshape(len(rows), -1))
+            notes = owner()
+            if notes is not None and not notes.paused:
+                notes._arrived(position, rows, gradient.detach().reshape(len(rows), -1))
 
         output.register_hook(arrived)
 
     def _arrived(self, position: int, rows: Tensor, gradients: Tensor) -> None:
-        layer = self._layers.get(position)
+        layer = self.layers.get(position)
         if layer is None or gradients.shape[1] != layer.weight.shape[0]:
             return
         own = self._noted.setdefault(position, _Noted())
@@ -221,8 +175,8 @@ class RowWatch:
             own.pairs.append((rows, gradients))
 
     def _explains(self, position: int, rows: GradientRows) -> bool:
-        """Whether a gradient is c gᵀa, which sets the rows' c."""
-        layer = self._layers[position]
+        """Say whether a gradient is c gᵀa, and set the rows' c."""
+        layer = self.layers[position]
         whole, a, g = layer.weight.grad, rows.inputs, rows.gradients
         if whole is None or not whole.dtype == a.dtype == g.dtype:
             return False

@@ -1,28 +1,35 @@
-"""A minibatch held still: its model along directions, its losses after a step.
+"""A minibatch that is run again: its model along directions, its losses after a step.
 
-Made of the forward passes of one step, whose targets are read off the gradients of their outputs
-(`kobai.optim.targets`), or, where the loss has another form, of the user's closure.
+It is made of the forward passes of one step, whose targets are read off the gradients of their
+outputs (`kobai.optim.targets`), or, where the loss has another form, of the user's closure.
+
+A repetition with the same parameters returns the same: dropout has the same masks, and batch
+normalisation in training mode the statistics of the same batch, of whose dependence on the
+parameters a repetition takes account. Buffers (running averages) are put back afterwards.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.cotangents import placeholder_targets
 from kobai.optim.damping import ReductionRatio, reduction_ratio
-from kobai.optim.passes import Pass, moved, repeat
-from kobai.optim.quadratic_model import QuadraticModel, quadratic_model
+from kobai.optim.kfac.cotangents import placeholder_targets
+from kobai.optim.kfac.observe import ForwardPass, accelerators
+from kobai.optim.kfac.quadratic_model import QuadraticModel, quadratic_model
 from kobai.optim.targets import recover_targets
-from kobai.problem import Likelihood
+from kobai.problem import Likelihood, output_tensor
 
 _UNFAITHFUL = 1e-3
+"""Relative difference of outputs at which a repetition is not the same pass: far above rounding,
+far below what other dropout masks do."""
 
 
 @final
-class Trial:
+class Minibatch:
     """The examples of one step, and what the model makes of them.
 
     Args:
@@ -42,7 +49,7 @@ class Trial:
         self,
         model: nn.Module,
         likelihood: Likelihood,
-        passes: Sequence[Pass],
+        passes: Sequence[ForwardPass],
         parameters: Sequence[nn.Parameter],
         closure: Callable[[], Any] | None,
         gather: Callable[[Tensor], Tensor],
@@ -59,7 +66,7 @@ class Trial:
         self.scale = scale
 
     def fingerprint(self) -> list[float]:
-        """Numbers that tell these examples from others, whatever their order."""
+        """Return numbers that tell these examples from others, whatever their order."""
         numbers = []
         for one in self.passes:
             for value in one.tensors():
@@ -85,7 +92,7 @@ class Trial:
     def model_along(
         self, directions: Sequence[Sequence[Tensor]], own: float
     ) -> QuadraticModel | None:
-        """The quadratic model along each of the directions. Cost: a forward pass for each.
+        """Make the quadratic model along each of the directions. Cost: a forward pass for each.
 
         Args:
             directions: Each one tensor a parameter.
@@ -127,7 +134,7 @@ class Trial:
         scale: float,
         coefficients: Tensor,
     ) -> ReductionRatio:
-        """The reduction ratio of scale · step on these examples. Cost: a forward pass."""
+        """Return the reduction ratio of scale · step on these examples. Cost: a forward pass."""
         with moved(self.parameters, step, scale):
             after = self._losses()
         return reduction_ratio(
@@ -140,7 +147,7 @@ class Trial:
         )
 
     def fresh_ratio(self, step: Sequence[Tensor], predicted: float) -> ReductionRatio:
-        """The ratio of the step that led here, on these examples. Cost: a forward pass.
+        """Return the ratio of the step that led here, on these examples. Cost: a forward pass.
 
         Args:
             step: The last update.
@@ -191,7 +198,7 @@ class Trial:
             there = repeat(self.model, self.passes)
         return [(a - b) / small for a, b in zip(there, outputs, strict=True)]
 
-    def _gradient(self, one: Pass) -> Tensor:
+    def _gradient(self, one: ForwardPass) -> Tensor:
         assert one.gradient is not None
         gradient = one.gradient
         if gradient.dtype in (torch.float16, torch.bfloat16):
@@ -257,7 +264,7 @@ class Trial:
         for p in every:
             p.grad = None
         with torch.random.fork_rng(), torch.enable_grad():
-            if self.passes:
+            if self.passes and self.passes[0].random is not None:
                 torch.set_rng_state(self.passes[0].random[0])
             value = self.closure()
         for p, gradient in kept:
@@ -285,3 +292,45 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(
         math.fsum(float(t.detach().square().sum(dtype=torch.float64)) for t in tensors)
     )
+
+
+@torch.no_grad()
+def repeat(model: nn.Module, passes: Sequence[ForwardPass]) -> list[Tensor]:
+    """Return the outputs of the same passes with the parameters as they are now.
+
+    Neither buffers nor the states of random generators are changed. Cost: the forward passes.
+    """
+    devices = accelerators(model)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    outputs = []
+    with torch.random.fork_rng([device.index or 0 for device in devices]):
+        for one in passes:
+            assert one.random is not None
+            torch.set_rng_state(one.random[0])
+            for device, state in zip(devices, one.random[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            precision = contextlib.nullcontext()
+            if one.autocast is not None:
+                precision = torch.autocast(one.autocast[0], dtype=one.autocast[1])
+            with precision:
+                outputs.append(output_tensor(model(*one.arguments, **one.named)).clone())
+    for buffer, kept in buffers:
+        buffer.copy_(kept)
+    return outputs
+
+
+@contextlib.contextmanager
+def moved(
+    parameters: Sequence[Tensor], step: Sequence[Tensor], scale: float = 1.0
+) -> Iterator[None]:
+    """Move parameters by scale · step while the context is open; then put them back to the bit."""
+    kept = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, d in zip(parameters, step, strict=True):
+            p.add_(d, alpha=scale)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old in zip(parameters, kept, strict=True):
+                p.copy_(old)

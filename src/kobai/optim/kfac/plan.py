@@ -21,7 +21,7 @@ class Coverage:
 
     Attributes:
         parameters: Names of the parameters the block covers.
-        block: "kronecker", "ekfac", "unit" or "diagonal".
+        block: "kronecker", "ekfac", "layer", "unit" or "diagonal".
         shape: Sizes of the matrices, such as "10×10 ⊗ 513×513".
         numbers: Floating-point numbers kept for the block: factors, inverses, momentum, step.
         refresh: Multiplications of one inversion, about K³ + M³ (ten times that for eigenvectors).
@@ -101,6 +101,20 @@ class DiagonalParameter:
     parameter: nn.Parameter
     reason: str
 
+    @property
+    def tensors(self) -> tuple[nn.Parameter, ...]:
+        """The parameter."""
+        return (self.parameter,)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
+
+
+PlanEntry = KroneckerLayer | UnitLayer | DiagonalParameter
+"""What has a block of its own."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
@@ -116,42 +130,22 @@ class Plan:
     units: tuple[UnitLayer, ...]
     diagonals: tuple[DiagonalParameter, ...]
 
-    def table(self, corrected: bool = False) -> tuple[Coverage, ...]:
-        """The coverage, one line a block.
+    @property
+    def entries(self) -> "tuple[PlanEntry, ...]":
+        """All of them; positions in the plan count in this order."""
+        return (*self.layers, *self.units, *self.diagonals)
+
+    def table(self, structure: str = "kronecker") -> tuple[Coverage, ...]:
+        """Return the coverage, one line per block.
 
         Args:
-            corrected: Whether eigenvalues are kept besides eigenvectors (EKFAC).
+            structure: Fisher structure of the layers.
         """
-        rows = [_line(layer, corrected) for layer in self.layers]
-        for unit in self.units:
-            count, size = unit.tensors[0].numel(), len(unit.tensors)
-            rows.append(
-                Coverage(
-                    parameters=unit.parameters,
-                    block="unit",
-                    shape=f"{count} of {size}×{size}",
-                    numbers=2 * count * size * (size + 1),
-                    refresh=count * size**3,
-                    reason=unit.reason,
-                )
-            )
-        for entry in self.diagonals:
-            count = entry.parameter.numel()
-            rows.append(
-                Coverage(
-                    parameters=(entry.name,),
-                    block="diagonal",
-                    shape=str(count),
-                    numbers=2 * count,
-                    refresh=0,
-                    reason=entry.reason,
-                )
-            )
-        return tuple(rows)
+        return tuple(_line(entry, structure) for entry in self.entries)
 
-    def summary(self, corrected: bool = False, bytes_per_number: int = 4) -> str:
-        """Memory of all blocks and multiplications of one refresh, in words."""
-        table = self.table(corrected)
+    def summary(self, structure: str = "kronecker", bytes_per_number: int = 4) -> str:
+        """Say in words how much memory all blocks take, and how long one refresh."""
+        table = self.table(structure)
         numbers, refresh = sum(row.numbers for row in table), sum(row.refresh for row in table)
         return (
             f"{human_bytes(numbers * bytes_per_number)}, "
@@ -159,27 +153,51 @@ class Plan:
         )
 
 
-def _line(layer: KroneckerLayer, corrected: bool) -> Coverage:
-    form = layer.form
-    m, k, groups = form.outputs, form.inputs, form.groups
-    block = "ekfac" if corrected else "kronecker"
-    if form.lookup:
-        # The inputs' factor is diagonal: their inverse is a division.
-        return Coverage(
-            parameters=layer.parameters,
-            block=block,
-            shape=f"{m}×{m} ⊗ diagonal {k}",
-            numbers=2 * m * m + k + 2 * m * k + corrected * m * k,
-            refresh=(10 if corrected else 1) * m**3,
-            reason=layer.reason,
-        )
+def block_kind(entry: PlanEntry, structure: str) -> str:
+    """Name the kind of block that an entry of a plan has under a structure."""
+    if isinstance(entry, DiagonalParameter) or structure == "diagonal":
+        return "diagonal"
+    if isinstance(entry, UnitLayer):
+        return "layer" if structure == "layer" else "unit"
+    # The lines of a table have no units: each of its entries is taken by itself there.
+    return "diagonal" if structure == "unit" and entry.form.lookup else structure
+
+
+def _line(entry: PlanEntry, structure: str) -> Coverage:
+    kind = block_kind(entry, structure)
+    if isinstance(entry, UnitLayer):
+        groups, m, k = 1, entry.tensors[0].numel(), len(entry.tensors)
+    elif isinstance(entry, DiagonalParameter):
+        groups, m, k = 1, 1, entry.parameter.numel()
+    else:
+        groups, m, k = entry.form.groups, entry.form.outputs, entry.form.inputs
+    count = groups * m * k
+    if kind == "diagonal":
+        shape, numbers, refresh = str(count), 2 * count, 0
+    elif kind == "unit":
+        units = groups * m
+        shape, numbers, refresh = f"{units} of {k}×{k}", 2 * units * k * (k + 1), units * k**3
+    elif kind == "layer":
+        shape, numbers, refresh = f"{count}×{count}", 2 * count * (count + 1), count**3
+    else:
+        eigen = kind == "ekfac"
+        # An eigendecomposition takes about ten times the multiplications of an inverse.
+        dearer = 10 if eigen else 1
+        if isinstance(entry, KroneckerLayer) and entry.form.lookup:
+            # The inputs' factor is diagonal: their inverse is a division.
+            shape = f"{m}×{m} ⊗ diagonal {k}"
+            numbers, refresh = 2 * m * m + k + (3 if eigen else 2) * m * k, dearer * m**3
+        else:
+            shape = (f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}"
+            numbers = groups * (2 * m * m + 2 * k * k + (3 if eigen else 2) * m * k)
+            refresh = groups * (m**3 + k**3) * dearer
     return Coverage(
-        parameters=layer.parameters,
-        block=block,
-        shape=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
-        numbers=groups * (2 * m * m + 2 * k * k + (3 if corrected else 2) * m * k),
-        refresh=groups * (m**3 + k**3) * (10 if corrected else 1),
-        reason=layer.reason,
+        parameters=entry.parameters,
+        block=kind,
+        shape=shape,
+        numbers=numbers,
+        refresh=refresh,
+        reason=entry.reason,
     )
 
 

@@ -1,231 +1,230 @@
-"""All curvature blocks of an optimizer: who is stacked with whom, updates, inversions, memory."""
+"""All curvature blocks of an optimizer: who is stacked with whom, averages, products, memory."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.blocks.shifted_inverse import InverseMethod
-from kobai.optim.averages import flush_
-from kobai.optim.coverage import KroneckerLayer, Plan
-from kobai.optim.eigen_stack import EigenStack
-from kobai.optim.gradient_rows import GradientRows
-from kobai.optim.inversions import Inversions
-from kobai.optim.kronecker_stack import KroneckerStack, Span, saved_span, stands_alone
-from kobai.optim.small_blocks import DiagonalBlock, TableBlock, UnitBlock
-from kobai.optim.state import copy_entry
-from kobai.optim.statistics import Sums
+from kobai.curvature.blocks import (
+    Block,
+    DenseBlock,
+    DiagonalBlock,
+    EigenBlock,
+    KroneckerBlock,
+    TableBlock,
+    UnitBlock,
+)
+from kobai.curvature.blocks.interface import factor_dtype, flush_
+from kobai.curvature.layer_forms import LayerForm
+from kobai.optim.kfac.gradient_rows import GradientRows
+from kobai.optim.kfac.plan import (
+    DiagonalParameter,
+    KroneckerLayer,
+    Plan,
+    PlanEntry,
+    UnitLayer,
+    block_kind,
+)
+from kobai.optim.kfac.settings import KFACSettings
+from kobai.optim.kfac.stack import Preconditioned, Span, Stack
 
-Stack = KroneckerStack | EigenStack
-Block = Stack | TableBlock | UnitBlock | DiagonalBlock
+_LEAST_ALONE = 100_000
+"""Entries of a matrix from which on a CPU nothing is gained by handling several together, and
+something by choosing a route for each: products from rows, or in two pieces."""
 
 
-class Blocks:
-    """All blocks of a plan, with room for their statistics.
+@final
+class Preconditioner:
+    """The blocks of a plan, with room for their statistics and momentum.
 
     Args:
-        plan: Which parameter has which block.
+        plan: Which parameter belongs to which entry.
         group_of: Index of the parameter group by ``id(parameter)``.
-        corrected: Whether to keep second moments in eigenbases (EKFAC) instead of inverses.
-        product_dtype: See `KroneckerStack`.
-        method: How factors are inverted.
-        precision: Of Kronecker factors; see `KroneckerStack`.
+        settings: Structure and precisions.
 
     Attributes:
-        stacks: Kronecker-factored blocks, those of equal shape together.
-        tables: Embeddings.
-        units: Scale and shift of normalisations.
-        diagonals: The remaining parameters.
+        stacks: Blocks of equal kind and shape together.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        group_of: dict[int, int],
-        corrected: bool = False,
-        product_dtype: torch.dtype | None = None,
-        method: InverseMethod = "cholesky",
-        precision: torch.dtype | None = None,
-    ) -> None:
-        together: dict[tuple, list[tuple[int, KroneckerLayer]]] = {}
-        self.tables: list[TableBlock] = []
-        for position, layer in enumerate(plan.layers):
-            form, weight = layer.form, layer.weight
-            group = group_of[id(weight)]
-            if form.lookup:
-                self.tables.append(TableBlock(position, layer, group, corrected, method))
-                continue
-            own = position if stands_alone(form, weight.device) else None
-            key = (group, form.outputs, form.inputs, weight.dtype, weight.device, own)
-            together.setdefault(key, []).append((position, layer))
+    def __init__(self, plan: Plan, group_of: dict[int, int], settings: KFACSettings) -> None:
         self.plan = plan
-        self.stacks: list[Stack] = [
-            EigenStack(layers, key[0], precision)
-            if corrected
-            else KroneckerStack(layers, key[0], product_dtype, method, precision)
-            for key, layers in together.items()
+        together: dict[tuple[Any, ...], list[tuple[int, PlanEntry]]] = {}
+        for position, entry in enumerate(plan.entries):
+            weight = entry.tensors[0]
+            key: tuple[Any, ...] = (group_of[id(weight)], position)
+            if settings.factored and isinstance(entry, KroneckerLayer) and not entry.form.lookup:
+                form = entry.form
+                own = position if stands_alone(form, weight.device) else None
+                key = (key[0], form.outputs, form.inputs, weight.dtype, weight.device, own)
+            together.setdefault(key, []).append((position, entry))
+        # Layers first, those of equal shape together, as they were met; then tables, units, others.
+        order = sorted(together.items(), key=lambda item: _rank(item[1][0][1]))
+        self.stacks = [
+            Stack(_block([entry for _, entry in layers], settings), layers, key[0])
+            for key, layers in order
         ]
-        self.units = [
-            UnitBlock(position, entry, group_of[id(entry.tensors[0])])
-            for position, entry in enumerate(plan.units)
-        ]
-        self.diagonals = [
-            DiagonalBlock.empty(position, entry, group_of[id(entry.parameter)])
-            for position, entry in enumerate(plan.diagonals)
-        ]
+        self._places: dict[int, tuple[Stack, Span]] = {
+            span.position: (stack, span) for stack in self.stacks for span in stack.spans
+        }
 
-    @property
-    def every(self) -> tuple[Block, ...]:
-        """All blocks; each preconditions the parameters of one parameter group."""
-        return (*self.stacks, *self.tables, *self.units, *self.diagonals)
+    def block(self, position: int) -> Block:
+        """Return the block that an entry of the plan belongs to."""
+        return self._places[position][0].block
+
+    def takes_factors(self, position: int) -> bool:
+        """Whether an entry's block is made of factors instead of gradients example by example."""
+        return isinstance(self.block(position), KroneckerBlock | EigenBlock | TableBlock)
 
     def fits(self) -> bool:
         """Whether all parameters are still where, and of the kind, the blocks were made for."""
-        return all(block.fits() for block in self.every)
+        return all(stack.fits() for stack in self.stacks)
 
-    def update(self, sums: Sums) -> int:
-        """Take gathered sums into the moving averages; the number of blocks that were refused."""
-        refused, weight = 0, sums.weight
-        for stack in self.stacks:
-            for span in stack.spans:
-                new = sums.layers.get(span.position)
-                if new is not None:
-                    refused += not stack.update(span, new, weight)
-                squares = sums.squares.get(span.position)
-                if squares is not None and isinstance(stack, EigenStack):
-                    refused += not stack.correct(span, squares, weight)
-        for table in self.tables:
-            new = sums.layers.get(table.position)
-            if new is not None:
-                refused += not table.update(new, weight)
-            squares = sums.squares.get(table.position)
-            if squares is not None:
-                refused += not table.correct(squares, weight)
-        for unit in self.units:
-            moments = sums.units.get(unit.position)
-            if moments is not None:
-                refused += not unit.update(moments, weight)
-        for block in self.diagonals:
-            squares = sums.diagonals.get(block.position)
-            if squares is not None:
-                refused += not block.update(squares, weight)
-        return refused
-
-    def invert(self, damping: Callable[[int], float]) -> Inversions:
-        """Recompute all inverses (or eigenbases) from the averages.
+    def average(
+        self, moments: Mapping[int, Any], squares: Mapping[int, Tensor], weight: float
+    ) -> int:
+        """Take gathered sums into the moving averages.
 
         Args:
-            damping: λ by the index of the parameter group.
-        """
-        total = Inversions()
-        for stack in self.stacks:
-            entries = stack.ready()
-            if entries:
-                total += stack.settle(stack.renew(damping(stack.group), entries))
-        return total + self.invert_tables(damping)
+            moments: Sums by position in the plan.
+            squares: Second moments in eigenbases, by position.
+            weight: Their normaliser.
 
-    def invert_tables(self, damping: Callable[[int], float]) -> Inversions:
-        """Recompute the inverses (or eigenbases) of embeddings alone."""
-        total = Inversions()
-        for table in self.tables:
-            total += table.invert(damping(table.group))
-        return total
+        Returns:
+            The number of sums that were refused, because they were not finite.
+        """
+        refused = 0
+        for position, (stack, span) in self._places.items():
+            if position in moments:
+                refused += not stack.average(span, moments[position], weight)
+            if position in squares and isinstance(stack.block, EigenBlock | TableBlock):
+                refused += not stack.block.correct(span.slice, squares[position], weight)
+        return refused
 
     def bases(self) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """Eigenbases (Q_B, Q_A) in which second moments are wanted, by position of the layer.
+        """Return eigenbases (Q_B, Q_A) in which second moments are wanted, by position.
 
         Q_A is None for tables, whose lines are a basis already.
         """
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for stack in self.stacks:
-            if isinstance(stack, EigenStack):
-                for span in stack.spans:
-                    own = stack.bases(span)
-                    if own is not None:
-                        found[span.position] = own
-        for table in self.tables:
-            if table.basis is not None:
-                found[table.position] = table.basis, None
+        for position, (stack, span) in self._places.items():
+            block = stack.block
+            if span.inverted and (
+                isinstance(block, EigenBlock)
+                or (isinstance(block, TableBlock) and block.squares is not None)
+            ):
+                found[position] = block.bases(span.slice)
         return found
 
     def wide(self) -> dict[int, KroneckerLayer]:
-        """Layers in stacks of their own, by position, whose steps rows may be handed over for."""
+        """Return layers in stacks of their own, by position, whose steps rows may serve for."""
         return {
-            stack.spans[0].position: stack.spans[0].layer
-            for stack in self.stacks
-            if isinstance(stack, KroneckerStack) and stack.alone
+            position: span.entry
+            for position, (stack, span) in self._places.items()
+            if isinstance(stack.block, KroneckerBlock)
+            and stack.block.alone
+            and isinstance(span.entry, KroneckerLayer)
         }
 
     def hand_over(self, rows: Mapping[int, GradientRows]) -> None:
-        """Rows whose product the present gradients are, by position, for the coming step."""
+        """Give stacks the rows whose product the present gradients are, for the coming step."""
+        for position, own in rows.items():
+            self._places[position][0].rows = own
+
+    def precondition(
+        self, groups: list[dict[str, Any]], settings: KFACSettings, finite: Tensor | None
+    ) -> list[tuple[dict[str, Any], Preconditioned]]:
+        """Precondition the gradients of all stacks with the settings of their groups.
+
+        Args:
+            groups: Parameter groups.
+            settings: Whether there is a heavy ball, and whether it looks ahead.
+            finite: See `Stack.precondition`.
+        """
+        found = []
         for stack in self.stacks:
-            if isinstance(stack, KroneckerStack):
-                stack.rows = rows.get(stack.spans[0].position)
+            group = groups[stack.group]
+            momentum = 0.0 if settings.lr == "auto" else group["momentum"]
+            own = stack.precondition(momentum, group["damping"], settings.nesterov, finite)
+            found.append((group, own))
+        return found
 
     def flush(self) -> None:
         """Keep decayed averages and momentum out of the subnormal numbers."""
-        for block in self.every:
-            for tensor in block.averages():
+        for stack in self.stacks:
+            for tensor in stack.averages():
                 flush_(tensor)
 
     def forget_momentum(self) -> None:
         """Set all momentum to zero."""
-        for block in self.every:
-            block.momentum.zero_()
-            if isinstance(block, KroneckerStack):
-                block.follows = False
-
-    def entries(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
-        """What is to be saved, by parameter; tensors are views, not copies."""
         for stack in self.stacks:
-            for span in stack.spans:
-                entry = saved_span(span, stack.tensors())
-                if isinstance(stack, KroneckerStack) and stack.follows:
-                    entry["preconditioned"] = stack.direction[span.slice]
-                yield span.layer.weight, entry
-        for block in (*self.tables, *self.units, *self.diagonals):
-            counts = block.counts() if isinstance(block, TableBlock) else {"updates": block.count}
-            yield block.parameter, {**counts, **block.tensors()}
+            stack.forget_momentum()
+
+    def saved(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """Return what is to be saved, by parameter; tensors are views, not copies."""
+        for stack in self.stacks:
+            yield from stack.saved()
 
     def restore(self, parameter: nn.Parameter, entry: dict[str, Any]) -> None:
-        """Put back what `entries` gave for a parameter.
+        """Put back what `saved` gave for a parameter.
 
         Raises:
             ValueError: If it does not fit the parameter's block.
         """
-        found = self._place(parameter)
-        if found is None:
-            return
-        block, span = found
-        if span is not None and isinstance(block, KroneckerStack | EigenStack):
-            for name, tensor in block.tensors().items():
-                copy_entry(tensor[span.slice], name, span.layer.name, entry)
-            span.count, span.inverted = int(entry["updates"]), bool(entry["inverted"])
-            if isinstance(block, KroneckerStack) and "preconditioned" in entry:
-                target = block.direction[span.slice]
-                copy_entry(target, "preconditioned", span.layer.name, entry)
-                block.follows = True
-            return
-        assert isinstance(block, TableBlock | UnitBlock | DiagonalBlock)
-        for name, tensor in block.tensors().items():
-            copy_entry(tensor, name, block.name, entry)
-        block.count = int(entry["updates"])
-        if isinstance(block, TableBlock):
-            block.inverted = bool(entry["inverted"])
-            block.corrections = int(entry["corrections"])
+        for stack, span in self._places.values():
+            if span.entry.tensors[0] is parameter:
+                stack.restore(span, entry)
 
     def takes(self, parameter: nn.Parameter, entry: dict[str, Any]) -> bool:
-        """Whether an entry is of the kind of block that the parameter has now."""
-        found = self._place(parameter)
-        return found is not None and set(found[0].tensors()) <= set(entry)
+        """Whether a saved entry is of the kind of block that the parameter has now."""
+        return any(
+            span.entry.tensors[0] is parameter and stack.names() <= set(entry)
+            for stack, span in self._places.values()
+        )
 
-    def _place(self, parameter: nn.Parameter) -> tuple[Block, Span | None] | None:
-        for stack in self.stacks:
-            for span in stack.spans:
-                if span.layer.weight is parameter:
-                    return stack, span
-        for block in (*self.tables, *self.units, *self.diagonals):
-            if block.parameter is parameter:
-                return block, None
-        return None
+
+def stands_alone(form: LayerForm, device: torch.device) -> bool:
+    """Whether a layer is better off in a stack of its own."""
+    return (
+        form.groups == 1
+        and min(form.outputs, form.inputs) > 1
+        and form.outputs * form.inputs >= _LEAST_ALONE
+        and device.type == "cpu"
+    )
+
+
+def _rank(entry: PlanEntry) -> int:
+    if isinstance(entry, KroneckerLayer):
+        return 1 if entry.form.lookup else 0
+    return 2 if isinstance(entry, UnitLayer) else 3
+
+
+def _block(entries: list[PlanEntry], settings: KFACSettings) -> Block:
+    """Make the block of entries that lie in one stack."""
+    first = entries[0]
+    weight = first.tensors[0]
+    own: dict[str, Any] = {"dtype": factor_dtype(weight.dtype), "device": weight.device}
+    kind = block_kind(first, settings.structure)
+    if isinstance(first, UnitLayer):
+        shape = 1, weight.numel(), len(first.tensors)
+    elif isinstance(first, DiagonalParameter):
+        shape = 1, 1, weight.numel()
+    elif first.form.lookup:
+        shape = 1, first.form.inputs, first.form.outputs
+        if kind in ("kronecker", "ekfac"):
+            return TableBlock(shape, **own, eigen=kind == "ekfac", method=settings.inverse)
+    else:
+        groups = sum(e.form.groups for e in entries if isinstance(e, KroneckerLayer))
+        shape = groups, first.form.outputs, first.form.inputs
+        if kind == "ekfac":
+            return EigenBlock(shape, **own, precision=settings.precision)
+        if kind == "kronecker":
+            return KroneckerBlock(
+                shape,
+                **own,
+                precision=settings.precision,
+                product_dtype=settings.product_precision,
+                method=settings.inverse,
+                alone=groups == 1 and stands_alone(first.form, weight.device),
+            )
+    return {"diagonal": DiagonalBlock, "unit": UnitBlock, "layer": DenseBlock}[kind](shape, **own)

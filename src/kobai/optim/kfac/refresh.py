@@ -1,4 +1,8 @@
-"""When K-FAC's statistics and inverses are renewed: at fixed intervals, or as they grow stale.
+"""When K-FAC's statistics and inverses are renewed, and where.
+
+When: at fixed intervals, or as they grow stale. Where: in the step itself, on a stream beside the
+training (`kobai.optim.kfac.side_stream`), or shared out between processes
+(`kobai.optim.kfac.distribution`).
 
 Staleness is measured on sketches: every factor times a few fixed random vectors. The mean square of
 a sketch of a difference is the square of its Frobenius norm, so that sketches tell how far a matrix
@@ -21,18 +25,17 @@ filtering.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from kobai.optim.averages import past_weight
-from kobai.optim.blocks import Blocks
-from kobai.optim.eigen_stack import EigenStack
-from kobai.optim.kfac_settings import INVERSE_DENSITY, STATISTICS_DENSITY, due
-from kobai.optim.kronecker_stack import KroneckerStack
-from kobai.optim.small_blocks import TableBlock
+from kobai.curvature.blocks.interface import Inversions, past_weight
+from kobai.optim.kfac.distribution import ranks, renew_stack, shared_renewal
+from kobai.optim.kfac.preconditioner import Preconditioner
+from kobai.optim.kfac.settings import INVERSE_DENSITY, STATISTICS_DENSITY, KFACSettings, due
+from kobai.optim.kfac.side_stream import SideStream
 
 Every = int | Literal["auto"]
 """Steps between two renewals, or "auto"."""
@@ -44,8 +47,13 @@ FRESH = 0.1
 """Relative change below which it is renewed less often."""
 
 _FIRST = {"statistics": 10, "inverse": 100}
+"""Intervals that "auto" begins with."""
+
 _LONGEST = 10
+"""Growth of an interval, in all."""
+
 _VECTORS = 4
+"""Random vectors of a sketch: a mean over blocks and vectors, not each block's, is looked at."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,7 +87,7 @@ class Interval:
 
 
 def interval(name: str, every: Every) -> Interval:
-    """The interval of "statistics" or "inverse" before the first step."""
+    """Return the interval of "statistics" or "inverse" before the first step."""
     measured = isinstance(every, str)
     steps = _FIRST[name] if measured else every
     return Interval(every=steps, measured=measured, longest=_LONGEST * steps)
@@ -87,16 +95,17 @@ def interval(name: str, every: Every) -> Interval:
 
 @final
 class Refresh:
-    """Decides when statistics and inverses are due, and remembers what that takes.
+    """Decides when statistics and inverses are due, renews inverses, and remembers what that takes.
 
     Args:
-        statistics_every: Steps between updates of the statistics.
-        inverse_every: Steps between inversions.
+        settings: The intervals, and whether processes share the work.
     """
 
-    def __init__(self, statistics_every: Every, inverse_every: Every) -> None:
-        self.statistics = interval("statistics", statistics_every)
-        self.inverse = interval("inverse", inverse_every)
+    def __init__(self, settings: KFACSettings) -> None:
+        self.statistics = interval("statistics", settings.statistics_every)
+        self.inverse = interval("inverse", settings.inverse_every)
+        self.distributed = settings.distributed
+        self.side = SideStream()
         self._averages: list[Tensor] = []
         self._innovations: list[Tensor] = []
         self._inverted: list[Tensor] = []
@@ -118,8 +127,39 @@ class Refresh:
             own.staleness > STALE or abs(damping - self._damping) > STALE * self._damping
         )
 
+    def renew(self, blocks: Preconditioner, damping: Callable[[int], float]) -> Inversions:
+        """Recompute all inverses (or eigenbases) from the averages.
+
+        On a device Cholesky factors are computed beside the training; of several processes each
+        computes its share.
+
+        Args:
+            blocks: Those of the optimizer.
+            damping: λ by the index of the parameter group.
+        """
+        failed = Inversions(failed=self.side.failed())
+        retry, self.side.retry = self.side.retry, False
+        stacks = [stack for stack in blocks.stacks if stack.block.factored]
+        count = ranks() if self.distributed else 1
+        if count > 1:
+            return failed + shared_renewal(stacks, damping)
+        # Tables and the like are renewed in the foreground wherever that is.
+        beside = [stack for stack in stacks if stack.block.shared()]
+        if not (
+            beside
+            and beside[0].momentum.device.type != "cpu"
+            and not retry
+            and self.side.suits(beside)
+        ):
+            beside = []
+        self.side.launch(beside, damping)
+        for stack in stacks:
+            if stack not in beside:
+                failed += renew_stack(stack, damping)
+        return failed
+
     @torch.no_grad()
-    def updated(self, step: int, blocks: Blocks) -> None:
+    def updated(self, step: int, blocks: Preconditioner) -> None:
         """Note an update of the statistics, and measure what it says where that is asked for."""
         if self.statistics.measured or self.inverse.measured:
             self._measure(step, self._sketches(blocks))
@@ -160,19 +200,9 @@ class Refresh:
         if found:
             self.statistics.adapt(step, found.pop())
 
-    def _sketches(self, blocks: Blocks) -> list[Tensor]:
+    def _sketches(self, blocks: Preconditioner) -> list[Tensor]:
         """Each matrix of the averages times a few vectors; of diagonals their sum."""
-        found = []
-        for block in blocks.every:
-            if isinstance(block, KroneckerStack | EigenStack):
-                matrices = [block.factors.inputs, block.factors.outputs]
-            elif isinstance(block, TableBlock):
-                matrices = [block.factor]
-            else:
-                found.append(block.fisher.sum().reshape(1))
-                continue
-            found += [matrix @ self._probe(matrix) for matrix in matrices]
-        return found
+        return [sketch for stack in blocks.stacks for sketch in stack.block.sketch(self._probe)]
 
     def _probe(self, like: Tensor) -> Tensor:
         key = (like.shape[-1], like.dtype, like.device)
@@ -209,7 +239,7 @@ class Refresh:
 
 
 def alike(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Whether two lists of sketches are of the same matrices; empty ones are of none."""
+    """Say whether two lists of sketches are of the same matrices; empty ones are of none."""
     return bool(one) and [(s.shape, s.dtype, s.device) for s in one] == [
         (s.shape, s.dtype, s.device) for s in other
     ]

@@ -5,49 +5,48 @@ the end of one step's statistics, runs beside the forward and backward pass of t
 results are taken over when that next step begins to move; the training's stream waits for them, the
 host never does. Whether a factorisation was good is decided on the device (where not, the old
 inverse stays) and read by the host at the next renewal, by when it is long there. What had failed
-then makes that renewal go up the ladder of `kobai.linalg`, which reads numbers.
+then has that renewal try further means (`kobai.linalg.cholesky`), which reads numbers.
 
 Layers that have no inverse yet take theirs over at once.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from kobai.curvature.blocks.kronecker import KroneckerFactors
-from kobai.optim.blocks import Blocks
-from kobai.optim.kronecker_stack import KroneckerStack
+from kobai.curvature.blocks import KroneckerBlock, KroneckerFactors
+from kobai.optim.kfac.stack import Stack
 
 
 @final
-class SideRefresh:
+class SideStream:
     """Renewals in the background.
 
     Attributes:
-        retry: Whether the next renewal is to go up the ladder.
+        retry: Whether the next renewal is to be made in the foreground, by all means.
     """
 
     def __init__(self) -> None:
         self.retry = False
         self._stream: torch.cuda.Stream | None = None
-        self._pending: list[tuple[KroneckerStack, KroneckerFactors, Tensor]] = []
+        self._pending: list[tuple[Stack, KroneckerBlock, KroneckerFactors, Tensor]] = []
         self._failed: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def suits(self, blocks: Blocks) -> bool:
-        """Whether a renewal needs nothing but Cholesky factors of blocks that have statistics."""
+    def suits(self, stacks: Sequence[Stack]) -> bool:
+        """Whether renewing needs nothing but Cholesky factors of blocks that have statistics."""
         return all(
-            isinstance(stack, KroneckerStack)
-            and stack.method == "cholesky"
-            and len(stack.ready()) == stack.size
-            for stack in blocks.stacks
+            isinstance(stack.block, KroneckerBlock)
+            and stack.block.method == "cholesky"
+            and len(stack.ready()) == stack.block.shape[0]
+            for stack in stacks
         )
 
     def failed(self) -> int:
-        """How many blocks' factorisations of the last renewal were not good; forgets them."""
+        """Count blocks whose factorisations of the last renewal were not good; forget them."""
         if self._failed is None:
             return 0
         if self._copied is not None:
@@ -57,20 +56,20 @@ class SideRefresh:
         self.retry |= count > 0
         return count
 
-    def launch(self, blocks: Blocks, damping: Callable[[int], float]) -> None:
+    def launch(self, stacks: Sequence[Stack], damping: Callable[[int], float]) -> None:
         """Start a renewal.
 
         Args:
-            blocks: Those that `suits`.
+            stacks: Those that `suits`.
             damping: λ by the index of the parameter group.
         """
-        stacks = [stack for stack in blocks.stacks if isinstance(stack, KroneckerStack)]
         if not stacks:
             return
         with self._beside(stacks[0].momentum.device):
             for stack in stacks:
-                inverses, good = stack.unread_inverses(damping(stack.group))
-                self._pending.append((stack, inverses, good))
+                assert isinstance(stack.block, KroneckerBlock)
+                inverses, good = stack.block.unread_inverses(damping(stack.group))
+                self._pending.append((stack, stack.block, inverses, good))
         if not all(span.inverted for stack in stacks for span in stack.spans):
             self.take_over()
 
@@ -81,12 +80,13 @@ class SideRefresh:
         if self._stream is not None:
             here = torch.cuda.current_stream(self._stream.device)
             here.wait_stream(self._stream)
-            for _, inverses, good in self._pending:
+            for _, _, inverses, good in self._pending:
                 for tensor in (inverses.inputs, inverses.outputs, good):
                     tensor.record_stream(here)
-        flags = torch.stack([(~good).sum() for _, _, good in self._pending]).sum()
-        for stack, inverses, good in self._pending:
-            stack.take_over(inverses, good)
+        flags = torch.stack([(~good).sum() for _, _, _, good in self._pending]).sum()
+        for stack, block, inverses, good in self._pending:
+            block.replace(inverses, good)
+            stack.renewed(dict.fromkeys(range(block.shape[0]), 0))
         self._pending.clear()
         if self._stream is None:
             self._failed = flags

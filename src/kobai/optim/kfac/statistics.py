@@ -1,298 +1,188 @@
-"""Curvature statistics gathered inside the user's own ``loss.backward()``.
+"""Second moments for curvature blocks, gathered inside the user's own ``loss.backward()``.
 
-When statistics are due, a forward pass of the model notes the inputs of its layers and where their
-outputs sit in the autograd graph, and a hook on the model's output waits. When the user's backward
-pass arrives there, the graph is complete and still whole: a second, partial backward pass pulls
-kobai's own cotangents (scores at labels drawn from the model) back to the layers, without touching
-any parameter's gradient. What the user's loss is scaled by never matters.
+The user's backward pass has arrived at the model's output (`kobai.optim.kfac.observe`). A second,
+partial backward pass pulls kobai's own cotangents (scores at labels drawn from the model) back to
+the layers, without touching any parameter's gradient. What the user's loss is scaled by never
+matters.
+
+Factors are summed over part of a large batch: as many of its examples as a matrix of their size
+needs. A factor is a moving average over some twenty to forty updates, so that one update need not
+know its matrix well. With rows as many as the matrix has lines, the average is taken over tens of
+times as many rows as lines. A batch may bring far more: a convolution has a row for every position
+of every image, and summing them all costs more than the step itself.
+
+Source of that idea: Martens and Grosse 2015, Optimizing neural networks with Kronecker-factored
+approximate curvature (§8), who take an eighth of each minibatch.
 """
 
 import contextlib
 import dataclasses
-import weakref
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from kobai.curvature.blocks.factor_sums import FactorSums, Sharing, turned_squares
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
+from kobai.curvature.blocks import FactorSums
+from kobai.curvature.blocks.example_rows import example_rows
+from kobai.curvature.blocks.factor_sums import turned_squares
+from kobai.curvature.blocks.interface import factor_dtype
+from kobai.curvature.blocks.moments import rounded_rows
+from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED, LayerForm
 from kobai.curvature.layer_inputs import scale_rows
 from kobai.curvature.layer_uses import LayerUse, Watch
-from kobai.curvature.blocks.moments import rounded_rows
-from kobai.optim.averages import factor_dtype
-from kobai.optim.cotangents import Labels, cotangents
-from kobai.optim.coverage import Plan
-from kobai.optim.gradient_rows import RowWatch
-from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
-from kobai.optim.statistics_part import TRACED_EXAMPLES, StatisticsExamples, part_of
-from kobai.problem import Call, Likelihood, output_tensor
+from kobai.curvature.rows import DenseRows
+from kobai.optim.kfac.cotangents import cotangents
+from kobai.optim.kfac.plan import DiagonalParameter, KroneckerLayer, Plan, UnitLayer
+from kobai.optim.kfac.preconditioner import Preconditioner
+from kobai.optim.kfac.settings import KFACSettings, StatisticsExamples
+from kobai.problem import Likelihood
 
-Bases = dict[int, tuple[Tensor, Tensor | None]]
-"""Eigenbases by position in the plan; see `kobai.optim.blocks.Blocks.bases`."""
+FEWEST_EXAMPLES = 64
+"""Rows of one example resemble each other: never fewer examples than these."""
+
+FEWEST_ROWS = 256
+"""Rows cost little for small matrices: never fewer than these."""
+
+TRACED_EXAMPLES = 8
+"""The trace of a block is one number: examples' gradients are written out for so many."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Sums:
-    """What backward passes have gathered since it was last taken.
+    """Sums that backward passes have gathered since they were last taken.
 
     Attributes:
-        layers: Factors by position in the plan's layers; layers that took no part are absent.
-        squares: Second moments in eigenbases, by the same position, where those were asked for.
-        units: Σ of the outer products of each unit's rows, (U, k, k), by position in its units.
-        diagonals: Σ over passes of squared scores, by position in the plan.
+        moments: By position in the plan, what the block of the entry averages: `FactorSums`, or a
+            tensor; entries that took no part are absent.
+        squares: Second moments in eigenbases, by position, where those are wanted.
         weight: Normaliser: examples or terms seen.
         passes: Number of backward passes.
         bypassed: Names of parameters that were used although their module was not called.
     """
 
-    layers: dict[int, FactorSums] = dataclasses.field(default_factory=dict)
+    moments: dict[int, Any] = dataclasses.field(default_factory=dict)
     squares: dict[int, Tensor] = dataclasses.field(default_factory=dict)
-    units: dict[int, Tensor] = dataclasses.field(default_factory=dict)
-    diagonals: dict[int, Tensor] = dataclasses.field(default_factory=dict)
     weight: float = 0.0
     passes: int = 0
     bypassed: set[str] = dataclasses.field(default_factory=set)
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Pass:
-    """A forward pass whose backward pass is awaited."""
-
-    number: int
-    edge: GradientEdge
-    outputs: Tensor
-    version: int
-
-
 @final
-class BackwardStatistics:
-    """Watches a model and gathers K-FAC statistics in backward passes while `due`.
+class Statistics:
+    """Makes second moments of what a model's passes have shown.
 
-    Passes without gradients do nothing. A pass with gradients but without a backward pass holds its
-    activations until the next forward pass or `take`; of several forward passes before one backward
-    pass the last counts. A module called twice, or several that share their weight, have their
-    sums added, as for a layer that is applied at several places.
+    A module called twice, or several that share their weight, have their sums added, as for a layer
+    that is applied at several places.
 
     Args:
-        model: The model, whose `__call__` the user's loop runs.
-        likelihood: What its outputs mean.
-        plan: The blocks to gather for.
-        labels: See `kobai.optim.cotangents.cotangents`.
-        output_damping: Its `damping`.
+        likelihood: What the model's outputs mean.
+        settings: Labels, output damping, sharing and so on.
+        plan: The plan that positions refer to.
         generator: Draws labels.
-        sharing: How places under weight sharing are taken, "expand", "trace" or "reduce".
-        statistics_examples: How many examples of a batch Kronecker factors are summed over; see
-            `kobai.optim.statistics_part.part_of`.
-        distributed: Whether processes draw labels each for examples of their own.
-        bases: Gives the eigenbases in which second moments are wanted (EKFAC).
-        rows: Another watch of the same passes, which is to leave out those made here.
-        precision: Of sums for Kronecker factors; default: that of the parameters, but at least
-            float32. Where it is given nothing is rounded.
-        rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
-            the factors; see `kobai.curvature.blocks.moments.rounded_rows`.
+        blocks: Returns the blocks to gather for.
 
     Attributes:
-        due: Whether the next forward and backward pass gathers statistics.
         turns: Number of times that statistics were taken, ever.
     """
 
     def __init__(
         self,
-        model: nn.Module,
         likelihood: Likelihood,
+        settings: KFACSettings,
         plan: Plan,
-        *,
-        labels: Labels,
-        output_damping: float,
         generator: torch.Generator,
-        sharing: Sharing = "expand",
-        statistics_examples: StatisticsExamples = "all",
-        distributed: bool = False,
-        bases: Callable[[], Bases] | None = None,
-        rows: RowWatch | None = None,
-        precision: torch.dtype | None = None,
-        rounded: bool = True,
+        blocks: Callable[[], Preconditioner],
     ) -> None:
-        self.model = model
         self.likelihood = likelihood
-        self.plan = plan
-        self.labels: Labels = labels
-        self.output_damping = output_damping
+        self.settings = settings
         self.generator = generator
-        self.sharing: Sharing = sharing
-        self.statistics_examples: StatisticsExamples = statistics_examples
-        self.distributed = distributed
-        self._bases = bases
-        self._rows = rows
-        self.precision = precision
-        self.rounded = rounded and precision is None
-        self.due = True
+        # Where precision is asked for nothing is rounded.
+        self.rounded = settings.product_precision is None and settings.precision is None
         self.turns = 0
+        self._blocks = blocks
         self._sums = Sums()
-        self._noted = Watch()
-        self._layer_handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._number = 0
-        self._pass: _Pass | None = None
-        self._recording = False
-        self._forced = False
-        # Weight and bias of one matrix may have blocks of their own.
-        self._layers: dict[tuple[str, str], list[int]] = {}
-        for position, layer in enumerate(plan.layers):
-            for (path, _), slot in zip(layer.modules, layer.slots, strict=True):
-                self._layers.setdefault((path, slot), []).append(position)
-        self._units = {unit.name: position for position, unit in enumerate(plan.units)}
-        self._modules = {module for layer in plan.layers for _, module in layer.modules}
-        self._modules |= {unit.module for unit in plan.units}
-        handles = [
-            model.register_forward_pre_hook(ModelHook(self, "_before")),
-            model.register_forward_hook(
-                ModelHook(self, "_after"), with_kwargs=True, always_call=True
-            ),
-        ]
-        self._finalizer = weakref.finalize(self, remove_hooks, handles)
+        self.watch(plan)
 
-    def close(self) -> None:
-        """Remove all hooks from the model and let go of everything gathered."""
-        self._finalizer()
-        self._forget()
+    def watch(self, plan: Plan) -> None:
+        """Gather for the entries of another plan from now on."""
+        self.plan = plan
         self._sums = Sums()
+        # Weight and bias of one matrix may have blocks of their own.
+        self._slots: dict[tuple[str, str], list[int]] = {}
+        for position, entry in enumerate(plan.entries):
+            if isinstance(entry, KroneckerLayer):
+                for (path, _), slot in zip(entry.modules, entry.slots, strict=True):
+                    self._slots.setdefault((path, slot), []).append(position)
+            elif isinstance(entry, UnitLayer):
+                self._slots.setdefault((entry.name, ""), []).append(position)
+        self.modules: set[nn.Module] = {
+            module for layer in plan.layers for _, module in layer.modules
+        }
+        self.modules |= {unit.module for unit in plan.units}
 
     def take(self) -> Sums:
-        """What was gathered since the last call; lets go of a pass without a backward pass."""
-        self._forget()
+        """Return what was gathered since the last call."""
         sums, self._sums = self._sums, Sums()
         self.turns += sums.passes > 0
         return sums
 
-    def _forget(self) -> None:
-        self._stop_recording()
-        self._noted.clear()
-        self._pass = None
+    def gather(self, calls: Watch, edge: GradientEdge, outputs: Tensor, gradient: Tensor) -> None:
+        """Add what one forward pass shows, while its graph is whole.
 
-    def _stop_recording(self) -> None:
-        for handle in self._layer_handles:
-            handle.remove()
-        self._layer_handles.clear()
-        self._recording = False
-        if self._forced:
-            torch.compiler.set_stance("default")
-            self._forced = False
-
-    def _before(self, arguments: tuple[Any, ...]) -> None:
-        """Before a forward pass: note its layers if statistics are due and gradients on."""
-        del arguments
-        self._stop_recording()
-        if not (self.due and is_training_pass(self.model)):
-            return
-        self._noted.clear()
-        self._pass = None
-        self._recording = True
-        if is_compiled(self.model):
-            # Compiled code does not run hooks of the layers: this pass runs as it was written.
-            torch.compiler.set_stance("force_eager")
-            self._forced = True
-        # A model that is itself a layer is noted by `_after`, which runs before hooks added now.
-        layers = self._modules - {self.model}
-        self._layer_handles += self._noted.attach(self.model, layers)
-
-    def _after(self, arguments: tuple[Any, ...], named: dict[str, Any], result: Any) -> None:
-        """After a forward pass: wait for the gradient of its output."""
-        recording = self._recording
-        self._stop_recording()
-        if not recording:
-            return
-        if result is None:  # the forward pass raised
-            self._noted.clear()
-            return
-        outputs = output_tensor(result)
-        if not outputs.requires_grad:
-            self._noted.clear()
-            return
-        if self.model in self._modules:
-            first = arguments[0] if arguments else next(iter(named.values()))
-            edge = get_gradient_edge(outputs)
-            self._noted.simple.calls.append(
-                Call("", self.model, first.detach(), edge, outputs.shape)
-            )
-        self._number += 1
-        number = self._number
-        detached = outputs.detach()
-        self._pass = _Pass(number, get_gradient_edge(outputs), detached, detached._version)
-        # The graph owns this hook and the hook must not own the graph.
-        owner = weakref.ref(self)
-
-        def arrived(gradient: Tensor) -> None:
-            statistics = owner()
-            if statistics is not None:
-                statistics._backward(number, gradient)
-
-        outputs.register_hook(arrived)
-
-    def _backward(self, number: int, gradient: Tensor) -> None:
-        """The user's backward pass has reached the output of forward pass `number`."""
-        awaited = self._pass
-        if awaited is None or awaited.number != number:
-            return
-        self._pass = None  # the passes that follow here arrive at this hook as well
-        if awaited.outputs._version != awaited.version:
-            raise RuntimeError(
-                "the model's output was changed in place after the forward pass, so the Fisher "
-                "matrix there cannot be known; use an out-of-place operation on the output"
-            )
-        if self._rows is not None:
-            self._rows.paused = True
-        try:
-            with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-                self._gather(awaited, gradient)
-        finally:
-            self._forget()
-            if self._rows is not None:
-                self._rows.paused = False
-
-    def _gather(self, awaited: _Pass, gradient: Tensor) -> None:
-        plan, sums = self.plan, self._sums
-        outputs = awaited.outputs
+        Args:
+            calls: What its layers were called with.
+            edge: Where its outputs sit in the graph.
+            outputs: Its outputs, detached.
+            gradient: Gradient of the user's loss in them.
+        """
+        entries, sums = self.plan.entries, self._sums
         dtype = factor_dtype(outputs.dtype)
+        singles = [
+            (position, entry.parameter)
+            for position, entry in enumerate(entries)
+            if isinstance(entry, DiagonalParameter) and entry.parameter.requires_grad
+        ]
         weight, columns = cotangents(
             self.likelihood,
-            self.labels,
+            self.settings.labels,
             outputs.to(dtype),
             gradient.to(dtype),
-            damping=self.output_damping,
+            damping=self.settings.output_damping,
             generator=self._draws(),
-            signs=bool(plan.diagonals),
+            signs=bool(self.plan.diagonals),
         )
         if weight <= 0:
             return
-        edges = self._noted.edges
-        others = [i for i, e in enumerate(plan.diagonals) if e.parameter.requires_grad]
-        absent = self._absent()
-        wanted = [*edges, *(plan.diagonals[i].parameter for i in others), *(p for _, p in absent)]
+        edges, absent = calls.edges, self._absent(calls)
+        wanted = [*edges, *(p for _, p in singles), *(p for _, p in absent)]
         if not wanted:
             return
-        bases = {} if self._bases is None else self._bases()
+        blocks = self._blocks()
+        bases = blocks.bases()
         for number, column in enumerate(columns):
-            found = _pulled_back(awaited.edge, wanted, column.to(outputs.dtype))
+            found = _pulled_back(edge, wanted, column.to(outputs.dtype))
             by_position: dict[int, list[LayerUse]] = {}
-            for use in self._noted.uses(found[: len(edges)]):
-                unit = self._units.get(use.layer)
-                if unit is not None:
-                    self._add_unit(unit, use, len(outputs))
-                    continue
-                for position in self._layers.get((use.layer, use.slot), ()):
+            for use in calls.uses(found[: len(edges)]):
+                for position in self._slots.get((use.layer, use.slot), ()):
                     by_position.setdefault(position, []).append(use)
             for position, uses in by_position.items():
-                self._add_layer(position, uses, len(outputs), number == 0, bases.get(position))
+                entry = entries[position]
+                if isinstance(entry, UnitLayer):
+                    self._add_unit(position, entry, uses, len(outputs), blocks)
+                elif isinstance(entry, KroneckerLayer):
+                    self._add_layer(
+                        position, entry, uses, len(outputs), number == 0, blocks,
+                        bases.get(position),
+                    )  # fmt: skip
             rest = found[len(edges) :]
-            for position, g in zip(others, rest, strict=False):
+            for (position, _), g in zip(singles, rest, strict=False):
                 if g is not None:
-                    square = g.to(factor_dtype(g.dtype)).square()
-                    sums.diagonals[position] = _plus(sums.diagonals.get(position), square)
-            for (names, _), g in zip(absent, rest[len(others) :], strict=True):
+                    self._add(position, g.to(factor_dtype(g.dtype)).square())
+            for (names, _), g in zip(absent, rest[len(singles) :], strict=True):
                 if g is not None:
                     sums.bypassed.update(names)
         sums.weight += weight
@@ -300,71 +190,148 @@ class BackwardStatistics:
 
     def _draws(self) -> torch.Generator:
         """The generator; of several processes each has draws of its own, the state in common."""
-        if not (self.distributed and dist.is_available() and dist.is_initialized()):
+        distributed = self.settings.distributed
+        if not (distributed and dist.is_available() and dist.is_initialized()):
             return self.generator
         device = self.generator.device
         seed = torch.randint(2**62, (), generator=self.generator, device=device, dtype=torch.int64)
         return torch.Generator(device).manual_seed(int(seed) + dist.get_rank())
 
+    def _add(self, position: int, moments: Tensor) -> None:
+        self._sums.moments[position] = _plus(self._sums.moments.get(position), moments)
+
     def _add_layer(
-        self, position: int, uses: list[LayerUse], examples: int, first: bool,
-        basis: tuple[Tensor, Tensor | None] | None,
+        self, position: int, layer: KroneckerLayer, uses: list[LayerUse], examples: int,
+        first: bool, blocks: Preconditioner, basis: tuple[Tensor, Tensor | None] | None,
     ) -> None:  # fmt: skip
-        layer = self.plan.layers[position]
+        """Second moments of a layer that multiplies by a matrix."""
+        settings, form = self.settings, layer.form
         uses, examples = part_of(
-            layer.form, uses, examples, self.statistics_examples, self.turns,
-            reduced=self.sharing == "reduce",
+            form, uses, examples, settings.statistics_examples, self.turns,
+            reduced=settings.sharing == "reduce",
         )  # fmt: skip
-        dtype = factor_dtype(layer.weight.dtype)
-        if self.precision is not None and not layer.form.lookup:
-            dtype = self.precision
+        kept = factor_dtype(layer.weight.dtype)
+        if not blocks.takes_factors(position):
+            rows = example_rows(form, uses, examples, kept)
+            if rows is None:
+                raise _mixed(layer.name, uses[0].owner, examples)
+            self._add(position, blocks.block(position).moments_of(rows))
+            return
+        dtype = kept if form.lookup or settings.precision is None else settings.precision
         # Convolutions multiply few channels by many places: converting costs more than it saves.
         rounded = self.rounded and all(
             not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
         )
         with rounded_rows() if rounded else contextlib.nullcontext():
-            self._sums.layers.setdefault(position, FactorSums()).add(
-                layer.form,
+            self._sums.moments.setdefault(position, FactorSums()).add(
+                form,
                 uses,
                 examples=examples,
-                sharing=self.sharing,
+                sharing=settings.sharing,
                 dtype=dtype,
                 inputs=first,
-                traced=TRACED_EXAMPLES if self.statistics_examples == "auto" else None,
+                traced=TRACED_EXAMPLES if settings.statistics_examples == "auto" else None,
             )
         if basis is not None:
-            kept = factor_dtype(layer.weight.dtype)
-            squares = turned_squares(layer.form, uses, examples, kept, *basis)
+            squares = turned_squares(form, uses, examples, kept, *basis)
             self._sums.squares[position] = _plus(self._sums.squares.get(position), squares)
 
-    def _add_unit(self, position: int, use: LayerUse, examples: int) -> None:
-        unit = self.plan.units[position]
-        gradients = use.gradients.to(factor_dtype(unit.tensors[0].dtype))
-        rows = scale_rows(unit.module, unit.attributes, use.inputs, gradients, examples)
-        if rows is None:
-            raise ValueError(
-                f"{unit.name} ({type(unit.module).__name__}): its inputs do not divide into the "
-                f"{examples} examples of the model's output"
-            )
-        columns = rows.flatten(0, 1).transpose(0, 1)
-        moments = columns.mT @ columns
-        self._sums.units[position] = _plus(self._sums.units.get(position), moments)
+    def _add_unit(
+        self, position: int, unit: UnitLayer, uses: list[LayerUse], examples: int,
+        blocks: Preconditioner,
+    ) -> None:  # fmt: skip
+        """Second moments of scale and shift of a normalisation."""
+        dtype = factor_dtype(unit.tensors[0].dtype)
+        for use in uses:
+            gradients = use.gradients.to(dtype)
+            rows = scale_rows(unit.module, unit.attributes, use.inputs, gradients, examples)
+            if rows is None:
+                raise _mixed(unit.name, unit.module, examples)
+            matrix = rows.flatten(0, 1).flatten(1)
+            indices = torch.arange(matrix.shape[1])
+            self._add(position, blocks.block(position).moments_of(DenseRows(matrix, indices)))
 
-    def _absent(self) -> list[tuple[tuple[str, ...], nn.Parameter]]:
+    def _absent(self, calls: Watch) -> list[tuple[tuple[str, ...], nn.Parameter]]:
         """Parameters whose modules were not called, so that any use of them was missed."""
-        called = self._noted.layers
-        seen = {p for (path, _), own in self._layers.items() if path in called for p in own}
-        layers = [
-            (layer.parameters, layer.weight)
-            for position, layer in enumerate(self.plan.layers)
+        called = calls.layers
+        seen = {p for (path, _), own in self._slots.items() if path in called for p in own}
+        return [
+            (entry.parameters, entry.tensors[0])
+            for position, entry in enumerate(self.plan.entries)
             if position not in seen
+            and not isinstance(entry, DiagonalParameter)
+            and entry.tensors[0].requires_grad
         ]
-        units = [
-            (unit.parameters, unit.tensors[0])
-            for unit in self.plan.units
-            if unit.name not in called
-        ]
-        return [(names, p) for names, p in (*layers, *units) if p.requires_grad]
+
+
+def part_of(
+    form: LayerForm,
+    uses: Sequence[LayerUse],
+    examples: int,
+    wanted: StatisticsExamples,
+    turn: int,
+    *,
+    reduced: bool = False,
+) -> tuple[list[LayerUse], int]:
+    """Choose a block of a batch's examples, gradients scaled so that means over blocks are whole.
+
+    Args:
+        form: Of the matrix.
+        uses: All its uses in the batch.
+        examples: Number of examples N in it.
+        wanted: A least number of them; "all"; "auto": at least `FEWEST_EXAMPLES`, and rows enough
+            for max(M, K) and `FEWEST_ROWS`.
+        turn: Which block. The batch falls into equal blocks, as many as have the wanted number;
+            successive turns go through all of them, each time beginning with another, so that
+            batches that come again and again, one or several by turns, are seen whole.
+        reduced: Whether the places of an example count as one row.
+
+    Returns:
+        The uses with n of N examples, gradients times √(N/n), and n. As they are, and N, where all
+        are wanted, and where examples are not the first axis of what the layer was called with.
+        A view of the inputs and a copy of the chosen gradients.
+    """
+    if wanted == "all" or form.lookup or not all(_by_example(use, examples) for use in uses):
+        return list(uses), examples
+    if wanted == "auto":
+        lines = max(form.outputs, form.inputs, FEWEST_ROWS)
+        places = 1 if reduced else min(_places(use) // examples for use in uses)
+        count = max(FEWEST_EXAMPLES, math.ceil(lines / places))
+    else:
+        count = int(wanted)
+    blocks = examples // count
+    if blocks < 2:
+        return list(uses), examples
+    block = (turn + turn // blocks) % blocks
+    first, end = (b * examples // blocks for b in (block, block + 1))
+    count = end - first
+    scale = math.sqrt(examples / count)
+    chosen = []
+    for use in uses:
+        each = use.inputs.shape[0] // examples
+        own = slice(first * each, end * each)
+        chosen.append(
+            dataclasses.replace(
+                use, inputs=use.inputs[own], gradients=use.gradients[:, own] * scale
+            )
+        )
+    return chosen, count
+
+
+def _by_example(use: LayerUse, examples: int) -> bool:
+    """Whether the first axis of inputs and gradients counts examples, or equal shares of them."""
+    axes = 2
+    if isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)):
+        axes += len(use.module.kernel_size)
+    count = use.inputs.shape[0] if use.inputs.ndim >= axes else 0
+    return count > 0 and count % examples == 0 and use.gradients.shape[1] == count
+
+
+def _places(use: LayerUse) -> int:
+    """Rows of one cotangent of a use, over all examples."""
+    module: nn.Module | None = use.module
+    channels = 2 if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) else -1
+    return use.gradients[0].numel() // use.gradients.shape[channels]
 
 
 def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Sequence[Tensor | None]:
@@ -379,6 +346,13 @@ def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Seque
                 "use_reentrant=False"
             ) from error
         raise
+
+
+def _mixed(name: str, module: nn.Module | None, examples: int) -> ValueError:
+    return ValueError(
+        f"{name} ({type(module).__name__}): its inputs do not divide into the {examples} examples "
+        "of the model's output"
+    )
 
 
 def _plus(known: Tensor | None, new: Tensor) -> Tensor:

@@ -1,391 +1,248 @@
-"""How far to go along a preconditioned gradient, and how much to damp, by measurement.
+"""How far to go along preconditioned gradients: the interface, and a learning rate in numbers."""
 
-Every so many steps the optimizer looks at what it does: the quadratic model of the minibatch along
-the new direction and the last update says how long the step should be and how much momentum to
-keep (2×2 solve), repeating the minibatch at the new parameters says whether the model was right
-(trust radius), and the next minibatch, repeated at the old ones, says whether that holds for
-examples that had no part in the step. The steps in between keep the two coefficients.
-
-The noise of minibatches enters at three places, each by measurement:
-
-- The slope along the last update counts only as far as it exceeds its standard error.
-- At every step the fresh gradient is multiplied with the last update, which costs a dot product:
-  the slope of the function, not only of the step's own examples, where the step has led. In units
-  of the step's curvature a step that gains most ends at slope 0, one that gains nothing at ½. The
-  share of the model's step that is made shrinks where steps end beyond ¼ on the average. Steps that
-  gain most one by one would be too short: they give all they have to quieting the noise in stiff
-  directions and hardly move along the others.
-- The damping falls only where fresh examples confirm the predicted decrease; see
-  `kobai.optim.damping_control`.
-
-Source of the last but one: Wu et al. 2018, Understanding short-horizon bias in stochastic
-meta-optimization.
-"""
-
-import copy
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.control_state import CONTROL_COUNTS, ControlState, same_examples
-from kobai.optim.damping import LevenbergMarquardt
-from kobai.optim.damping_control import DampingControl
-from kobai.optim.kfac_settings import due
-from kobai.optim.passes import PassWatch
-from kobai.optim.quadratic_model import QuadraticModel, minimiser, shrunk
-from kobai.optim.trials import Trial
-from kobai.problem import Likelihood
+from kobai.optim.kfac.observe import Observation
+from kobai.optim.kfac.settings import FIXED_BOUND, KFACSettings
+from kobai.optim.kfac.stack import Preconditioned
 
-_DENSITY = 5
-_MOMENTUM_MEMORY = 0.8
-_FEEDBACK = 0.05
-_LEAST_SHARE = 0.05
-_TOLERATED = 0.25
-_HALVINGS = 12
-_ALARM = 3.0
-_STRETCH = 2.0
-_RADIUS_GROWTH = 2.0
-_LEAST_RADIUS = 1e-12
-_TINY_RADIUS = 1e-3
-_TINY_GROWTH = 32.0
+Directions = Sequence[tuple[dict[str, Any], Preconditioned]]
+"""Preconditioned gradients with the settings of their parameter groups."""
 
 
-@final
-class StepControl:
-    """Measures, decides and remembers; the optimizer asks it for every step.
+@dataclasses.dataclass(slots=True, eq=False)
+class Move:
+    """How parameters are to move.
 
-    Args:
-        model: The model.
-        likelihood: What its outputs mean.
-        rule: Of the damping; None leaves the damping alone.
-        every: Most steps from one model to the next.
-        sized: Whether lengths of steps are control's business, or the learning rate's.
+    Attributes:
+        steps: Parameter groups with parameters and what is added to them, times a factor each.
+        decay: What weight decay is multiplied with, besides learning rates.
+        made: Where that is known on the device alone: whether the step is made at all.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: Likelihood,
-        *,
-        rule: LevenbergMarquardt | None,
-        every: int,
-        sized: bool,
-    ) -> None:
-        self.model = model
-        self.likelihood = likelihood
-        self.counts = dict.fromkeys(CONTROL_COUNTS, 0)
-        self.judged = DampingControl(rule, self.counts)
-        self.every = every
-        self.sized = sized
-        self.watch = PassWatch(model)
-        self.state = ControlState()
-        self.updates: dict[int, Tensor] = {}
-        self.largest = math.inf
-        """What the radius may not exceed."""
-        self.decay = 0.0
-        """What weight decay is multiplied with, besides learning rates, at the present step."""
-        self.gather: Callable[[Tensor], Tensor] = _unchanged
-        """Joins rows of examples across processes; replaced where there are several."""
+    steps: list[tuple[dict[str, Any], list[nn.Parameter], list[Tensor], float]]
+    decay: float = 1.0
+    made: Tensor | None = None
 
-    def close(self) -> None:
-        """Take the hooks off the model."""
-        self.watch.close()
+    def apply(self) -> None:
+        """Move the parameters: θ ← (1 − lr · decay · weight_decay) θ + factor · step."""
+        for group, parameters, steps, factor in self.steps:
+            kept: float | Tensor = 1 - float(group["lr"]) * self.decay * group["weight_decay"]
+            if self.made is not None:
+                kept = 1.0 - (1.0 - kept) * self.made.to(torch.float64)
+                steps = [step.masked_fill(~self.made, 0.0) for step in steps]
+            for parameter, step in zip(parameters, steps, strict=True):
+                if group["weight_decay"]:
+                    parameter.mul_(kept)
+                parameter.add_(step, alpha=factor)
 
-    def due(self, step: int) -> bool:
-        """Whether the step gets a model of its own."""
-        state = self.state
-        return state.urgent or state.repeated or due(step, state.model_step, self.every, _DENSITY)
 
-    def schedule(self, step: int) -> None:
-        """Have the passes of the coming step kept if they will be needed."""
-        self.watch.due = self.due(step) or self.state.predicted != 0
+class StepSize(ABC):
+    """Decides about lengths of steps (interface).
 
-    def last(self) -> dict[str, float]:
-        """Numbers of the last step, for diagnostics."""
-        state = self.state
-        return {
-            "rate": state.rate,
-            "momentum_rate": state.momentum,
-            "share": state.share,
-            "radius": state.radius,
-            "ratio": state.ratio,
-        }
+    Attributes:
+        counts: What is counted over an optimizer's life.
+        last: Numbers of the last step.
+    """
 
-    def skip(self) -> None:
-        """Let go of the passes of a step that was not made."""
-        self.watch.take()
+    counts: dict[str, int]
+    last: dict[str, float]
 
-    @torch.no_grad()
-    def make_step(
+    @abstractmethod
+    def move(
         self,
         step: int,
-        parameters: Sequence[nn.Parameter],
-        directions: Sequence[Tensor],
-        damping: float,
+        groups: Sequence[dict[str, Any]],
+        directions: Directions,
+        seen: Observation,
         inversions: int,
-        closure: Callable[[], Any] | None = None,
-        lr: float = 1.0,
-    ) -> float:
-        """Move the parameters and say by what the damping is to be multiplied.
+        closure: Callable[[], Any] | None,
+    ) -> Move | None:
+        """Decide how the parameters move.
 
         Args:
             step: Number of steps made before.
-            parameters: Those that move; their gradients are as the user's loop left them.
-            directions: Where sized, −(F + λ)⁻¹g times relative learning rates; else the whole step.
-            damping: λ, in the model's 2×2 system.
-            inversions: Inversions made so far: a changed damping acts from the next one on.
+            groups: All parameter groups.
+            directions: Preconditioned gradients.
+            seen: The step's passes.
+            inversions: Inversions made so far.
             closure: The user's, for losses that cannot be read off the gradient.
-            lr: Factor on the step that is decided here; directions are without it.
+
+        Returns:
+            The move; None if the size of the step is not finite although the gradients are.
 
         Raises:
             RuntimeError: If the loss cannot be known, saying what to do.
         """
-        state = self.state
-        update = [self._update(p) for p in parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        passes = [one for one in self.watch.take() if one.outputs.numel()]
-        self.watch.due = False
-        self.decay = 0.0
-        self._feedback(inner(gradients, update))
-        trial = None
-        if state.predicted or self.due(step):
-            trial = Trial(
-                self.model,
-                self.likelihood,
-                passes,
-                parameters,
-                closure,
-                self.gather,
-                state.loss_scale,
-            )
-        factor = 1.0
-        if state.predicted and trial is not None and trial.passes:
-            factor = self.judged.judge(state, trial, update, damping, step, inversions)
-        model = None
-        if self.due(step) and trial is not None:
-            if not trial.passes and state.model_step is None:
-                raise RuntimeError(
-                    "there is no forward pass with examples to measure the step on: call the "
-                    "model itself in the loop, do not change its inputs in place before the step, "
-                    "or give lr and damping as numbers"
-                )
-            if trial.passes:
-                if not self.counts["models"]:
-                    trial.check_repeatable()
-                seen = trial.fingerprint()
-                state.repeated = same_examples(state.examples, seen)
-                state.examples = seen
-                model = self._model(trial, parameters, directions, update, gradients)
-                if model is None:
-                    # Changes or losses beyond the numbers: stay, start afresh, try again.
-                    self.counts["unmodelled_steps"] += 1
-                    state.urgent, state.bend = True, 0.0
-                    _scale(update, 0.0)
-                    return factor
-        if model is not None:
-            self.counts["models"] += 1
-            state.model_step, state.urgent = step, False
-            if self.sized:
-                self._solve(model, directions, update, damping)
-        share = state.share * lr
-        for d, v in zip(update, directions, strict=True):
-            if self.sized:
-                d.mul_(state.momentum * share).add_(v, alpha=state.rate * share)
-            else:
-                d.copy_(v)
-        self.decay = self._decay() if self.sized else 1.0
-        if model is not None and trial is not None:
-            factor *= self._try(model, trial, parameters, update, step, damping * factor, share)
-        else:
-            self._bounded(update)
-        for p, d in zip(parameters, update, strict=True):
-            p.add_(d)
-        return factor
 
-    def _update(self, parameter: nn.Parameter) -> Tensor:
-        known = self.updates.get(id(parameter))
-        if known is None or known.shape != parameter.shape or known.device != parameter.device:
-            known = self.updates[id(parameter)] = torch.zeros_like(
-                parameter, requires_grad=False, memory_format=torch.preserve_format
-            )
-        return known
+    @abstractmethod
+    def keeps_passes(self, step: int) -> bool:
+        """Whether the passes of the coming step are needed."""
 
-    def _feedback(self, slope: float) -> None:
-        """Learn from the slope along the last update where it has led."""
-        state = self.state
-        if not (self.sized and math.isfinite(slope)):
-            return
-        if state.bend <= 0:
-            # Of no size as far as predictions go: if it led uphill, look at the next one.
-            state.urgent |= slope > 0
-            return
-        beyond = slope * state.gradient_scale / state.bend
-        state.urgent |= beyond > _ALARM
-        overshoot = max(-1.0, min(1.0, beyond - _TOLERATED))
-        state.share = min(1.0, max(_LEAST_SHARE, state.share * math.exp(-_FEEDBACK * overshoot)))
+    @abstractmethod
+    def diagnostics(self) -> dict[str, Any]:
+        """Return counts and numbers of the last step."""
 
-    def _model(
+    @abstractmethod
+    def export(self) -> dict[str, Any] | None:
+        """Return what is to be saved besides the parameters' own memory."""
+
+    @abstractmethod
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Put back what `export` gave.
+
+        Raises:
+            ValueError: If it was saved under another choice of numbers and "auto".
+        """
+
+    def memory(self) -> dict[int, Tensor]:
+        """Return a tensor by ``id(parameter)`` that is to be saved with the parameter."""
+        return {}
+
+
+@final
+class Fixed(StepSize):
+    """The learning rate as it is, inside a trust region of a fixed radius.
+
+    On an accelerator nothing is read: reading a number makes the host wait until everything before
+    it is done, and the accelerator wait for the host afterwards. What this step decides is a factor
+    of zero or one, or a scale: a gradient that is not finite leaves momentum and parameters alone,
+    a size that is not finite starts the momentum afresh, and a step beyond the trust region is
+    shortened. What happened is added up on the device as well, until somebody asks.
+
+    Args:
+        settings: The bound on a step.
+        forget: Starts the momentum afresh, for all layers or, on a device, where a flag says so.
+    """
+
+    def __init__(self, settings: KFACSettings, forget: Callable[[Tensor], None]) -> None:
+        bound = settings.kl_bound
+        self.bound = FIXED_BOUND if isinstance(bound, str) else float(bound)
+        self.finite: Tensor | None = None
+        """Whether the present gradients are finite, where that is known on the device alone."""
+        self._forget = forget
+        self.counts = {"skipped_steps": 0, "bounded_steps": 0}
+        self.last = {"step_scale": 1.0, "kl": 0.0}
+        self._device_counts: Tensor | None = None
+        self._device_last: Tensor | None = None
+
+    def move(
         self,
-        trial: Trial,
-        parameters: Sequence[nn.Parameter],
-        directions: Sequence[Tensor],
-        update: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-    ) -> QuadraticModel | None:
-        """The model along the direction and, where it is sized here, the last update."""
-        wanted = [directions, update] if self.sized else [directions]
-        own = inner(gradients, directions)
-        model = trial.model_along(wanted, own)
-        if model is None or not bool(
-            torch.isfinite(model.slope).all() & model.bend.isfinite().all()
-        ):
-            return None
-        self.state.loss_scale = trial.scale
-        if own:
-            self.state.gradient_scale = float(model.slope[0]) / own
-        return model
-
-    def _solve(
-        self,
-        model: QuadraticModel,
-        directions: Sequence[Tensor],
-        update: Sequence[Tensor],
-        damping: float,
-    ) -> None:
-        """α and μ of the damped model's minimum."""
-        state = self.state
-        slope = model.slope.clone()
-        if not state.repeated:
-            # The direction's own slope is certain, though not unbiased: its examples made it.
-            slope[1] = shrunk(slope, model.error)[1]
-        mixed = inner(directions, update)
-        penalty = damping * torch.tensor(
-            [[inner(directions, directions), mixed], [mixed, inner(update, update)]],
-            dtype=torch.float64,
-        )
-        rate, momentum = minimiser(slope.cpu(), model.bend.cpu(), penalty).tolist()
-        if rate <= 0 or momentum < 0:
-            alone = minimiser(slope[:1].cpu(), model.bend[:1, :1].cpu(), penalty[:1, :1])
-            rate, momentum = max(0.0, float(alone[0])), 0.0
-        momentum = min(momentum, 1.0)
-        if not state.repeated:
-            past = min(1 - 1 / max(1, self.counts["models"]), _MOMENTUM_MEMORY)
-            momentum = past * state.momentum + (1 - past) * momentum
-        state.rate, state.momentum = rate, momentum
-
-    def _decay(self) -> float:
-        """α in units of the objective, whatever the scale of the loss, and at most a whole step."""
-        state = self.state
-        scale = state.gradient_scale if state.gradient_scale > 0 else 1.0
-        return min(1.0, state.rate / scale) * state.share
-
-    def _bounded(self, update: Sequence[Tensor]) -> None:
-        """Between models: keep the step inside the radius by its length."""
-        state = self.state
-        square = inner(update, update)
-        state.bend = state.bend_per_square * square
-        if not self.sized:
-            return
-        # What holds for the step that was measured need not hold for much longer ones.
-        part = min(1.0, _STRETCH * state.measured / square) if square else 1.0
-        if part * state.bend > state.radius:
-            part = state.radius / state.bend
-        if part < 1.0:
-            _scale(update, math.sqrt(part))
-            state.bend *= part
-
-    def _try(
-        self,
-        model: QuadraticModel,
-        trial: Trial,
-        parameters: Sequence[nn.Parameter],
-        update: Sequence[Tensor],
         step: int,
-        damping: float,
-        share: float,
-    ) -> float:
-        """Hold the step against the minibatch, and shorten it until the model is right about it."""
-        state = self.state
-        pair = [state.rate * share, state.momentum * share] if self.sized else [1.0]
-        coefficients = torch.tensor(pair, dtype=torch.float64, device=model.linear.device)
-        whole = max(0.0, float(coefficients @ model.bend @ coefficients))
-        scale, bounded, halvings = 1.0, False, 0
-        if self.sized and whole > state.radius:
-            scale, bounded = math.sqrt(state.radius / whole), True
-        limit = _HALVINGS if self.sized else 0
-        rule = self.judged.rule
-        accepted = 0.25 if rule is None else rule.raise_below
-        while True:
-            ratio = trial.ratio(model, update, scale, coefficients)
-            good = math.isfinite(ratio.actual) and (
-                ratio.value >= accepted or abs(ratio.predicted) <= ratio.resolution
-            )
-            if good or halvings >= limit:
-                break
-            halvings += 1
-            scale *= 0.5
-        self.counts["shortened_trials"] += halvings
-        if not math.isfinite(ratio.actual) or (self.sized and not good):
-            self.counts["rejected_steps"] += 1
-            _scale(update, 0.0)
-            state.predicted, state.bend, state.ratio = 0.0, 0.0, -math.inf
-            state.urgent, self.decay = True, 0.0
-            return self.judged.shortened(step, damping, ratio)
-        if scale != 1.0:
-            _scale(update, scale)
-        state.bend = scale * scale * whole
-        state.measured = inner(update, update)
-        state.bend_per_square = state.bend / state.measured if state.measured else 0.0
-        state.ratio, state.error, state.predicted = ratio.value, ratio.error, ratio.predicted
-        if halvings:
-            state.radius = max(state.bend, _LEAST_RADIUS)
-            return self.judged.shortened(step, damping, ratio)
-        if bounded and ratio.value > 0.75:
-            # A step that changes no prediction says nothing about how far the next may go.
-            tiny = state.radius < _TINY_RADIUS
-            growth = _TINY_GROWTH if tiny else _RADIUS_GROWTH
-            state.radius = min(self.largest, state.radius * growth)
-            state.urgent |= tiny
-        if abs(ratio.predicted) <= ratio.resolution or rule is None:
-            state.predicted = 0.0  # nothing left to judge
-        return 1.0
+        groups: Sequence[dict[str, Any]],
+        directions: Directions,
+        seen: Observation,
+        inversions: int,
+        closure: Callable[[], Any] | None,
+    ) -> Move | None:
+        """See `StepSize.move`."""
+        del step, groups, seen, inversions, closure
+        size = size_of(directions)
+        if self.finite is not None:
+            # A number without a tensor: no layer has an inverse yet, so nothing moves.
+            return self._on_device(directions, size, self.finite) if torch.is_tensor(size) else None
+        scale = self.scale(float(size))
+        if scale is None:
+            return None
+        return Move(
+            [
+                (group, own.parameters, own.directions, -scale * float(group["lr"]))
+                for group, own in directions
+            ]
+        )
 
-    def export(self) -> dict[str, Any]:
-        """What is to be saved, apart from the updates."""
-        return {
-            "state": dataclasses.asdict(self.state),
-            "counts": dict(self.counts),
-            "decisions": copy.deepcopy(self.judged.decisions),
-        }
+    def scale(self, size: float) -> float | None:
+        """Return the factor ν ≤ 1 that keeps a step of this size inside; None if not finite."""
+        if not math.isfinite(size):
+            return None
+        scale = 1.0
+        if size > self.bound:
+            scale = math.sqrt(self.bound / size)
+            self.counts["bounded_steps"] += 1
+        self.last = {"step_scale": scale, "kl": scale * scale * size}
+        return scale
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Put back what `export` gave."""
-        self.state = ControlState(**saved["state"])
-        self.counts.update(saved["counts"])
-        self.judged.decisions = copy.deepcopy(saved["decisions"])
+    def _on_device(self, directions: Directions, size: Tensor, finite: Tensor) -> Move:
+        sound = torch.isfinite(size)
+        scale = torch.ones_like(size)
+        if math.isfinite(self.bound):
+            scale = torch.where(size > self.bound, (self.bound / size).sqrt(), scale)
+        made = finite & sound
+        self._forget(~sound)
+        happened = torch.stack([~made, made & (scale < 1)]).to(torch.int64)
+        known = self._device_counts
+        self._device_counts = happened if known is None else known + happened
+        now = torch.stack([scale, scale * scale * size]).double()
+        before = self._device_last
+        if before is None:
+            before = torch.stack([torch.ones_like(scale), torch.zeros_like(scale)]).double()
+        self._device_last = torch.where(made, now, before)
+        return Move(
+            [
+                (group, own.parameters, [d * scale.to(d.dtype) for d in own.directions],
+                 -float(group["lr"]))
+                for group, own in directions
+            ],
+            made=made,
+        )  # fmt: skip
+
+    def keeps_passes(self, step: int) -> bool:
+        """No."""
+        return False
+
+    def diagnostics(self) -> dict[str, Any]:
+        """See `StepSize.diagnostics`; waits for a device."""
+        if self._device_counts is not None:
+            skipped, bounded = self._device_counts.tolist()
+            self.counts["skipped_steps"] += skipped
+            self.counts["bounded_steps"] += bounded
+        if self._device_last is not None:
+            scale, size = self._device_last.tolist()
+            self.last = {"step_scale": scale, "kl": size}
+        self._device_counts = self._device_last = None
+        return {**self.counts, **self.last}
+
+    def export(self) -> dict[str, Any] | None:
+        """See `StepSize.export`."""
+        return None
+
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """See `StepSize.restore`."""
+        self._device_counts = self._device_last = None
+        check_same_choice(saved, automatic=False)
 
 
-def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Inner product of two lists of tensors."""
-    if len(a) != len(b) or not a:
-        return 0.0
-    return math.fsum(
-        float(torch.dot(x.reshape(-1).to(y.dtype), y.reshape(-1)))
-        for x, y in zip(a, b, strict=True)
-    )
+def size_of(directions: Directions) -> float | Tensor:
+    """Return dᵀ(F + λ)d of the step with the groups' learning rates."""
+    size: float | Tensor = 0.0
+    for group, own in directions:
+        size += own.size * float(group["lr"]) ** 2
+    return size
 
 
-def _scale(update: Sequence[Tensor], factor: float) -> None:
-    for d in update:
-        if factor:
-            d.mul_(factor)
-        else:
-            d.zero_()
+def finite_on_device(gradients: Sequence[Tensor]) -> Tensor:
+    """Return whether all entries are finite, a tensor without axes on the device of the first."""
+    foreach: Any = torch  # not exported by name
+    largest = foreach._foreach_norm(list(gradients), math.inf)
+    device = largest[0].device
+    return torch.isfinite(torch.stack([one.to(device, torch.float32) for one in largest])).all()
 
 
-def _unchanged(rows: Tensor) -> Tensor:
-    return rows
+def check_same_choice(saved: dict[str, Any] | None, *, automatic: bool) -> None:
+    """Refuse the state of another choice of numbers and "auto".
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    if (saved is not None) != automatic:
+        raise ValueError(
+            "this state was saved with another choice of numbers and 'auto' for lr and damping; "
+            "make the optimizer as it was made then"
+        )

@@ -1,0 +1,7 @@
+"""K-FAC in one room: observe → average → refresh → precondition → size → apply → schedule."""
+
+from kobai.optim.kfac.optimizer import EKFAC, KFAC
+from kobai.optim.kfac.plan import Coverage
+from kobai.optim.kfac.settings import KFACSettings
+
+__all__ = ["EKFAC", "KFAC", "Coverage", "KFACSettings"]
