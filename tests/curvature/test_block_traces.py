@@ -7,9 +7,9 @@ from torch import nn
 import cases
 from kobai.curvature import Fisher, block_traces
 from kobai.curvature.factor_sums import FactorSums
-from kobai.curvature.layer_forms import slots
-from kobai.curvature.layer_uses import LayerUse
 from kobai.curvature.structures import KroneckerStructure
+from kobai.layers.form import slots
+from kobai.layers.uses import LayerUse
 from kobai.problem import Problem
 from tolerances import assert_close
 

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from kobai.curvature.factor_sums import nearest_product
 from kobai.curvature.kronecker import KroneckerFactors
-from kobai.curvature.layer_forms import slots
-from kobai.curvature.moments import gram, input_moment, output_moment
+from kobai.layers.form import slots
+from kobai.layers.moments import gram, input_moment, output_moment
 from tolerances import assert_close
 
 CONVOLUTIONS = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.moments import input_moment, multiplies_bfloat16, rounded_rows
+from kobai.layers.form import LayerForm
+from kobai.layers.moments import input_moment, multiplies_bfloat16, rounded_rows
 
 SHAPES = [(60, 90), (300, 450), (1100, 410)]
 

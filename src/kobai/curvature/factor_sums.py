@@ -48,11 +48,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.block_traces import block_traces, trace_ratios
-from kobai.curvature.layer_forms import CELLS, LayerForm
-from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.moments import input_moment, output_moment
 from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
+from kobai.layers.form import CELLS, LayerForm
+from kobai.layers.moments import input_moment, output_moment
+from kobai.layers.uses import LayerUse
 
 Sharing = Literal["expand", "reduce", "trace"]
 

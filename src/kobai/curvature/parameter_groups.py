@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import nn
 
-from kobai.curvature.layer_forms import LayerForm, Slot, slots, tensor_at
-from kobai.curvature.layer_inputs import scale_axis
+from kobai.layers.convolution import scale_axis
+from kobai.layers.form import LayerForm, Slot, slots, tensor_at
 
 GroupKind = Literal["matrix", "bias", "scale", "embedding", "alone"]
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import LayerForm
 from kobai.curvature.parameter_groups import group_parameters
+from kobai.layers.form import LayerForm
 from kobai.problem import ParameterSpace
 
 PartKind = Literal["matrix", "bias", "scale", "embedding", "jacobian"]

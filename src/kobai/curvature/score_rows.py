@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_inputs import scale_rows
-from kobai.curvature.layer_uses import LayerUse, Watch
 from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, concatenated
 from kobai.curvature.parts import Part, plan_parts
 from kobai.curvature.pullback import Pullback
 from kobai.curvature.rows import DenseRows, Rows, Stacked
 from kobai.curvature.scores import Scores
 from kobai.curvature.use_rows import joint_uses, outer_rows
+from kobai.layers.convolution import scale_rows
+from kobai.layers.uses import LayerUse, Watch
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 _ROWS_TOGETHER = 64

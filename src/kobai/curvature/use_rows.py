@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
-from kobai.curvature.layer_uses import LayerUse
+from kobai.layers.convolution import matrix_gradients, matrix_inputs
+from kobai.layers.form import LayerForm
+from kobai.layers.uses import LayerUse
 
 _WORKSPACE = 2**24
 """Numbers that rows written out may have."""

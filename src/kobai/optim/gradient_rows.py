@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import linear_scales
+from kobai.layers.form import linear_scales
 from kobai.optim.coverage import KroneckerLayer
 from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.moments import multiplies_bfloat16
 from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, unread_inverse
+from kobai.layers.form import LayerForm
+from kobai.layers.moments import multiplies_bfloat16
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
 from kobai.optim.device_step import kept_gradient, kept_share

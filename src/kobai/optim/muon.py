@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
+from kobai.layers.form import CONVOLUTIONS, TRANSPOSED
 
 
 @functools.cache

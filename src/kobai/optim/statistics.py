@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kobai.curvature.factor_sums import FactorSums, Sharing, turned_squares
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
-from kobai.curvature.layer_inputs import scale_rows
-from kobai.curvature.layer_uses import LayerUse, Watch
-from kobai.curvature.moments import rounded_rows
+from kobai.layers.convolution import scale_rows
+from kobai.layers.form import CONVOLUTIONS, TRANSPOSED
+from kobai.layers.moments import rounded_rows
+from kobai.layers.uses import LayerUse, Watch
 from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
@@ -93,7 +93,7 @@ class BackwardStatistics:
         precision: Of sums for Kronecker factors; default: that of the parameters, but at least
             float32. Where it is given nothing is rounded.
         rounded: Whether rows in float32 on a CPU that multiplies bfloat16 matrices are rounded for
-            the factors; see `kobai.curvature.moments.rounded_rows`.
+            the factors; see `kobai.layers.moments.rounded_rows`.
 
     Attributes:
         due: Whether the next forward and backward pass gathers statistics.

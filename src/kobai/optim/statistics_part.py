@@ -16,8 +16,8 @@ from typing import Literal
 
 from torch import nn
 
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED, LayerForm
-from kobai.curvature.layer_uses import LayerUse
+from kobai.layers.form import CONVOLUTIONS, TRANSPOSED, LayerForm
+from kobai.layers.uses import LayerUse
 
 StatisticsExamples = int | Literal["auto", "all"]
 """How many examples of a batch are summed over."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from kobai.curvature.composites import CompositeCall, attach_composites
-from kobai.curvature.layer_forms import is_composite, linear_scales
-from kobai.problem import Capture, attach
+from kobai.layers.capture import Capture, attach
+from kobai.layers.composite import CompositeCall, attach_composites
+from kobai.layers.form import is_composite, linear_scales
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kobai.curvature.layer_forms import CELLS
+from kobai.layers.form import CELLS
 
 
 @dataclasses.dataclass(slots=True, eq=False)

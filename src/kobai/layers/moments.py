@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.layer_inputs import batched_images, convolution_patches, padded_images
+from kobai.layers.convolution import batched_images, convolution_patches, padded_images
+from kobai.layers.form import LayerForm
 
 # Narrower or shorter matrices are multiplied whole: halving saves less than it costs.
 _SPLIT_WIDTH = 192
