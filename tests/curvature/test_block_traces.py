@@ -8,8 +8,7 @@ import cases
 from kobai.curvature import Fisher, block_traces
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.structures import KroneckerStructure
-from kobai.layers.form import slots
-from kobai.layers.uses import LayerUse
+from kobai.layers import LayerUse, slots
 from kobai.problem import Problem
 from tolerances import assert_close
 

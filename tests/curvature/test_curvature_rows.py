@@ -13,7 +13,7 @@ from kobai.curvature.fisher import STRUCTURES
 from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.score_rows import ScoreRows
 from kobai.curvature.scores import Scores
-from kobai.layers.form import slots
+from kobai.layers import slots
 from kobai.models import NTKLinear
 from kobai.models.normalization import BatchNorm
 from kobai.optim import KFAC

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.use_rows import by_examples, first_examples, joint_uses, outer_rows
-from kobai.layers.form import LayerForm
-from kobai.layers.uses import LayerUse
+from kobai.layers import LayerForm, LayerUse
 
 _WORKSPACE = 2**24
 """Numbers that examples' gradients, or Gram matrices of their places, may have at a time."""

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from kobai.curvature.parameter_groups import group_parameters
-from kobai.layers.form import LayerForm
+from kobai.layers import LayerForm
 from kobai.problem import ParameterSpace
 
 PartKind = Literal["matrix", "bias", "scale", "embedding", "jacobian"]

@@ -1,4 +1,4 @@
-"""Which matrices a layer multiplies by: their shapes and where they lie in its parameters.
+"""The matrices that a layer multiplies by: their shapes, and where its parameters hold them.
 
 A layer has one or more slots, each a weight (with its bias, if it has one) that multiplies vectors:
 a linear layer or a convolution has one, attention has its projections, a recurrent layer two for
@@ -6,17 +6,11 @@ each direction of each of its layers. Curvature and optimizers know layers by no
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
-CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +24,7 @@ class LayerForm:
         inputs: Columns K of each matrix, the bias counted.
         bias: Whether the last column is the bias.
         taps: Entries of a kernel that share an input channel.
-        turned: Whether the weight keeps inputs before outputs: (G·I, M, taps) instead of
+        transposed: Whether the weight keeps inputs before outputs: (G·I, M, taps) instead of
             (G·M, I, taps), as transposed convolutions and embedding tables do.
         lookup: Whether inputs are one-hot, so that A is diagonal (an embedding).
         bias_input: What the bias is multiplied by.
@@ -41,7 +35,7 @@ class LayerForm:
     inputs: int
     bias: bool
     taps: int = 1
-    turned: bool = False
+    transposed: bool = False
     lookup: bool = False
     bias_input: float = 1.0
 
@@ -52,7 +46,7 @@ class LayerForm:
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Shaped[Tensor, "G M K"]:
         """Weight and bias (or their gradients, or their indices) as matrices; None for zeros."""
-        if self.turned:
+        if self.transposed:
             flat = weight.reshape(self.groups, -1, self.outputs, self.taps)
             flat = flat.transpose(1, 2).flatten(2)
         else:
@@ -69,10 +63,10 @@ class LayerForm:
     def weight_part(self, matrix: Shaped[Tensor, "G M K"]) -> Tensor:
         """The columns that belong to the weight, in the order of its entries; a view.
 
-        Reshaped it is the weight: (G, M, I·taps), or (G, I, M, taps) if `turned`.
+        Reshaped it is the weight: (G, M, I·taps), or (G, I, M, taps) if `transposed`.
         """
         part = matrix[:, :, : self.inputs - 1] if self.bias else matrix
-        if self.turned:
+        if self.transposed:
             return part.unflatten(2, (-1, self.taps)).transpose(1, 2)
         return part
 
@@ -113,118 +107,10 @@ def tensor_at(module: nn.Module, path: str) -> Any:
     return found
 
 
-def slots(module: Any) -> tuple[Slot, ...]:
-    """The matrices of a module, none if it is of a kind that is not known.
-
-    Linear, Conv1d to Conv3d and their transposes, Embedding, MultiheadAttention, RNN, LSTM, GRU and
-    their cells, and subclasses of them that compute the same function. A layer of another kind is
-    known by a property ``linear_scales``, a pair (s, t), if it computes s W h + t b from `weight` W
-    and `bias` b (perhaps None) on the last axis of its input: it must be defined in the same class
-    as the `forward` for which it speaks.
-    """
-    if _computes(module, nn.Linear):
-        return (_slot(module, "", "weight", "bias", 1, module.out_features, module.in_features),)
-    scales = linear_scales(module)
-    if scales is not None:
-        own = _slot(module, "", "weight", "bias", 1, *module.weight.shape)
-        form = dataclasses.replace(own.form, bias_input=float(scales[1]))
-        return (dataclasses.replace(own, form=form),)
-    for kind in CONVOLUTIONS + TRANSPOSED:
-        if _computes(module, kind) and _same(module, kind, "_conv_forward"):
-            return (_convolution(module, turned=kind in TRANSPOSED),)
-    if _computes(module, nn.Embedding) and module.max_norm is None:
-        form = LayerForm(
-            groups=1, outputs=module.embedding_dim, inputs=module.num_embeddings, bias=False,
-            turned=True, lookup=True,
-        )  # fmt: skip
-        return (Slot(name="", weight="weight", bias=None, form=form),)
-    if _computes(module, nn.MultiheadAttention):
-        return _attention(module)
-    for kind in RECURRENT:
-        if _computes(module, kind):
-            return _recurrent(module)
-    for kind in CELLS:
-        if _computes(module, kind):
-            return tuple(
-                _slot(module, f"weight_{end}", f"weight_{end}", f"bias_{end}", 1,
-                      *getattr(module, f"weight_{end}").shape)
-                for end in ("ih", "hh")
-            )  # fmt: skip
-    return ()
-
-
-def linear_scales(module: Any) -> tuple[float, float] | None:
-    """The factors (s, t) of a layer that computes s W h + t b, see `slots`; None for others."""
-    kind = type(module)
-    owners = [
-        next((base for base in kind.__mro__ if name in vars(base)), None)
-        for name in ("linear_scales", "forward")
-    ]
-    return module.linear_scales if owners[0] is not None and owners[0] is owners[1] else None
-
-
-def is_composite(module: nn.Module) -> bool:
-    """Whether a module multiplies by its matrices somewhere inside, out of sight of hooks."""
-    return isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
-
-
-def _computes(module: Any, kind: type[nn.Module]) -> bool:
-    return isinstance(module, kind) and _same(module, kind, "forward")
-
-
-def _same(module: Any, kind: type[nn.Module], method: str) -> bool:
-    return getattr(type(module), method, None) is getattr(kind, method, None)
-
-
-def _slot(
+def slot_of(
     module: Any, name: str, weight: str, bias: str, groups: int, outputs: int, inputs: int
 ) -> Slot:
+    """A slot whose weight is stored by rows; without the bias where the module has none there."""
     present = tensor_at(module, bias) is not None
     form = LayerForm(groups=groups, outputs=outputs, inputs=inputs + present, bias=present)
     return Slot(name=name, weight=weight, bias=bias if present else None, form=form)
-
-
-def _convolution(module: Any, turned: bool) -> Slot:
-    groups, taps = module.groups, math.prod(module.kernel_size)
-    present = module.bias is not None
-    form = LayerForm(
-        groups=groups,
-        outputs=module.out_channels // groups,
-        inputs=module.in_channels // groups * taps + present,
-        bias=present,
-        taps=taps,
-        turned=turned,
-    )
-    return Slot(name="", weight="weight", bias="bias" if present else None, form=form)
-
-
-def _attention(module: Any) -> tuple[Slot, ...]:
-    width = module.embed_dim
-    out = _slot(module, "out_proj", "out_proj.weight", "out_proj.bias", 1, width, width)
-    if module._qkv_same_embed_dim:
-        joint = _slot(module, "in_proj", "in_proj_weight", "in_proj_bias", 3, width, width)
-        return joint, out
-    # Query, key and value then have weights of their own but one bias between them.
-    apart = tuple(
-        Slot(
-            name=name, weight=name, bias=None,
-            form=LayerForm(groups=1, outputs=width, inputs=getattr(module, name).shape[1],
-                           bias=False),
-        )
-        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    )  # fmt: skip
-    return *apart, out
-
-
-def _recurrent(module: Any) -> tuple[Slot, ...]:
-    found = []
-    for level in range(module.num_layers):
-        for end in ("", "_reverse") if module.bidirectional else ("",):
-            suffix = f"_l{level}{end}"
-            for name in ("ih", "hh") + (("hr",) if module.proj_size else ()):
-                weight = f"weight_{name}{suffix}"
-                found.append(
-                    _slot(module, weight, weight, f"bias_{name}{suffix}", 1,
-                          *getattr(module, weight).shape)
-                )  # fmt: skip
-    return tuple(found)

@@ -12,7 +12,7 @@ from torch import nn
 
 from kobai.curvature.coverage import human_bytes
 from kobai.curvature.parameter_groups import ParameterGroup, group_parameters
-from kobai.layers.form import LayerForm
+from kobai.layers import LayerForm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

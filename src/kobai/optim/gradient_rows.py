@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.layers.form import linear_scales
+from kobai.layers import is_plain_linear
 from kobai.optim.coverage import KroneckerLayer
 from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
 
@@ -49,8 +49,7 @@ def has_rows(layer: KroneckerLayer) -> bool:
     """Whether a layer's gradient is the plain product of its rows, all of which pass one module."""
     return (
         len(layer.modules) == 1
-        and isinstance(layer.modules[0][1], nn.Linear)
-        and linear_scales(layer.modules[0][1]) is None
+        and is_plain_linear(layer.modules[0][1])
         and layer.weight.ndim == 2
         and layer.form.inputs - layer.form.bias == layer.weight.shape[1]
     )

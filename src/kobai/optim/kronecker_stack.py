@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kobai.curvature.factor_sums import FactorSums
 from kobai.curvature.kronecker import KroneckerFactors
 from kobai.curvature.shifted_inverse import REPLACED, InverseMethod, unread_inverse
-from kobai.layers.form import LayerForm
+from kobai.layers import LayerForm
 from kobai.layers.moments import multiplies_bfloat16
 from kobai.optim.averages import factor_dtype, inner, past_weight
 from kobai.optim.coverage import KroneckerLayer
@@ -87,7 +87,7 @@ def _parts(layer: KroneckerLayer, matrices: Tensor) -> list[Tensor]:
     if layer.bias is None and layer.form.bias:
         return [matrices.view(layer.weight.shape)]  # a bias alone
     part = layer.form.weight_part(matrices)
-    parts = [part if layer.form.turned else part.view(layer.weight.shape)]
+    parts = [part if layer.form.transposed else part.view(layer.weight.shape)]
     if layer.bias is not None:
         parts.append(layer.form.bias_part(matrices).view(layer.bias.shape))
     return parts
@@ -104,7 +104,7 @@ def take_gradients(
         ):
             if p.grad is not None:
                 own = kept_gradient(p.grad, finite)
-                part.add_(own.reshape(part.shape) if span.layer.form.turned else own)
+                part.add_(own.reshape(part.shape) if span.layer.form.transposed else own)
                 parameters.append(p)
                 directions.append(direction)
     return parameters, directions

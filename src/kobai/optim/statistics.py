@@ -19,17 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from kobai.curvature.factor_sums import FactorSums, Sharing, turned_squares
-from kobai.layers.convolution import scale_rows
-from kobai.layers.form import CONVOLUTIONS, TRANSPOSED
+from kobai.layers import Call, LayerUse, Watch, scale_rows
 from kobai.layers.moments import rounded_rows
-from kobai.layers.uses import LayerUse, Watch
 from kobai.optim.averages import factor_dtype
 from kobai.optim.cotangents import Labels, cotangents
 from kobai.optim.coverage import Plan
 from kobai.optim.gradient_rows import RowWatch
 from kobai.optim.model_hooks import ModelHook, is_compiled, is_training_pass, remove_hooks
 from kobai.optim.statistics_part import TRACED_EXAMPLES, StatisticsExamples, part_of
-from kobai.problem import Call, Likelihood, output_tensor
+from kobai.problem import Likelihood, output_tensor
 
 Bases = dict[int, tuple[Tensor, Tensor | None]]
 """Eigenbases by position in the plan; see `kobai.optim.blocks.Blocks.bases`."""
@@ -318,10 +316,7 @@ class BackwardStatistics:
         dtype = factor_dtype(layer.weight.dtype)
         if self.precision is not None and not layer.form.lookup:
             dtype = self.precision
-        # Convolutions multiply few channels by many places: converting costs more than it saves.
-        rounded = self.rounded and all(
-            not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
-        )
+        rounded = self.rounded and all(use.reading.worth_rounding for use in uses)
         with rounded_rows() if rounded else contextlib.nullcontext():
             self._sums.layers.setdefault(position, FactorSums()).add(
                 layer.form,

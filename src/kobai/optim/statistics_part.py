@@ -14,10 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
-
-from kobai.layers.form import CONVOLUTIONS, TRANSPOSED, LayerForm
-from kobai.layers.uses import LayerUse
+from kobai.layers import LayerForm, LayerUse
 
 StatisticsExamples = int | Literal["auto", "all"]
 """How many examples of a batch are summed over."""
@@ -102,15 +99,10 @@ def part_of(
 
 def _by_example(use: LayerUse, examples: int) -> bool:
     """Whether the first axis of inputs and gradients counts examples, or equal shares of them."""
-    axes = 2
-    if isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)):
-        axes += len(use.module.kernel_size)
-    count = use.inputs.shape[0] if use.inputs.ndim >= axes else 0
+    count = use.inputs.shape[0] if use.inputs.ndim >= use.reading.axes else 0
     return count > 0 and count % examples == 0 and use.gradients.shape[1] == count
 
 
 def _places(use: LayerUse) -> int:
     """Rows of one cotangent of a use, over all examples."""
-    module: nn.Module | None = use.module
-    channels = 2 if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) else -1
-    return use.gradients[0].numel() // use.gradients.shape[channels]
+    return use.gradients[0].numel() // use.gradients.shape[use.reading.channel_axis]

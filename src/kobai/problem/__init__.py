@@ -1,6 +1,6 @@
 """What goes in: batches, parameters as a vector, likelihoods, objectives, captured layers."""
 
-from kobai.layers.capture import Call, Capture, attach, capture
+from kobai.layers import Call, Capture, attach, capture
 from kobai.problem.batch import Batch
 from kobai.problem.blocks import Block
 from kobai.problem.calling import call_arguments, output_tensor
