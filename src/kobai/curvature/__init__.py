@@ -17,6 +17,7 @@ from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
 from kobai.curvature.spectrum import matrix_of, measure
 from kobai.curvature.structures import EKFACStructure, KroneckerStructure, Structure
+from kobai.layers import register_layer
 from kobai.linalg import density, eigenvalues, trace
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "measure",
     "measure_density",
     "measure_ladder",
+    "register_layer",
     "trace",
 ]
