@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.use_rows import by_examples, first_examples, joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import by_examples, first_examples, joint_uses, outer_rows
 from kobai.layers import LayerForm, LayerUse
 
 _WORKSPACE = 2**24

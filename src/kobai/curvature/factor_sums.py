@@ -48,8 +48,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.block_traces import block_traces, trace_ratios
-from kobai.curvature.outer_rows import OuterRows
-from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import by_examples, joint_uses, outer_rows
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.layers import LayerForm, LayerUse, reading_of
 
 Sharing = Literal["expand", "reduce", "trace"]

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, concatenated
-from kobai.curvature.parts import Part, plan_parts
-from kobai.curvature.pullback import Pullback
-from kobai.curvature.rows import DenseRows, Rows, Stacked
+from kobai.curvature.rows.interface import DenseRows, Rows, Stacked
+from kobai.curvature.rows.layer_calls import joint_uses, outer_rows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows, concatenated
+from kobai.curvature.rows.parts import Part, plan_parts
+from kobai.curvature.rows.pullback import Pullback
 from kobai.curvature.scores import Scores
-from kobai.curvature.use_rows import joint_uses, outer_rows
 from kobai.layers import LayerUse, Watch, scale_rows
 from kobai.problem import Batch, EmpiricalRisk, pure
 
