@@ -1,6 +1,7 @@
 """The architecture is a test: who imports whom, what is public, what stays light."""
 
 import ast
+import functools
 import importlib
 import inspect
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 SOURCE = Path(__file__).parents[1] / "src" / "kobai"
 
@@ -24,12 +26,16 @@ _COMPUTE = {
     "landscape",
 }
 
-# Package -> the kobai packages it may import besides itself; `seeds` is open to everyone.
+OPEN = {"seeds", "devices", "layers"}
+
+# Package -> the kobai packages it may import besides itself; `OPEN` names those open to everyone.
 MAY_IMPORT: dict[str, set[str]] = {
     "results": set(),
     "linalg": set(),
     "problem": set(),
     "models": set(),
+    "layers": set(),
+    "devices": set(),
     "seeds": set(),
     "data": {"problem"},
     "theory": {"results"},
@@ -82,7 +88,7 @@ def test_imports_follow_the_table(path):
     if room == "__init__":
         assert not _imported_rooms(path), "kobai/__init__ resolves names lazily"
         return
-    allowed = MAY_IMPORT[room] | {room, "seeds"}
+    allowed = MAY_IMPORT[room] | {room} | OPEN
     assert _imported_rooms(path) <= allowed
 
 
@@ -118,6 +124,60 @@ def test_pictures_do_not_load_torch(package):
         pytest.skip(f"kobai.{package} is not built yet")
     code = f"import sys, kobai.{package}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Files outside `kobai.layers` that may name classes of torch's layers in a test, and why; by
+# package and file name.
+NAMES_LAYERS = {
+    "problem/purity.py": "tells whether a module draws random numbers or mixes examples",
+    "problem/calling.py": "renews references that torch's recurrent layers keep to their weights",
+    "models/init.py": "initialisation",
+    "models/biases.py": "initialisation",
+    "landscape/sites.py": "calls of torch's own classes, by exact type, that a back-end replaces",
+    "landscape/prefix.py": "calls of torch's own classes, by exact type, that a back-end replaces",
+    "landscape/folding.py": "calls of torch's own classes, by exact type, that a back-end replaces",
+    "landscape/batchnorm.py": "buffers that hold statistics of batches",
+    "reproductions/initialisation.py": "initialisation",
+    "reproductions/invariance.py": "builds copies of networks from its own parts",
+    "studies/stacked.py": "networks of torch's own classes, by exact type, trained together",
+}
+
+_LAYER_MODULES = {
+    "linear", "conv", "sparse", "batchnorm", "instancenorm", "normalization", "rnn",
+}  # fmt: skip
+
+
+def _is_layer(node: ast.AST) -> bool:
+    """Tell whether an expression names a class of torch's layers that have parameters."""
+    text = ast.unparse(node).removeprefix("torch.") if isinstance(node, ast.Attribute) else ""
+    if not text.startswith("nn."):
+        return False
+    found = functools.reduce(lambda o, n: getattr(o, n, None), text.split(".")[1:], nn)
+    return isinstance(found, type) and (
+        found is nn.MultiheadAttention or found.__module__.rpartition(".")[2] in _LAYER_MODULES
+    )
+
+
+def _named_layers(path: Path) -> set[str]:
+    """Classes of torch's layers that a file tests modules for, directly or by a tuple of types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts: list[ast.AST] = []
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("isinstance", "issubclass"):
+                parts = [part for place in node.args[1:] for part in ast.walk(place)]
+        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
+            parts = list(ast.walk(node))
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Tuple):
+            parts = list(node.value.elts)
+        found |= {ast.unparse(part) for part in parts if _is_layer(part)}
+    return found
+
+
+def test_only_kobai_layers_says_what_a_layer_does():
+    named = {path: _named_layers(path) for path in FILES if _room(path) != "layers"}
+    wrong = {f"{_room(path)}/{path.name}": sorted(found) for path, found in named.items() if found}
+    assert set(wrong) <= set(NAMES_LAYERS), f"ask kobai.layers what a layer is: {wrong}"
 
 
 def test_the_objective_keeps_its_member_list():

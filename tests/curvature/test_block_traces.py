@@ -7,9 +7,8 @@ from torch import nn
 import cases
 from kobai.curvature import Fisher, block_traces
 from kobai.curvature.blocks.factor_sums import FactorSums
-from kobai.curvature.layer_forms import slots
-from kobai.curvature.layer_uses import LayerUse
 from kobai.curvature.structures import KroneckerStructure
+from kobai.layers import LayerUse, slots
 from kobai.problem import Problem
 from tolerances import assert_close
 

@@ -10,10 +10,10 @@ import cases
 from kobai import Problem
 from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams, score_rows
 from kobai.curvature.fisher import STRUCTURES
-from kobai.curvature.layer_forms import slots
-from kobai.curvature.outer_rows import OuterRows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.scores import Scores
+from kobai.layers import slots
 from kobai.models import NTKLinear
 from kobai.models.normalization import BatchNorm
 from kobai.optim import KFAC

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from kobai.curvature.blocks.factor_sums import nearest_product
 from kobai.curvature.blocks.kronecker import KroneckerFactors
-from kobai.curvature.layer_forms import slots
-from kobai.curvature.blocks.moments import gram, input_moment, output_moment
+from kobai.layers import reading_of, slots
+from kobai.layers.moments import gram
 from tolerances import assert_close
 
 CONVOLUTIONS = {
@@ -77,33 +77,40 @@ def test_moments_of_a_convolution_equal_those_of_autograd(name, generator):
                 for g in range(form.groups):
                     rows[g].append(matrix[g, 0])
     rows = torch.stack([torch.stack(group) for group in rows])
-    moment, count = input_moment(module, form, x)
+    moment, count = reading_of(module).input_moment(form, x)
     assert count == rows.shape[1]
     assert_close(moment, rows.mT @ rows)
     g = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
     split = g.unflatten(1, (form.groups, form.outputs)).permute(1, 0, 3, 4, 2).flatten(1, 3)
-    assert_close(output_moment(module, form, g), split.mT @ split)
+    assert_close(reading_of(module).output_moment(form, g), split.mT @ split)
 
 
 def test_an_image_without_a_batch_axis_is_a_batch_of_one(generator):
     module = convolution("grouped")
     form = layer_form(module)
     x = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
-    assert_close(input_moment(module, form, x)[0], input_moment(module, form, x[None])[0])
+    assert_close(
+        reading_of(module).input_moment(form, x)[0],
+        reading_of(module).input_moment(form, x[None])[0],
+    )
     g = torch.randn(6, 5, 6, generator=generator, dtype=torch.float64)
-    assert_close(output_moment(module, form, g), output_moment(module, form, g[None]))
+    assert_close(
+        reading_of(module).output_moment(form, g), reading_of(module).output_moment(form, g[None])
+    )
 
 
 def test_moments_of_a_linear_layer_run_over_all_extra_axes(generator):
     module = nn.utils.skip_init(nn.Linear, 3, 2).double()
     form = layer_form(module)
     x = torch.randn(4, 5, 6, 3, generator=generator, dtype=torch.float64)
-    moment, rows = input_moment(module, form, x)
+    moment, rows = reading_of(module).input_moment(form, x)
     flat = torch.cat([x.reshape(-1, 3), torch.ones(120, 1, dtype=torch.float64)], 1)
     assert rows == 120
     assert_close(moment[0], flat.T @ flat)
     g = torch.randn(4, 5, 6, 2, generator=generator, dtype=torch.float64)
-    assert_close(output_moment(module, form, g)[0], g.reshape(-1, 2).T @ g.reshape(-1, 2))
+    assert_close(
+        reading_of(module).output_moment(form, g)[0], g.reshape(-1, 2).T @ g.reshape(-1, 2)
+    )
 
 
 TURNED = {
@@ -132,7 +139,7 @@ def test_moments_of_a_transposed_convolution_equal_those_of_autograd(name, gener
             for g in range(form.groups):
                 rows[g].append(matrix[g, 0])
     rows = torch.stack([torch.stack(group) for group in rows])
-    moment, count = input_moment(module, form, x)
+    moment, count = reading_of(module).input_moment(form, x)
     assert count == rows.shape[1]
     assert_close(moment, rows.mT @ rows)
     weight = module.weight.detach()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.blocks.moments import input_moment, multiplies_bfloat16, rounded_rows
+from kobai.layers import LayerForm, reading_of
+from kobai.layers.moments import multiplies_bfloat16, rounded_rows
 
 SHAPES = [(60, 90), (300, 450), (1100, 410)]
 
@@ -15,7 +15,7 @@ def test_rounded_moments_are_definite_and_near(rows, width):
     x = torch.randn(rows, width, generator=generator) + 1.0
     form = LayerForm(groups=1, outputs=3, inputs=width + 1, bias=True)
     with rounded_rows():
-        moment, count = input_moment(None, form, x)
+        moment, count = reading_of(None).input_moment(form, x)
     bordered = torch.cat([x, torch.ones(rows, 1)], 1).double()
     exact = bordered.T @ bordered
     scale = exact.diagonal().sqrt()
@@ -36,7 +36,7 @@ def test_rounding_takes_place_and_ends():
     before = torch.backends.mkldnn.matmul.fp32_precision
 
     def error():
-        return float((input_moment(None, form, x)[0][0] - exact).norm() / exact.norm())
+        return float((reading_of(None).input_moment(form, x)[0][0] - exact).norm() / exact.norm())
 
     def interrupted():
         with rounded_rows():
@@ -56,5 +56,5 @@ def test_float64_is_not_rounded():
     x = torch.rand(300, 250, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     form = LayerForm(groups=1, outputs=3, inputs=250, bias=False)
     with rounded_rows():
-        moment, _ = input_moment(None, form, x)
+        moment, _ = reading_of(None).input_moment(form, x)
     assert float((moment[0] - x.T @ x).abs().max()) < 1e-10

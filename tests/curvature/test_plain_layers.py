@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 from kobai.curvature import GGN
-from kobai.curvature.plain_layers import PlainLayers
+from kobai.layers.derivatives import PlainLayers
 
 
 def _net(x, w, b, scale, kind):

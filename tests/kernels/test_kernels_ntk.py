@@ -92,8 +92,8 @@ def test_chunks_and_blocks_change_nothing(name, method, monkeypatch):
     risk = objective(name, 2)
     assert_close(ntk(risk, method=method), whole)
     monkeypatch.setattr("kobai.kernels.plan.LEAST_WORKSPACE", 0)
-    monkeypatch.setattr("kobai.curvature.outer_rows._WORKSPACE", 200)
-    monkeypatch.setattr("kobai.curvature.outer_rows._CACHED", 20)
+    monkeypatch.setattr("kobai.curvature.rows.outer_products._WORKSPACE", 200)
+    monkeypatch.setattr("kobai.curvature.rows.outer_products._CACHED", 20)
     plan = ntk_plan(risk, method=method, memory=2 * whole.nbytes)
     assert plan.block < risk.size
     assert_close(ntk(risk, method=method, memory=2 * whole.nbytes), whole)

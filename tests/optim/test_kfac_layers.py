@@ -121,7 +121,7 @@ def test_dropout_inside_layers_is_the_same_for_statistics():
         torch.manual_seed(0)
         net = Dropped().double()
         x, y = torch.randn(6, 5, 4).double(), torch.randint(0, 3, (6,))
-        from kobai.curvature.layer_uses import Watch
+        from kobai.layers import Watch
 
         watch = Watch()
         handles = watch.attach(net, {net.attention, net.lstm})

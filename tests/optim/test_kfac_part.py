@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kobai.curvature.layer_uses import LayerUse
+from kobai.layers import LayerUse
 from kobai.optim import EKFAC, KFAC, KFACConfig, build
 from kobai.optim.coverage import plan_blocks
 from kobai.optim.statistics import BackwardStatistics

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kobai.curvature.blocks.kronecker import KroneckerFactors
-from kobai.curvature.blocks.moments import multiplies_bfloat16
+from kobai.layers.moments import multiplies_bfloat16
 from kobai.optim import KFAC
 
 needed = pytest.mark.skipif(not multiplies_bfloat16(), reason="no such instructions here")

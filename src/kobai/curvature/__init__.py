@@ -1,22 +1,23 @@
 """Matrices of an objective at a point: Hessian, Gauss-Newton, Fisher, Jacobian; spectra, traces."""
 
 from kobai.curvature.coverage import Cost, Coverage, Covered
-from kobai.curvature.densities import layer_densities, measure_density
+from kobai.curvature.critical_rates import AdamPoint, critical_rates, measure_ladder
 from kobai.curvature.exactness import Exactness, Rung, exactness
 from kobai.curvature.fisher import STRUCTURES, Fisher
 from kobai.curvature.ggn import GGN, Jacobian
-from kobai.curvature.grams import dual_eigenvalues, layer_grams
 from kobai.curvature.hessian import Hessian
 from kobai.curvature.learning_rate import (
     CriticalLearningRate,
     adam_diagonal,
     critical_learning_rate,
 )
-from kobai.curvature.rates import AdamPoint, critical_rates, measure_ladder
+from kobai.curvature.rows.grams import dual_eigenvalues, layer_grams
 from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
+from kobai.curvature.spectral_density import layer_densities, measure_density
 from kobai.curvature.spectrum import matrix_of, measure
 from kobai.curvature.structures import EKFACStructure, KroneckerStructure, Structure
+from kobai.layers import register_layer
 from kobai.linalg import density, eigenvalues, trace
 
 __all__ = [
@@ -50,5 +51,6 @@ __all__ = [
     "measure",
     "measure_density",
     "measure_ladder",
+    "register_layer",
     "trace",
 ]

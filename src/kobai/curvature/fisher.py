@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.coverage import Cost, Coverage
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.scores import Labels, Scores
 from kobai.curvature.structures import (
     ChainStructure,

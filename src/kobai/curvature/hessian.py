@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.linearization import KEPT_BATCHES
-from kobai.curvature.plain_layers import PlainLayers
-from kobai.curvature.pullback import Pullback
+from kobai.curvature.rows.pullback import Pullback
+from kobai.layers.derivatives import PlainLayers
 from kobai.linalg import LinearOperator
 from kobai.problem import EmpiricalRisk, Objective, pure
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.plain_layers import PlainLayers
-from kobai.curvature.pullback import Pullback
+from kobai.curvature.rows.pullback import Pullback
+from kobai.layers.derivatives import PlainLayers
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 KEPT_BATCHES = 4

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.rows import Joined, Rows, Stacked
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures import EqualBlocks
 from kobai.curvature.structures.table_blocks import TableBlocks
 from kobai.linalg import Dense, Diagonal, Kronecker, LinearOperator

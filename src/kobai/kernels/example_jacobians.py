@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kobai.curvature.rows import DenseRows, Rows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.problem import pure
 
 

@@ -10,10 +10,10 @@ layers, ⌈L/3⌉ tridiagonal, N(L − 1) + 1 for K-FAC, Σ M_l/C + 1 by units.
 import dataclasses
 import math
 
-from kobai.curvature.outer_rows import OuterRows
-from kobai.curvature.parts import Part
 from kobai.curvature.rows import Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import OuterRows
+from kobai.curvature.rows.parts import Part
 from kobai.curvature.structures import (
     ChainStructure,
     DiagonalStructure,

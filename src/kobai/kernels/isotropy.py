@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kobai.curvature import STRUCTURES
 from kobai.curvature.fisher import StructureName
-from kobai.curvature.outer_rows import OuterRows
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures import (
     ChainStructure,
     FullStructure,

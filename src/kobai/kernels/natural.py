@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kobai.curvature import Fisher
 from kobai.curvature.fisher import StructureName
-from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.rows import Rows, Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures import Chain, LowRank, Structure, Tridiagonal, layers_of
 from kobai.curvature.structures.full import FullFisher
 from kobai.kernels.block_actions import (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from kobai.curvature.coverage import human_bytes
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import gram_cost, row_numbers
 
 Method = Literal["layers", "jacobian", "products"]

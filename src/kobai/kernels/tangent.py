@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.gram_sums import sum_of_grams
-from kobai.curvature.grams import for_output, for_trace
-from kobai.curvature.outer_rows import mirrored
 from kobai.curvature.rows import Rows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.gram_sums import sum_of_grams
+from kobai.curvature.rows.grams import for_output, for_trace
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import mirrored
 from kobai.curvature.scores import Scores
 from kobai.curvature.structures.interface import layers_of
 from kobai.kernels.example_jacobians import jacobian_rows

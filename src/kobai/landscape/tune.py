@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from torch import nn
 
 from kobai.landscape.backends import Backend, GraphBackend, LoopBackend, Point, VmapBackend
 from kobai.landscape.batchnorm import (
@@ -22,6 +21,7 @@ from kobai.landscape.folding import Folds, find_folds
 from kobai.landscape.held import HeldData, Layout
 from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend
 from kobai.landscape.sites import find_sites, kept_bytes
+from kobai.layers import is_kind
 from kobai.problem import EmpiricalRisk, Objective
 
 BackendName = Literal["auto", "loop", "prefix", "vmap", "graph"]
@@ -209,9 +209,7 @@ class _Search:
     def loops(self) -> None:
         """The plain loop, in both layouts and all chunk sizes that time allows."""
         self.time(Candidate("loop", self.usual))
-        convolutions = any(
-            isinstance(m, nn.modules.conv._ConvNd) for m in self.objective.model.modules()
-        )
+        convolutions = any(is_kind(m, "convolution") for m in self.objective.model.modules())
         if self.held.has_images and convolutions:
             self.time(dataclasses.replace(self.best(), layout="channels_last"))
         self.sizes_of_best()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED
+from kobai.layers import is_kind
 
 
 @functools.cache
@@ -182,11 +182,11 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
         {
             id(p)
             for module in model.modules()
-            if isinstance(module, kinds)
+            if is_kind(module, kind)
             for p in module.parameters(recurse=False)
             if p.ndim > 1
         }
-        for kinds in ((nn.Embedding, nn.EmbeddingBag), (*CONVOLUTIONS, *TRANSPOSED))
+        for kind in ("embedding", "convolution")
     )
     matrices: dict[int, nn.Parameter] = {}
     last = 0  # of all modules, so that an output layer tied to an embedding is seen as the last

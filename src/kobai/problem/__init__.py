@@ -1,9 +1,9 @@
 """What goes in: batches, parameters as a vector, likelihoods, objectives, captured layers."""
 
+from kobai.layers import Call, Capture, attach, capture
 from kobai.problem.batch import Batch
 from kobai.problem.blocks import Block
 from kobai.problem.calling import call_arguments, output_tensor
-from kobai.problem.capture import Call, Capture, attach, capture
 from kobai.problem.categorical import Categorical
 from kobai.problem.elementwise import Bernoulli, Gaussian
 from kobai.problem.examples import Examples

@@ -1,26 +1,19 @@
 """Named blocks of a parameter vector: which coordinates belong to a parameter, layer, unit, filter.
 
-Torch stores what feeds one unit along different axes and splits some layers over several matrices;
-what is known about its layers is written down here once.
+Layers store what feeds one unit along different axes, and some spread it over several matrices:
+`kobai.layers` knows where it lies.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-BlockKind = Literal["parameter", "layer", "unit", "filter"]
+from kobai.layers import is_kind, layout_of
 
-_RECURRENT = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)(_l\d+(?:_reverse)?)")
-_SCALE_AND_SHIFT = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._NormBase,
-)
+BlockKind = Literal["parameter", "layer", "unit", "filter"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +62,7 @@ def split_blocks(
             for name, span in spans.items()
             for block in (
                 _units(name, [span[_rows(module, name, shapes[name])]], [name])
-                if len(shapes[name]) > 1 and not isinstance(_owner(module, name), _SCALE_AND_SHIFT)
+                if len(shapes[name]) > 1 and not is_kind(_owner(module, name), "norm")
                 else (_block(name, [span], [name]),)
             )
         )
@@ -106,27 +99,21 @@ def _family(module: nn.Module, name: str) -> str:
     Elsewhere parameters of a layer with the same number of rows describe the same units; gates of
     recurrent layers stack their units, so their rows agree as well.
     """
-    owner, short = _owner(module, name), name.rpartition(".")[2]
-    if isinstance(owner, nn.RNNBase) and (match := _RECURRENT.fullmatch(short)):
-        return match[1]
-    if isinstance(owner, nn.MultiheadAttention) and short.startswith(("q_", "k_", "v_", "bias_")):
-        return short
-    return ""
+    kind = layout_of(_owner(module, name))
+    families = None if kind is None else kind.unit_families
+    match = None if families is None else families.fullmatch(name.rpartition(".")[2])
+    return "" if match is None else match[1]
 
 
 def _rows(module: nn.Module, name: str, shape: torch.Size) -> Tensor:
     """Positions within a parameter by unit, shape (units, entries of a unit)."""
-    owner, every = _owner(module, name), torch.arange(shape.numel())
+    owner, positions = _owner(module, name), torch.arange(shape.numel())
     if not shape:
-        return every.view(1, 1)
-    if isinstance(owner, _SCALE_AND_SHIFT):
-        return every.view(-1, 1)
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd) and len(shape) > 1:
-        # Stored as (inputs, outputs / groups, …): an output channel is a column of its group.
-        inputs = shape[0] // owner.groups
-        columns = every.view(owner.groups, inputs, shape[1], -1).transpose(1, 2)
-        return columns.reshape(owner.groups * shape[1], -1)
-    return every.view(shape[0], shape[1:].numel())
+        return positions.view(1, 1)
+    kind = layout_of(owner)
+    if kind is None:
+        return positions.view(shape[0], shape[1:].numel())
+    return kind.units(owner, positions.view(shape))
 
 
 def _block(name: str, spans: list[Tensor], parameters: list[str]) -> Block:

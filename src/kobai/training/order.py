@@ -6,15 +6,13 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from kobai.layers import normalises_batches
 from kobai.problem import Batch, Problem
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
     """Whether a module normalises by the statistics of a minibatch in training mode."""
-    return any(
-        isinstance(part, nn.modules.batchnorm._BatchNorm) or hasattr(part, "coupled_batch")
-        for part in model.modules()
-    )
+    return any(normalises_batches(part) for part in model.modules())
 
 
 @runtime_checkable

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.use_rows import by_examples, first_examples, joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import by_examples, first_examples, joint_uses, outer_rows
+from kobai.layers import LayerForm, LayerUse
 
 _WORKSPACE = 2**24
 """Numbers that examples' gradients, or Gram matrices of their places, may have at a time."""

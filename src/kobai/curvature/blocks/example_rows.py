@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
 from kobai.curvature.rows import Rows
-from kobai.curvature.use_rows import joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import joint_uses, outer_rows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
+from kobai.layers import LayerForm, LayerUse
 
 
 def example_rows(

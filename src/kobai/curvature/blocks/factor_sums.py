@@ -48,11 +48,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.blocks.block_traces import block_traces, trace_ratios
-from kobai.curvature.blocks.moments import input_moment, output_moment
-from kobai.curvature.layer_forms import CELLS, LayerForm
-from kobai.curvature.layer_uses import LayerUse
-from kobai.curvature.outer_rows import OuterRows
-from kobai.curvature.use_rows import by_examples, joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import by_examples, joint_uses, outer_rows
+from kobai.curvature.rows.outer_products import OuterRows
+from kobai.layers import LayerForm, LayerUse, reading_of
 
 Sharing = Literal["expand", "reduce", "trace"]
 
@@ -214,9 +212,9 @@ class FactorSums:
         """One use, places independent: moments straight from what the layer was called with."""
         gradients = [use.gradients.to(dtype) for use in uses]
         if form.lookup:
-            gradients = [_without_padding(uses[0], gradients[0])]
+            gradients = [uses[0].unpadded(gradients[0])]
         outputs = [
-            output_moment(use.module, form, g) for use, g in zip(uses, gradients, strict=True)
+            use.reading.output_moment(form, g) for use, g in zip(uses, gradients, strict=True)
         ]
         found, rows = None, 0.0
         if inputs:
@@ -229,7 +227,7 @@ class FactorSums:
                     moments.append(moments[0])  # queries, keys and values are the same tokens
                     continue
                 values = use.inputs if form.lookup else use.inputs.to(dtype)
-                moment, count = input_moment(use.module, form, values)
+                moment, count = use.reading.input_moment(form, values)
                 rows = rows or float(count)
                 moment = moment.to(dtype)
                 if form.bias and form.bias_input != 1:
@@ -266,7 +264,7 @@ class FactorSums:
             1 < len(joint) <= MOST_PAIRED
             and len({x.shape for x in lefts}) == 1
             and len({x.shape for x in rights}) == 1
-            and not _is_cell(joint)
+            and not any(use.one_step for uses in joint for use in uses)
         )
         if not paired:
             gradients = [g.flatten(1, 2) for g in rights]
@@ -293,7 +291,7 @@ class FactorSums:
         counts = torch.zeros(form.inputs, dtype=dtype, device=uses[0].gradients.device)
         outputs, rows = None, 0.0
         for use in uses:
-            gradients = _without_padding(use, use.gradients.to(dtype))
+            gradients = use.unpadded(use.gradients.to(dtype))
             tokens = use.inputs.reshape(-1)
             if sharing == "reduce":
                 if tokens.numel() % examples:
@@ -314,19 +312,9 @@ class FactorSums:
             else:
                 counts += torch.bincount(tokens, minlength=form.inputs)
                 rows += tokens.numel()
-            outputs = _plus(outputs, output_moment(None, form, gradients))
+            outputs = _plus(outputs, reading_of(None).output_moment(form, gradients))
         assert outputs is not None
         self._take(counts if inputs else None, rows, outputs)
-
-
-def _is_cell(joint: list[list[LayerUse]]) -> bool:
-    return any(isinstance(use.owner, CELLS) for uses in joint for use in uses)
-
-
-def _without_padding(use: LayerUse, gradients: Tensor) -> Tensor:
-    """Gradients in looked-up lines, zero where the table passes none on."""
-    padding = getattr(use.module, "padding_idx", None)
-    return gradients if padding is None else gradients * (use.inputs != padding).unsqueeze(-1)
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
@@ -427,7 +415,7 @@ def _turned_lookups(
         own = examples if tokens.numel() % examples == 0 else tokens.numel()
         number = torch.arange(own, device=tokens.device).repeat_interleave(tokens.numel() // own)
         keys.append(tokens + form.inputs * number)
-        turned = _without_padding(use, use.gradients.to(dtype)) @ outer
+        turned = use.unpadded(use.gradients.to(dtype)) @ outer
         gradients.append(turned.reshape(turned.shape[0], -1, form.outputs))
     lines, places = torch.cat(keys).unique(return_inverse=True)
     for column in torch.cat(gradients, 1):

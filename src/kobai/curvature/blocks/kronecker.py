@@ -17,13 +17,13 @@ from torch import Tensor
 
 from kobai.curvature.blocks.factor_sums import FactorSums
 from kobai.curvature.blocks.interface import Block
-from kobai.curvature.blocks.moments import multiplies_bfloat16
 from kobai.curvature.blocks.shifted_inverse import (
     REPLACED,
     InverseMethod,
     shifted_inverse,
     unread_inverse,
 )
+from kobai.layers.moments import multiplies_bfloat16
 from kobai.linalg.solvable import SolvableOperator
 from kobai.linalg.structured import Kronecker
 

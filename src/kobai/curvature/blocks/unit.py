@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kobai.curvature.blocks.interface import Block
 from kobai.curvature.blocks.shifted_inverse import shifted_inverse
-from kobai.curvature.outer_rows import OuterRows
 from kobai.curvature.rows import Rows
+from kobai.curvature.rows.outer_products import OuterRows
 
 
 @final

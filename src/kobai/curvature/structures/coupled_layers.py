@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.rows import Rows, Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import covered_layer, gram_cost, layers_of, row_numbers
 from kobai.linalg import LinearOperator
 from kobai.linalg.factor import LU, lu

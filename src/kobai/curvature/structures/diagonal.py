@@ -5,7 +5,7 @@ from typing import final
 import torch
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import Structure
 from kobai.linalg.leaves import Diagonal
 from kobai.linalg.solvable import SolvableOperator

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kobai.curvature.blocks.factor_sums import Sharing, check_sharing
 from kobai.curvature.coverage import Coverage
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
 from kobai.curvature.structures.interface import Structure
 from kobai.curvature.structures.kronecker import (
     factored_coverage,

@@ -8,12 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.gram_sums import sum_of_grams
 from kobai.curvature.linearization import Linearization
-from kobai.curvature.outer_rows import mirrored
-from kobai.curvature.parts import all_indices
 from kobai.curvature.rows import Rows, Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.gram_sums import sum_of_grams
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import mirrored
+from kobai.curvature.rows.parts import all_indices
 from kobai.curvature.structures.coupled_layers import LARGEST_SYSTEM, check_system
 from kobai.curvature.structures.diagonal import row_squares
 from kobai.curvature.structures.interface import Structure, gram_cost, row_numbers

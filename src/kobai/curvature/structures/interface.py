@@ -4,9 +4,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.parts import Part
 from kobai.curvature.rows import Joined, Rows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.parts import Part
 from kobai.linalg.solvable import SolvableOperator
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kobai.curvature.blocks.factor_sums import FactorSums, Sharing, check_sharing
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.parts import Part
 from kobai.curvature.rows import Rows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.parts import Part
 from kobai.curvature.structures.interface import Structure
 from kobai.curvature.structures.table_blocks import table_product
 from kobai.curvature.structures.unit import EqualBlocks

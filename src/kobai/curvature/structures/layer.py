@@ -6,7 +6,7 @@ import torch
 
 from kobai.curvature.coverage import Coverage
 from kobai.curvature.rows import Rows, Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import Structure, covered_layer, layers_of
 from kobai.curvature.structures.low_rank import LowRank
 from kobai.linalg.blocks import BlockDiagonal

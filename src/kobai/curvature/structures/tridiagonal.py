@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.coupled_layers import (
     LayerRows,
     coupled_coverage,

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.coverage import Coverage, Covered
-from kobai.curvature.outer_rows import OuterRows
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures.interface import Structure, layers_of
 from kobai.linalg import LinearOperator
 from kobai.linalg.blocks import BlockDiagonal

@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import linear_scales
+from kobai.layers import is_plain_linear
 from kobai.optim.kfac.plan import KroneckerLayer
 
 _PAYS = 0.9
@@ -48,8 +48,7 @@ def has_rows(layer: KroneckerLayer) -> bool:
     """Say whether a layer's gradient is the plain product of the rows that pass its one module."""
     return (
         len(layer.modules) == 1
-        and isinstance(layer.modules[0][1], nn.Linear)
-        and linear_scales(layer.modules[0][1]) is None
+        and is_plain_linear(layer.modules[0][1])
         and layer.weight.ndim == 2
         and layer.form.inputs - layer.form.bias == layer.weight.shape[1]
     )

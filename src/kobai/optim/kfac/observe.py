@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kobai.curvature.layer_uses import Watch
+from kobai.layers import Call, Watch
 from kobai.optim.kfac.gradient_rows import RowNotes
 from kobai.optim.kfac.plan import Plan
 from kobai.optim.kfac.statistics import Statistics, Sums
-from kobai.problem import Call, output_tensor
+from kobai.problem import output_tensor
 
 
 @dataclasses.dataclass(slots=True, weakref_slot=True, eq=False)

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from torch import nn
 
 from kobai.curvature.coverage import human_bytes
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.parameter_groups import ParameterGroup, group_parameters
+from kobai.layers import LayerForm
+from kobai.problem.plan import ParameterGroup, group_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from kobai.curvature.blocks import (
     UnitBlock,
 )
 from kobai.curvature.blocks.interface import factor_dtype, flush_
-from kobai.curvature.layer_forms import LayerForm
+from kobai.layers import LayerForm
 from kobai.optim.kfac.gradient_rows import GradientRows
 from kobai.optim.kfac.plan import (
     DiagonalParameter,

@@ -269,7 +269,7 @@ def _parts(entry: PlanEntry, matrices: Tensor) -> list[Tensor]:
     if entry.bias is None and entry.form.bias:
         return [matrices.view(weight.shape)]  # a bias alone
     part = entry.form.weight_part(matrices)
-    parts = [part if entry.form.turned else part.view(weight.shape)]
+    parts = [part if entry.form.transposed else part.view(weight.shape)]
     if entry.bias is not None:
         parts.append(entry.form.bias_part(matrices).view(entry.bias.shape))
     return parts

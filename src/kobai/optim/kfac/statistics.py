@@ -30,11 +30,9 @@ from kobai.curvature.blocks import FactorSums
 from kobai.curvature.blocks.example_rows import example_rows
 from kobai.curvature.blocks.factor_sums import turned_squares
 from kobai.curvature.blocks.interface import factor_dtype
-from kobai.curvature.blocks.moments import rounded_rows
-from kobai.curvature.layer_forms import CONVOLUTIONS, TRANSPOSED, LayerForm
-from kobai.curvature.layer_inputs import scale_rows
-from kobai.curvature.layer_uses import LayerUse, Watch
 from kobai.curvature.rows import DenseRows
+from kobai.layers import LayerForm, LayerUse, Watch, scale_rows
+from kobai.layers.moments import rounded_rows
 from kobai.optim.kfac.cotangents import cotangents
 from kobai.optim.kfac.plan import DiagonalParameter, KroneckerLayer, Plan, UnitLayer
 from kobai.optim.kfac.preconditioner import Preconditioner
@@ -218,10 +216,7 @@ class Statistics:
             self._add(position, blocks.block(position).moments_of(rows))
             return
         dtype = kept if form.lookup or settings.precision is None else settings.precision
-        # Convolutions multiply few channels by many places: converting costs more than it saves.
-        rounded = self.rounded and all(
-            not isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)) for use in uses
-        )
+        rounded = self.rounded and all(use.reading.worth_rounding for use in uses)
         with rounded_rows() if rounded else contextlib.nullcontext():
             self._sums.moments.setdefault(position, FactorSums()).add(
                 form,
@@ -320,18 +315,13 @@ def part_of(
 
 def _by_example(use: LayerUse, examples: int) -> bool:
     """Whether the first axis of inputs and gradients counts examples, or equal shares of them."""
-    axes = 2
-    if isinstance(use.module, (*CONVOLUTIONS, *TRANSPOSED)):
-        axes += len(use.module.kernel_size)
-    count = use.inputs.shape[0] if use.inputs.ndim >= axes else 0
+    count = use.inputs.shape[0] if use.inputs.ndim >= use.reading.axes else 0
     return count > 0 and count % examples == 0 and use.gradients.shape[1] == count
 
 
 def _places(use: LayerUse) -> int:
     """Rows of one cotangent of a use, over all examples."""
-    module: nn.Module | None = use.module
-    channels = 2 if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) else -1
-    return use.gradients[0].numel() // use.gradients.shape[channels]
+    return use.gradients[0].numel() // use.gradients.shape[use.reading.channel_axis]
 
 
 def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Sequence[Tensor | None]:

@@ -12,7 +12,7 @@ layer.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kobai.curvature.layer_forms import CELLS
+from kobai.layers.interface import CompositeKind
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -47,6 +47,7 @@ class CompositeCall:
     Attributes:
         layer: Its path.
         module: The layer.
+        kind: Its kind.
         parameters: Its parameters as they were.
         arguments: Positional and keyword arguments by the names of its forward method, detached.
         edges: Places of its output tensors in the graph.
@@ -57,6 +58,7 @@ class CompositeCall:
 
     layer: str
     module: Any
+    kind: CompositeKind
     parameters: dict[str, Tensor]
     arguments: dict[str, Any]
     edges: list[GradientEdge]
@@ -86,7 +88,7 @@ class CompositeCall:
             torch.autocast(device.type, enabled=False),
             _random_state(self.random),
         ):
-            outputs, products = _replay(self.module)(self.module, self.parameters, self.arguments)
+            outputs, products = self.kind.replay(self.module, self.parameters, self.arguments)
         flat = _tensors(outputs)
         roots = [flat[position] for position, _ in known]
         columns = []
@@ -107,24 +109,24 @@ class CompositeCall:
 
 
 def attach_composites(
-    model: nn.Module, wanted: Callable[[nn.Module], bool], record: list[CompositeCall]
+    model: nn.Module, wanted: Mapping[nn.Module, CompositeKind], record: list[CompositeCall]
 ) -> list[torch.utils.hooks.RemovableHandle]:
     """Note the calls of composite layers for as long as the handles are kept.
 
     Args:
         model: The model to watch.
-        wanted: Says which submodules; they must be composite.
+        wanted: The submodules and their kinds.
         record: Where the calls go.
     """
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for name, module in model.named_modules():
-        if wanted(module):
-            handles += _watch(name, module, record)
+        if module in wanted:
+            handles += _watch(name, module, wanted[module], record)
     return handles
 
 
 def _watch(
-    name: str, module: nn.Module, record: list[CompositeCall]
+    name: str, module: nn.Module, kind: CompositeKind, record: list[CompositeCall]
 ) -> list[torch.utils.hooks.RemovableHandle]:
     random: list[tuple[torch.device, Tensor] | None] = [None]
 
@@ -150,13 +152,14 @@ def _watch(
                 f"{name} ({type(module).__name__}) was called with a packed sequence, whose places "
                 "cannot be seen one by one; pad the sequences, or freeze the layer's parameters"
             )
-        output = _owned(output, always=isinstance(module, CELLS))
+        output = _owned(output, always=kind.one_step)
         flat = _tensors(output)
         chosen = [i for i, t in enumerate(flat) if t.requires_grad]
         record.append(
             CompositeCall(
                 layer=name,
                 module=module,
+                kind=kind,
                 parameters={n: p.detach() for n, p in module.named_parameters()},
                 arguments=_detached(dict(bound.arguments)),
                 edges=[get_gradient_edge(flat[i]) for i in chosen],
@@ -240,25 +243,16 @@ def _together(found: list[tuple[Product, Tensor]]) -> list[tuple[Product, Tensor
     return result
 
 
-Replay = Callable[[Any, dict[str, Tensor], dict[str, Any]], tuple[Any, list[Product]]]
-
-
-def _replay(module: nn.Module) -> Replay:
-    if isinstance(module, nn.MultiheadAttention):
-        return _attention
-    return _cell if isinstance(module, CELLS) else _recurrence
-
-
-def _typed(value: Any, dtype: torch.dtype) -> Any:
+def in_precision(value: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors in one precision, whatever autocast made of them."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple):
-        return tuple(_typed(v, dtype) for v in value)
+        return tuple(in_precision(v, dtype) for v in value)
     return value
 
 
-def _linear(
+def multiply(
     slot: str, group: int | None, inputs: Tensor, weight: Tensor, bias: Tensor | None,
     products: list[Product], times_first: bool,
 ) -> Tensor:  # fmt: skip
@@ -269,168 +263,3 @@ def _linear(
         outputs.requires_grad_()
     products.append(Product(slot, group, rows.detach(), outputs))
     return outputs.transpose(0, 1) if times_first else outputs
-
-
-def _attention(
-    module: nn.MultiheadAttention, p: dict[str, Tensor], arguments: dict[str, Any]
-) -> tuple[Any, list[Product]]:
-    """Multi-head attention between its projections is torch's own, with identities in their place.
-
-    So every mask and option means what it means there.
-    """
-    dtype = p["out_proj.weight"].dtype
-    given = {key: _typed(value, dtype) for key, value in arguments.items()}
-    parts = [given[name] for name in ("query", "key", "value")]
-    single = parts[0].ndim == 2
-    if single:
-        parts = [part.unsqueeze(1) for part in parts]
-    elif module.batch_first:
-        parts = [part.transpose(0, 1) for part in parts]
-    width = module.embed_dim
-    joint = module._qkv_same_embed_dim
-    weights = p["in_proj_weight"].chunk(3) if joint else [
-        p[name] for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    ]  # fmt: skip
-    bias = p.get("in_proj_bias")
-    biases = [None] * 3 if bias is None else list(bias.chunk(3))
-    products: list[Product] = []
-    q, k, v = (
-        _linear("in_proj" if joint else name, i if joint else None, part, w, b, products, True)
-        for i, (name, part, w, b) in enumerate(
-            zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), parts, weights, biases,
-                strict=True)
-        )
-    )  # fmt: skip
-    identity = torch.eye(width, dtype=dtype, device=q.device)
-    mixed, shares = F.multi_head_attention_forward(
-        q, k, v, width, module.num_heads, None, None, p.get("bias_k"), p.get("bias_v"),
-        module.add_zero_attn, module.dropout, identity, None, training=module.training,
-        key_padding_mask=_batch_mask(given["key_padding_mask"], single),
-        need_weights=given["need_weights"], attn_mask=given["attn_mask"],
-        use_separate_proj_weight=True, q_proj_weight=identity, k_proj_weight=identity,
-        v_proj_weight=identity, average_attn_weights=given["average_attn_weights"],
-        is_causal=given["is_causal"],
-    )  # fmt: skip
-    out = _linear(
-        "out_proj", None, mixed, p["out_proj.weight"], p.get("out_proj.bias"), products, True
-    )
-    if single:
-        out = out.squeeze(1)
-        shares = None if shares is None else shares.squeeze(0)
-    elif module.batch_first:
-        out = out.transpose(0, 1)
-    return (out, shares), products
-
-
-def _batch_mask(mask: Tensor | None, single: bool) -> Tensor | None:
-    return mask.unsqueeze(0) if single and mask is not None else mask
-
-
-def _step(
-    module: nn.Module, from_input: Tensor, from_state: Tensor, state: Tensor, memory: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """New state and memory of a cell from its two products."""
-    if isinstance(module, nn.LSTM | nn.LSTMCell):
-        i, f, g, o = (from_input + from_state).chunk(4, -1)
-        assert memory is not None
-        memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(memory), memory
-    if isinstance(module, nn.GRU | nn.GRUCell):
-        r1, z1, n1 = from_input.chunk(3, -1)
-        r2, z2, n2 = from_state.chunk(3, -1)
-        reset, keep = torch.sigmoid(r1 + r2), torch.sigmoid(z1 + z2)
-        new = torch.tanh(n1 + reset * n2)
-        return (1 - keep) * new + keep * state, None
-    relu = getattr(module, "nonlinearity", "tanh") == "relu"
-    total = from_input + from_state
-    return (torch.relu(total) if relu else torch.tanh(total)), None
-
-
-def _cell(
-    module: Any, p: dict[str, Tensor], arguments: dict[str, Any]
-) -> tuple[Any, list[Product]]:
-    dtype = p["weight_ih"].dtype
-    x, start = (_typed(arguments[name], dtype) for name in ("input", "hx"))
-    single = x.ndim == 1
-    if single:
-        x = x.unsqueeze(0)
-        start = tuple(s.unsqueeze(0) for s in start) if isinstance(start, tuple) else (
-            None if start is None else start.unsqueeze(0)
-        )  # fmt: skip
-    zeros = x.new_zeros(x.shape[0], module.hidden_size)
-    state, memory = start if isinstance(start, tuple) else (start, None)
-    state = zeros if state is None else state
-    memory = zeros if memory is None else memory
-    products: list[Product] = []
-    ends = [
-        _linear(f"weight_{end}", None, rows.unsqueeze(1), p[f"weight_{end}"], p.get(f"bias_{end}"),
-                products, False).squeeze(1)
-        for end, rows in (("ih", x), ("hh", state))
-    ]  # fmt: skip
-    state, memory = _step(module, ends[0], ends[1], state, memory)
-    result = (state,) if memory is None else (state, memory)
-    if single:
-        result = tuple(r.squeeze(0) for r in result)
-    return result, products
-
-
-def _recurrence(
-    module: Any, p: dict[str, Tensor], arguments: dict[str, Any]
-) -> tuple[Any, list[Product]]:
-    """The unrolled layers; outputs in the order torch gives them: all states, then the last."""
-    dtype = p["weight_ih_l0"].dtype
-    x, start = (_typed(arguments[name], dtype) for name in ("input", "hx"))
-    single = x.ndim == 2
-    if single:
-        x = x.unsqueeze(1)
-    elif module.batch_first:
-        x = x.transpose(0, 1)
-    with_memory = isinstance(module, nn.LSTM)
-    states, memories = start if isinstance(start, tuple) else (start, None)
-    if single and states is not None:
-        states = states.unsqueeze(1)
-        memories = None if memories is None else memories.unsqueeze(1)
-    ways = ("", "_reverse") if module.bidirectional else ("",)
-    last_states, last_memories = [], []
-    products: list[Product] = []
-    for level in range(module.num_layers):
-        if level and module.dropout:
-            x = F.dropout(x, module.dropout, module.training)
-        sides = []
-        for way, end in enumerate(ways):
-            suffix, number = f"_l{level}{end}", level * len(ways) + way
-            width = module.proj_size or module.hidden_size
-            state = x.new_zeros(x.shape[1], width) if states is None else states[number]
-            memory = x.new_zeros(x.shape[1], module.hidden_size) if memories is None else (
-                memories[number]
-            )  # fmt: skip
-            from_input = _linear(
-                f"weight_ih{suffix}", None, x, p[f"weight_ih{suffix}"], p.get(f"bias_ih{suffix}"),
-                products, True,
-            )  # fmt: skip
-            seen: list[Tensor] = []
-            order = range(x.shape[0])
-            for t in reversed(order) if end else order:
-                from_state = _linear(
-                    f"weight_hh{suffix}", None, state.unsqueeze(1), p[f"weight_hh{suffix}"],
-                    p.get(f"bias_hh{suffix}"), products, False,
-                ).squeeze(1)  # fmt: skip
-                state, memory = _step(module, from_input[t], from_state, state, memory)
-                if module.proj_size:
-                    state = _linear(
-                        f"weight_hr{suffix}", None, state.unsqueeze(1), p[f"weight_hr{suffix}"],
-                        None, products, False,
-                    ).squeeze(1)  # fmt: skip
-                seen.append(state)
-            sides.append(torch.stack(seen[::-1] if end else seen))
-            last_states.append(state)
-            last_memories.append(memory)
-        x = torch.cat(sides, -1)
-    ends = torch.stack(last_states)
-    memory_ends = torch.stack(last_memories) if with_memory else None
-    if single:
-        x, ends = x.squeeze(1), ends.squeeze(1)
-        memory_ends = None if memory_ends is None else memory_ends.squeeze(1)
-    elif module.batch_first:
-        x = x.transpose(0, 1)
-    return (x, (ends, memory_ends) if with_memory else ends), products

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.outer_rows import OuterRows, add_product, add_single
-from kobai.curvature.rows import DenseRows, Rows
+from kobai.curvature.rows.interface import DenseRows, Rows
+from kobai.curvature.rows.outer_products import OuterRows, add_product, add_single
 
 
 def sum_of_grams(

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_inputs import scale_rows
-from kobai.curvature.layer_uses import LayerUse, Watch
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows, concatenated
-from kobai.curvature.parts import Part, plan_parts
-from kobai.curvature.pullback import Pullback
-from kobai.curvature.rows import DenseRows, Rows, Stacked
+from kobai.curvature.rows.interface import DenseRows, Rows, Stacked
+from kobai.curvature.rows.layer_calls import joint_uses, outer_rows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows, concatenated
+from kobai.curvature.rows.parts import Part, plan_parts
+from kobai.curvature.rows.pullback import Pullback
 from kobai.curvature.scores import Scores
-from kobai.curvature.use_rows import joint_uses, outer_rows
+from kobai.layers import LayerUse, Watch, scale_rows
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 _ROWS_TOGETHER = 64
@@ -394,10 +393,8 @@ class _Pass:
             if use.inputs.numel() % self.examples:
                 return None
             ids = use.inputs.reshape(self.examples, -1)
-            g = use.gradients.reshape(len(use.gradients), self.examples, -1, part.shape[2])
-            padding = getattr(use.module, "padding_idx", None)
-            if padding is not None:
-                g = g * (ids != padding).unsqueeze(-1)
+            g = use.unpadded(use.gradients)
+            g = g.reshape(len(g), self.examples, -1, part.shape[2])
             tokens.append(ids)
             gradients.append(g.transpose(0, 1))
         return EmbeddingRows(

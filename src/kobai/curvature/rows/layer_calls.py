@@ -1,7 +1,6 @@
 """Uses of a matrix written out as rows: inputs and gradients by example and place."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,9 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.layer_inputs import matrix_gradients, matrix_inputs
-from kobai.curvature.layer_uses import LayerUse
+from kobai.layers import LayerForm, LayerUse
 
 _WORKSPACE = 2**24
 """Numbers that rows written out may have."""
@@ -43,8 +40,9 @@ def outer_rows(
     """
     pairs = []
     for use in uses:
-        g = matrix_gradients(use.module, use.gradients.to(dtype), examples)
-        a = matrix_inputs(use.module, use.inputs.to(dtype), examples)
+        reading = use.reading
+        g = reading.gradient_rows(use.gradients.to(dtype), examples)
+        a = reading.input_rows(use.inputs.to(dtype), examples)
         if g is None or a is None or a.shape[2] != g.shape[3]:
             return None
         pairs.append((a, g))
@@ -97,7 +95,7 @@ def by_examples(
 ) -> Iterator[tuple[int, Sequence[LayerUse]]]:
     """The same uses for some examples at a time, so that rows written out stay small."""
     size = sum(use.inputs.numel() + use.gradients.numel() for use in uses)
-    taps = max((math.prod(getattr(use.module, "kernel_size", (1,))) for use in uses), default=1)
+    taps = max((use.reading.taps for use in uses), default=1)
     step = max(1, examples * _WORKSPACE // max(1, size * taps))
     if step >= examples or not _examples_first(uses, examples):
         yield examples, uses

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kobai.curvature.affine import affine
-from kobai.curvature.bilinear import convolution, fixed_normalisation
+from kobai.layers.derivatives.convolution import convolution, fixed_normalisation
+from kobai.layers.derivatives.linear import affine
 
 
 @final

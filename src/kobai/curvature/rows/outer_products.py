@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kobai.curvature.rows import DenseRows, Rows
+from kobai.curvature.rows.interface import DenseRows, Rows
 
 _WORKSPACE = 2**24
 """Numbers that an intermediate result of a Gram matrix may have."""

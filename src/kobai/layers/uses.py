@@ -1,7 +1,4 @@
-"""Every use of every matrix of a model in a forward pass, with the gradients in its products.
-
-Curvature and optimizers see layers through this and through nothing else.
-"""
+"""Every use of every matrix of a model in a forward pass, with the gradients in its products."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -11,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from kobai.curvature.composites import CompositeCall, attach_composites
-from kobai.curvature.layer_forms import is_composite, linear_scales
-from kobai.problem import Capture, attach
+from kobai.layers.capture import Capture, attach
+from kobai.layers.composite import CompositeCall, attach_composites
+from kobai.layers.interface import CompositeKind, MatrixKind, Reading
+from kobai.layers.table import kind_of, reading_of
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -29,7 +27,7 @@ class LayerUse:
             was called with.
         gradients: In the products, or the module's output, with an axis Q of cotangents in front.
         group: Which of the slot's groups; None for all of them.
-        owner: The module that was called.
+        one_step: Whether it is a step of a recurrence, so that repeated uses are places.
     """
 
     layer: str
@@ -38,7 +36,23 @@ class LayerUse:
     inputs: Tensor
     gradients: Tensor
     group: int | None = None
-    owner: nn.Module | None = None
+    one_step: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How inputs and gradients are read as rows."""
+        return reading_of(self.module)
+
+    def unpadded(self, gradients: Tensor) -> Tensor:
+        """Gradients in the lines of a table that it looked up, zero where it passes none on.
+
+        Args:
+            gradients: Shaped like `inputs`, with any axes in front and one for the line's entries.
+        """
+        padding = getattr(self.module, "padding_idx", None)
+        if padding is None:
+            return gradients
+        return gradients * (self.inputs != padding).unsqueeze(-1)
 
 
 @final
@@ -53,11 +67,11 @@ class Watch:
         self, model: nn.Module, modules: Collection[nn.Module]
     ) -> list[torch.utils.hooks.RemovableHandle]:
         """Install hooks on these modules of the model; removing the handles ends the watch."""
-        inner = {m for m in modules if is_composite(m)}
-        outer = set(modules) - inner
+        kinds = {m: kind_of(m) for m in modules}
+        inner = {m: kind for m, kind in kinds.items() if isinstance(kind, CompositeKind)}
         return [
-            *attach(model, outer.__contains__, self.simple),
-            *attach_composites(model, inner.__contains__, self.composite),
+            *attach(model, (kinds.keys() - inner.keys()).__contains__, self.simple),
+            *attach_composites(model, inner, self.composite),
         ]
 
     def clear(self) -> None:
@@ -94,9 +108,10 @@ class Watch:
             gradient = next(rest) if call.edge is not None else None
             if gradient is not None:
                 own = gradient if batched else gradient.unsqueeze(0)
-                scales = linear_scales(call.module)
-                inputs = call.inputs if scales is None else scales[0] * call.inputs
-                found.append(LayerUse(call.layer, "", call.module, inputs, own, owner=call.module))
+                kind, inputs = kind_of(call.module), call.inputs
+                if isinstance(kind, MatrixKind):
+                    inputs = kind.multiplied(call.module, inputs)
+                found.append(LayerUse(call.layer, "", call.module, inputs, own))
         for call in self.composite:
             own = [next(rest) for _ in call.edges]
             for product, gradient in call.products(own, batched=batched):
@@ -108,7 +123,7 @@ class Watch:
                         product.inputs,
                         gradient,
                         product.group,
-                        call.module,
+                        call.kind.one_step,
                     )
                 )
         return found

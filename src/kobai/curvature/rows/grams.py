@@ -3,7 +3,7 @@
 The matrix of inner products of gradients, one row an example and output: its sum over layers is the
 neural tangent kernel of a network, and over W the Fisher matrix's dual, with the same non-zero
 eigenvalues. Layers that are understood (matrices, convolutions, norms, embeddings) never form J_l;
-see `kobai.curvature.outer_rows` for the orders of contraction.
+see `kobai.curvature.rows.outer_products` for the orders of contraction.
 """
 
 from typing import Literal
@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.outer_rows import EmbeddingRows, OuterRows
-from kobai.curvature.rows import DenseRows, Joined, Rows, Stacked
-from kobai.curvature.score_rows import ScoreRows
+from kobai.curvature.rows.interface import DenseRows, Joined, Rows, Stacked
+from kobai.curvature.rows.network import ScoreRows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
 from kobai.curvature.scores import Labels, Scores
 from kobai.curvature.structures.interface import layers_of
 from kobai.linalg.factor import eigh

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from kobai.curvature.layer_forms import LayerForm
-from kobai.curvature.parameter_groups import group_parameters
+from kobai.layers import LayerForm
 from kobai.problem import ParameterSpace
+from kobai.problem.plan import group_parameters
 
 PartKind = Literal["matrix", "bias", "scale", "embedding", "jacobian"]
 

@@ -10,8 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from kobai.curvature.layer_forms import LayerForm, Slot, slots, tensor_at
-from kobai.curvature.layer_inputs import scale_axis
+from kobai.layers import LayerForm, Slot, has_scale, slots, tensor_at
 
 GroupKind = Literal["matrix", "bias", "scale", "embedding", "alone"]
 
@@ -147,7 +146,7 @@ def _group(
         )  # fmt: skip
     if len(uses) == 1 and not slotted:
         module = uses[0].module
-        if scale_axis(module) is not None and uses[0].attribute in ("weight", "bias"):
+        if has_scale(module) and uses[0].attribute in ("weight", "bias"):
             pair = [module._parameters.get("weight"), module._parameters.get("bias")]
             own = [names[id(p)] for p in pair if p is not None and names[id(p)] in wanted]
             if all(len(users[n]) == 1 for n in own):
