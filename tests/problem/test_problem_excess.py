@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kobai.problem import Bernoulli, Categorical
-from kobai.problem.divergence import divergence
+from kobai.problem.likelihoods.divergence import divergence
 from tolerances import assert_close
 
 

@@ -98,7 +98,7 @@ def cotangents(
             examples estimate sums of squares. Labels drawn at random have one already.
 
     Returns:
-        The normaliser W (see `kobai.problem.likelihood`) and the cotangents.
+        The normaliser W (see `kobai.problem.likelihoods.likelihood`) and the cotangents.
     """
     targets = placeholder_targets(likelihood, outputs, gradient)
     weight = likelihood.weight(targets)

@@ -4,11 +4,11 @@ from kobai.problem.batch import Batch
 from kobai.problem.blocks import Block
 from kobai.problem.calling import call_arguments, output_tensor
 from kobai.problem.capture import Call, Capture, attach, capture
-from kobai.problem.categorical import Categorical
-from kobai.problem.elementwise import Bernoulli, Gaussian
+from kobai.problem.likelihoods.categorical import Categorical
+from kobai.problem.likelihoods.bernoulli import Bernoulli, Gaussian
 from kobai.problem.examples import Examples
-from kobai.problem.likelihood import Likelihood
-from kobai.problem.losses import as_likelihood
+from kobai.problem.likelihoods.likelihood import Likelihood
+from kobai.problem.likelihoods.table import as_likelihood
 from kobai.problem.objective import Analytic, Objective, WeightedSum
 from kobai.problem.parameters import ParameterSpace
 from kobai.problem.problem import Problem

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.problem.divergence import divergence
-from kobai.problem.likelihood import (
+from kobai.problem.likelihoods.divergence import divergence
+from kobai.problem.likelihoods.likelihood import (
     Likelihood,
     Outputs,
     Reduction,

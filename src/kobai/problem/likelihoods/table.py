@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from kobai.problem.categorical import Categorical
-from kobai.problem.elementwise import Bernoulli, Gaussian
-from kobai.problem.likelihood import Likelihood
+from kobai.problem.likelihoods.categorical import Categorical
+from kobai.problem.likelihoods.bernoulli import Bernoulli, Gaussian
+from kobai.problem.likelihoods.likelihood import Likelihood
 
 _NAMES = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
 

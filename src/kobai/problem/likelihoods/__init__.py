@@ -1,0 +1,1 @@
+"""Likelihoods: what a network's outputs mean, one family per file."""
