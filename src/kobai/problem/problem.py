@@ -20,8 +20,7 @@ from kobai.problem.examples import (
     require_finite_inputs,
     split_off,
 )
-from kobai.problem.likelihoods.likelihood import Likelihood
-from kobai.problem.likelihoods.table import as_likelihood
+from kobai.problem.likelihoods import Likelihood, as_likelihood
 from kobai.problem.parameters import ParameterSpace
 from kobai.problem.purity import evaluation_mode, exact_kernels
 from kobai.problem.risk import EmpiricalRisk

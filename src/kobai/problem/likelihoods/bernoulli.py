@@ -1,4 +1,4 @@
-"""Likelihoods whose terms are single outputs: independent binary outputs, and regression."""
+"""Independent binary outputs."""
 
 import math
 from typing import final
@@ -6,18 +6,22 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kobai.problem.likelihoods.divergence import divergence
 from kobai.problem.likelihoods.likelihood import (
     Likelihood,
     Outputs,
     Reduction,
+    TargetKind,
     check_settings,
-    require_finite,
+    require_plain_mean,
+    require_real,
     sum_per_example,
+    targets_like,
     uniform_draws,
 )
+from kobai.problem.likelihoods.recovery import RecoveredTargets, Rounding
 
 
 @final
@@ -34,6 +38,7 @@ class Bernoulli(Likelihood):
     """
 
     name = "bernoulli"
+    floor_is_zero = True
 
     def __init__(
         self, *, reduction: Reduction = "examples", scale: float = 1.0, excess: bool = False
@@ -43,8 +48,11 @@ class Bernoulli(Likelihood):
         self.scale = scale
         self.excess = excess
 
-    def __repr__(self) -> str:
-        return f"Bernoulli(reduction={self.reduction!r}, scale={self.scale}, excess={self.excess})"
+    @classmethod
+    def from_torch(cls, loss: nn.BCEWithLogitsLoss) -> "Bernoulli":
+        """Convert torch's loss, which averages over single outputs."""
+        require_plain_mean(loss)
+        return cls(reduction="terms")
 
     def _root(self, outputs: Tensor) -> Tensor:
         """√(scale p (1 − p)), from both tails so that it does not underflow early."""
@@ -53,7 +61,7 @@ class Bernoulli(Likelihood):
 
     def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
         """Binary cross-entropy (or its excess) of each example summed over its outputs."""
-        targets = _like(self.name, outputs, targets)
+        targets = targets_like(self.name, outputs, targets)
         if self.excess:
             one = torch.ones((), dtype=outputs.dtype, device=outputs.device)
             loss = divergence(targets, one, F.logsigmoid(outputs))
@@ -62,13 +70,9 @@ class Bernoulli(Likelihood):
         loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return self.scale * sum_per_example(loss)
 
-    def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
-        """Number of outputs of an example."""
-        return _count(targets)
-
     def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
         """σ(f) − y."""
-        return self.scale * (torch.sigmoid(outputs) - _like(self.name, outputs, targets))
+        return self.scale * (torch.sigmoid(outputs) - targets_like(self.name, outputs, targets))
 
     def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
         """p (1 − p) u."""
@@ -77,10 +81,6 @@ class Bernoulli(Likelihood):
     def factor_product(self, outputs: Outputs, targets: Tensor, s: Outputs) -> Outputs:
         """√(p (1 − p)) s."""
         return self._root(outputs) * s
-
-    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
-        """√(p (1 − p)) u."""
-        return self._root(outputs) * u
 
     def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Zeros and ones drawn with probability σ(outputs)."""
@@ -100,99 +100,31 @@ class Bernoulli(Likelihood):
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `ValueError` on wrong shapes or targets outside [0, 1]."""
-        _check("bernoulli", outputs, targets)
+        require_real(self.name, outputs, targets)
         if bool(((targets < 0) | (targets > 1)).any()):
             raise ValueError(
                 f"bernoulli targets must lie in [0, 1], got "
                 f"{float(targets.min()):g}…{float(targets.max()):g}"
             )
 
+    def mean(self, outputs: Outputs) -> Outputs:
+        """Probabilities of a one."""
+        return torch.sigmoid(outputs)
 
-@final
-class Gaussian(Likelihood):
-    """Regression: ½‖f − y‖² an example, unit variance; targets shaped like the outputs.
+    def own_targets(self, outputs: Outputs, targets: Tensor, kind: TargetKind) -> Tensor:
+        """Predicted probabilities, or on which side of one half they lie."""
+        return (outputs > 0).to(outputs.dtype) if kind == "hard" else self.mean(outputs)
 
-    Args:
-        reduction: "examples" or "terms" (single outputs).
-        scale: Factor on the loss; the Hessian is scale · I.
-    """
+    def for_own_targets(self, kind: TargetKind) -> "Bernoulli":
+        """Leave out the entropy of soft targets."""
+        return Bernoulli(reduction=self.reduction, scale=self.scale, excess=kind == "soft")
 
-    name = "gaussian"
+    def labels_by_sign(self, outputs: Outputs, gradient: Outputs) -> Tensor:
+        """Ones where the gradient p − y is negative."""
+        return (gradient < 0).to(outputs.dtype)
 
-    def __init__(self, *, reduction: Reduction = "examples", scale: float = 1.0) -> None:
-        check_settings(scale, reduction)
-        self.reduction = reduction
-        self.scale = scale
-
-    def __repr__(self) -> str:
-        return f"Gaussian(reduction={self.reduction!r}, scale={self.scale})"
-
-    def nll(self, outputs: Outputs, targets: Tensor) -> Float[Tensor, " N"]:
-        """½‖f − y‖² of each example (the constant of the density left out)."""
-        difference = outputs - _like(self.name, outputs, targets)
-        return self.scale * sum_per_example(0.5 * difference.square())
-
-    def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
-        """Number of outputs of an example."""
-        return _count(targets)
-
-    def residual(self, outputs: Outputs, targets: Tensor) -> Outputs:
-        """The difference f − y."""
-        return self.scale * (outputs - _like(self.name, outputs, targets))
-
-    def hvp(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
-        """The same u, times scale."""
-        return self.scale * u
-
-    def factor_product(self, outputs: Outputs, targets: Tensor, s: Outputs) -> Outputs:
-        """The same s, times √scale."""
-        return math.sqrt(self.scale) * s
-
-    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
-        """The same u, times √scale."""
-        return math.sqrt(self.scale) * u
-
-    def sample(self, outputs: Outputs, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """Outputs plus Gaussian noise of variance 1/scale."""
-        noise = torch.randn(
-            outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
-        ).to(outputs.device)
-        return outputs.detach() + noise / math.sqrt(self.scale)
-
-    def fisher_sample(
-        self, outputs: Outputs, targets: Tensor, generator: torch.Generator
-    ) -> Outputs:
-        """√scale times standard Gaussian noise."""
-        return self.residual(outputs.detach(), self.sample(outputs, targets, generator))
-
-    def correct(self, outputs: Outputs, targets: Tensor) -> None:
-        """None: regression has no notion of a right answer."""
-        return None
-
-    def check(self, outputs: Outputs, targets: Tensor) -> None:
-        """Raise `ValueError` on wrong shapes or non-finite targets."""
-        _check("gaussian", outputs, targets)
-
-
-def _count(targets: Tensor) -> Tensor:
-    per_example = targets.numel() // targets.shape[0]
-    return torch.full((targets.shape[0],), float(per_example), device=targets.device)
-
-
-def _like(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Targets in the outputs' dtype; (N,) against (N, 1) would broadcast to N² differences."""
-    if targets.shape != outputs.shape:
-        raise ValueError(
-            f"{name} targets must have the outputs' shape {tuple(outputs.shape)}, got "
-            f"{tuple(targets.shape)}; reshape one of them, broadcasting would be wrong here"
-        )
-    return targets.to(outputs.dtype)
-
-
-def _check(name: str, outputs: Tensor, targets: Tensor) -> None:
-    _like(name, outputs, targets)
-    if not targets.is_floating_point():
-        raise ValueError(
-            f"{name} targets must be floating point, got {targets.dtype}; convert by .to(dtype)"
-        )
-    require_finite(targets)
+    def targets_of_residual(
+        self, outputs: Outputs, residual: Outputs, rounding: Rounding
+    ) -> RecoveredTargets:
+        """The probabilities p less the residual."""
+        return rounding.probabilities(self.mean(outputs) - residual)

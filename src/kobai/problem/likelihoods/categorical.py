@@ -5,18 +5,21 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kobai.problem.likelihoods.divergence import divergence
 from kobai.problem.likelihoods.likelihood import (
     Likelihood,
     Outputs,
     Reduction,
+    TargetKind,
     check_settings,
     require_finite,
+    require_plain_mean,
     sum_per_example,
     uniform_draws,
 )
+from kobai.problem.likelihoods.recovery import RecoveredTargets, Rounding
 
 
 @final
@@ -41,6 +44,7 @@ class Categorical(Likelihood):
     """
 
     name = "categorical"
+    floor_is_zero = True
 
     def __init__(
         self,
@@ -64,11 +68,15 @@ class Categorical(Likelihood):
         self.scale = scale
         self.excess = excess
 
-    def __repr__(self) -> str:
-        return (
-            f"Categorical(ignore_index={self.ignore_index}, "
-            f"label_smoothing={self.label_smoothing}, axis={self.axis}, "
-            f"reduction={self.reduction!r}, scale={self.scale}, excess={self.excess})"
+    @classmethod
+    def from_torch(cls, loss: nn.CrossEntropyLoss) -> "Categorical":
+        """Convert torch's cross-entropy, which averages over positions that are not ignored."""
+        require_plain_mean(loss)
+        return cls(
+            ignore_index=loss.ignore_index,
+            label_smoothing=loss.label_smoothing,
+            axis=1,
+            reduction="terms",
         )
 
     def _mass(self, targets: Tensor, like: Tensor) -> Tensor:
@@ -146,14 +154,6 @@ class Categorical(Likelihood):
         mass = (self.scale * self._mass(targets, logits)).sqrt()
         return (mass * product).movedim(-1, self.axis)
 
-    def factor_transpose(self, outputs: Outputs, targets: Tensor, u: Outputs) -> Outputs:
-        """√m (√p ∘ u − √p (pᵀu))."""
-        logits, u = outputs.movedim(self.axis, -1), u.movedim(self.axis, -1)
-        p = torch.softmax(logits, -1)
-        product = p.sqrt() * (u - (p * u).sum(-1, keepdim=True))
-        mass = (self.scale * self._mass(targets, logits)).sqrt()
-        return (mass * product).movedim(-1, self.axis)
-
     def _draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """A class of every term, drawn from softmax(logits), classes last."""
         # The Gumbel trick needs one uniform draw a class and no normalised probabilities, so it
@@ -193,6 +193,114 @@ class Categorical(Likelihood):
             return sum_per_example((predicted == targets.argmax(self.axis)).float())
         right = (predicted == targets) & (targets != self.ignore_index)
         return sum_per_example(right.float())
+
+    @property
+    def class_axis(self) -> int:
+        """The `axis`."""
+        return self.axis
+
+    def targets_as_outputs(self, outputs: Outputs, targets: Tensor) -> Outputs | None:
+        """One-hot labels, or soft targets as they are; None where a position is ignored."""
+        if targets.is_floating_point():
+            return super().targets_as_outputs(outputs, targets)
+        if bool((targets == self.ignore_index).any()):
+            return None
+        rows = F.one_hot(targets, outputs.shape[self.axis]).to(outputs.dtype)
+        return rows.movedim(-1, self.axis)
+
+    def identifiable_part(self, targets: Tensor, change: Outputs) -> Outputs:
+        """Differences of logits at positions that are not ignored (I − 11ᵀ/C instead of I)."""
+        rows = change.movedim(self.axis, -1)
+        present = (targets != self.ignore_index).unsqueeze(-1)
+        return ((rows - rows.mean(-1, keepdim=True)) * present).movedim(-1, self.axis)
+
+    def mean(self, outputs: Outputs) -> Outputs:
+        """Probabilities of the classes."""
+        return torch.softmax(outputs, self.axis)
+
+    def own_targets(self, outputs: Outputs, targets: Tensor, kind: TargetKind) -> Tensor:
+        """Predicted distributions or classes; ignored positions stay so."""
+        labelled = not targets.is_floating_point()
+        kept = targets != self.ignore_index if labelled else None
+        if kind == "hard":
+            decided = outputs.argmax(self.axis)
+            return decided if kept is None else torch.where(kept, decided, self.ignore_index)
+        soft = self.mean(outputs)
+        # A position without mass has no loss, whatever the outputs.
+        return soft if kept is None else soft * kept.unsqueeze(self.axis)
+
+    def for_own_targets(self, kind: TargetKind) -> "Categorical":
+        """Leave out label smoothing, which would move the minimum, and the entropy if soft."""
+        return Categorical(
+            ignore_index=self.ignore_index,
+            axis=self.axis,
+            reduction=self.reduction,
+            scale=self.scale,
+            excess=kind == "soft",
+        )
+
+    def placeholder_targets(self, outputs: Outputs, gradient: Outputs) -> Tensor:
+        """Any label where the gradient is not zero, `ignore_index` elsewhere.
+
+        A position predicted with certainty has a zero gradient too, and a zero Fisher matrix.
+        """
+        present = gradient.movedim(self.axis, -1).ne(0).any(-1)
+        label = 0 if self.ignore_index != 0 else 1
+        return torch.where(present, label, self.ignore_index)
+
+    def labels_by_sign(self, outputs: Outputs, gradient: Outputs) -> Tensor | None:
+        """The class whose gradient p − y is negative; None with label smoothing."""
+        if self.label_smoothing:
+            return None
+        rows = gradient.movedim(self.axis, -1)
+        return torch.where(rows.ne(0).any(-1), rows.argmin(-1), self.ignore_index)
+
+    def targets_of_residual(
+        self, outputs: Outputs, residual: Outputs, rounding: Rounding
+    ) -> RecoveredTargets:
+        """Soft targets, or labels under smoothing; None where rows do not add up to zero."""
+        rows = residual.movedim(self.axis, -1)
+        p = torch.softmax(outputs.movedim(self.axis, -1), -1)
+        if self.label_smoothing:
+            smoothed = self._smoothed_labels(outputs, residual, p, 1e-5 if rounding.exact else 1e-2)
+            if smoothed is not None:
+                return RecoveredTargets(targets=smoothed, kind="hard")
+        if float(rows.sum(-1).abs().max()) > rounding.outside * max(1.0, float(rows.abs().max())):
+            return RecoveredTargets.none(
+                "the gradients of the logits do not add up to zero over axis "
+                f"{self.axis}, as those of a softmax do (nn.CrossEntropyLoss of outputs with "
+                "further axes is over axis 1: give that loss module as the likelihood)"
+            )
+        soft = p - rows
+        if self.label_smoothing:
+            soft = (soft - self.label_smoothing / soft.shape[-1]) / (1 - self.label_smoothing)
+        return rounding.probabilities(soft.movedim(-1, self.axis))
+
+    def _smoothed_labels(
+        self, outputs: Tensor, residual: Tensor, p: Tensor, tolerance: float
+    ) -> Tensor | None:
+        """Class indices under label smoothing, whatever the factor on the loss.
+
+        Between two classes that are not the label the targets are equal, so that the differences of
+        residuals and of probabilities have the ratio κ, 1 for a loss in its own scale: the median
+        over neighbours in the order of probability, of which the label spoils two.
+        """
+        rows = residual.movedim(self.axis, -1)
+        present = rows.ne(0).any(-1)
+        order = p.argsort(-1)
+        steps = p.gather(-1, order).diff(dim=-1)
+        kappa = rows.gather(-1, order).diff(dim=-1) / steps
+        certain = kappa[present][steps[present] > 1e-4]
+        candidates = [1.0]
+        if certain.numel():
+            candidates.append(float(certain.median()))
+        for factor in candidates:
+            if not factor > 0:
+                continue
+            labels = torch.where(present, (p - rows / factor).argmax(-1), self.ignore_index)
+            if self.is_parallel(outputs, labels, residual, tolerance):
+                return labels
+        return None
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `ValueError` on wrong shapes, classes out of range, negative targets."""
