@@ -3,7 +3,6 @@
 It has never heard of networks: every function takes a `LinearOperator` and torch vectors.
 """
 
-from kobai.linalg.algebra import Counted, Damped, Product, Scaled, Sub, Sum
 from kobai.linalg.blocks import BlockDiagonal
 from kobai.linalg.density import density
 from kobai.linalg.eigen import Lanczos, Lobpcg, eigenvalues
@@ -20,9 +19,9 @@ from kobai.linalg.factor import (
     lu,
 )
 from kobai.linalg.iterative import IterativeInverse, iterative_inverse
-from kobai.linalg.leaves import Dense, Diagonal, Function, Identity
+from kobai.linalg.leaves import Counted, Dense, Diagonal, Function, Identity
 from kobai.linalg.minres import minres
-from kobai.linalg.operator import LinearOperator
+from kobai.linalg.operator import Damped, LinearOperator, Product, Scaled, Sub, Sum
 from kobai.linalg.probes import gaussian, rademacher, sphere
 from kobai.linalg.quadrature import Curve, Density, Fraction
 from kobai.linalg.solution import Solution

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.algebra import check_same_space
 from kobai.linalg.factor import worst
-from kobai.linalg.operator import Index, LinearOperator, positions_of
+from kobai.linalg.operator import Index, LinearOperator, check_same_space, positions_of
 from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
 from kobai.linalg.structured import inverses
 

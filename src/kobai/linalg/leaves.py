@@ -1,4 +1,4 @@
-"""The plainest operators: a matrix, a diagonal, the identity, a function."""
+"""The plainest operators: a matrix, a diagonal, the identity, a function, a counter of products."""
 
 from collections.abc import Callable
 from typing import final
@@ -268,3 +268,37 @@ def _is_symmetric(matrix: Tensor) -> bool:
         return True
     limit = 16 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
     return bool((matrix - matrix.T).abs().max() <= limit)
+
+
+@final
+class Counted(LinearOperator):
+    """Another operator that counts its products.
+
+    Attributes:
+        count: columns multiplied so far, those of the transpose included.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self._tally = [0]
+        super().__init__(
+            operator.shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,
+            positive_semidefinite=operator.positive_semidefinite,
+        )
+
+    @property
+    def count(self) -> int:
+        """Columns multiplied so far, those of the transpose included."""
+        return self._tally[0]
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        self._tally[0] += columns.shape[1]
+        return self.operator @ columns
+
+    def _adjoint(self) -> LinearOperator:
+        transpose = Counted(self.operator.T)
+        transpose._tally = self._tally
+        return transpose

@@ -2,15 +2,17 @@
 
 A new operator derives from `LinearOperator`, passes its shape, dtype and device to the constructor
 and implements two methods: ``_matmat`` (a block of columns at once) and ``_adjoint``. Everything
-    else (checks,
-single vectors, sums, products, sub-blocks, dense and SciPy forms) is written here once.
+else (checks, single vectors, sums, products, sub-blocks, dense and SciPy forms) is written here
+once. What expressions with operators build (sums, multiples, compositions, shifts, sub-blocks)
+stands below the class.
 
 Cost is counted in *products*: one product is one column multiplied.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from types import ModuleType
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any, final, overload
 
 import numpy as np
 import scipy.sparse.linalg
@@ -113,23 +115,13 @@ class LinearOperator(ABC):
             raise ValueError(f"matvec takes a vector; got shape {tuple(vector.shape)}")
         return self @ vector
 
-    def matmat(self, columns: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
-        """A block of k products: A V. The same as ``A @ V`` for a matrix."""
-        if columns.ndim != 2:
-            raise ValueError(f"matmat takes a matrix; got shape {tuple(columns.shape)}")
-        return self @ columns
-
-    def rmatvec(self, vector: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
-        """One product with the transpose: A^T v."""
-        return self.T.matvec(vector)
-
     @overload
     def __matmul__(self, other: Tensor) -> Tensor: ...
     @overload
     def __matmul__(self, other: "LinearOperator") -> "LinearOperator": ...
     def __matmul__(self, other: "LinearOperator | Tensor") -> "LinearOperator | Tensor":
         if isinstance(other, LinearOperator):
-            return _algebra().Product((self, other))
+            return Product((self, other))
         if not isinstance(other, Tensor):
             return NotImplemented
         if other.ndim not in (1, 2) or other.shape[0] != self._shape[1]:
@@ -149,22 +141,18 @@ class LinearOperator(ABC):
         return product.squeeze(1) if other.ndim == 1 else product
 
     def __add__(self, other: "LinearOperator") -> "LinearOperator":
-        return (
-            _algebra().Sum((self, other)) if isinstance(other, LinearOperator) else NotImplemented
-        )
+        return Sum((self, other)) if isinstance(other, LinearOperator) else NotImplemented
 
     def __sub__(self, other: "LinearOperator") -> "LinearOperator":
-        return (
-            _algebra().Sum((self, -other)) if isinstance(other, LinearOperator) else NotImplemented
-        )
+        return Sum((self, -other)) if isinstance(other, LinearOperator) else NotImplemented
 
     def __neg__(self) -> "LinearOperator":
-        return _algebra().Scaled(-1.0, self)
+        return Scaled(-1.0, self)
 
     def __mul__(self, factor: "float | int | Tensor") -> "LinearOperator":
         if isinstance(factor, LinearOperator) or np.ndim(factor) != 0:
             raise TypeError("* scales an operator by a number; compose operators with @")
-        return _algebra().Scaled(float(factor), self)
+        return Scaled(float(factor), self)
 
     __rmul__ = __mul__
 
@@ -172,11 +160,11 @@ class LinearOperator(ABC):
         return self * (1.0 / float(divisor))
 
     def __getitem__(self, index: Index) -> "LinearOperator":
-        return _algebra().Sub(self, index)
+        return Sub(self, index)
 
     def damped(self, damping: float | int) -> "LinearOperator":
         """A + damping I."""
-        return _algebra().Damped(self, damping)
+        return Damped(self, damping)
 
     def dense(self, chunk: int = 128) -> Float[Tensor, "m n"]:
         """The matrix, written out.
@@ -256,8 +244,180 @@ def positions_of(index: Index, size: int) -> Int[Tensor, "count"]:
     return positions
 
 
-def _algebra() -> ModuleType:
-    """The operators that expressions build: they derive from the class above, so import late."""
-    from kobai.linalg import algebra
+def check_same_space(operators: Sequence[LinearOperator]) -> None:
+    """Raise TypeError unless all operators share dtype and device."""
+    kinds = {(operator.dtype, operator.device) for operator in operators}
+    if len(kinds) > 1:
+        raise TypeError(
+            f"operators of one expression share dtype and device; got {sorted(map(str, kinds))}"
+        )
 
-    return algebra
+
+@final
+class Sum(LinearOperator):
+    """A + B + …: one product of each term per column."""
+
+    def __init__(self, terms: Sequence[LinearOperator]) -> None:
+        if not terms:
+            raise ValueError("a sum needs at least one operator")
+        shapes = {term.shape for term in terms}
+        if len(shapes) > 1:
+            raise ValueError(f"summed operators share one shape; got {sorted(shapes)}")
+        check_same_space(terms)
+        flat: list[LinearOperator] = []
+        for term in terms:
+            flat.extend(term.terms if isinstance(term, Sum) else (term,))
+        self.terms = tuple(flat)
+        super().__init__(
+            terms[0].shape,
+            dtype=terms[0].dtype,
+            device=terms[0].device,
+            symmetric=all(term.symmetric for term in terms),
+            positive_semidefinite=all(term.positive_semidefinite for term in terms),
+        )
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        total = self.terms[0] @ columns
+        for term in self.terms[1:]:
+            total = total + term @ columns
+        return total
+
+    def _adjoint(self) -> LinearOperator:
+        return Sum(tuple(term.T for term in self.terms))
+
+
+@final
+class Scaled(LinearOperator):
+    """factor * A."""
+
+    def __init__(self, factor: float | int, operator: LinearOperator) -> None:
+        if not np.isfinite(factor):
+            raise ValueError(f"an operator is scaled by a finite number; got {factor}")
+        self.factor = float(factor)
+        self.operator = operator
+        super().__init__(
+            operator.shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,
+            positive_semidefinite=operator.positive_semidefinite and factor >= 0,
+        )
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        return self.factor * (self.operator @ columns)
+
+    def _adjoint(self) -> LinearOperator:
+        return Scaled(self.factor, self.operator.T)
+
+
+@final
+class Product(LinearOperator):
+    """A @ B @ …: the composition, applied from the right.
+
+    Args:
+        factors: the operators, in the order they are written.
+        symmetric: declare the composition symmetric, as for ``(S, H, S)``.
+        positive_semidefinite: declare it positive semidefinite, as for ``(J.T, J)``.
+    """
+
+    def __init__(
+        self,
+        factors: Sequence[LinearOperator],
+        *,
+        symmetric: bool = False,
+        positive_semidefinite: bool = False,
+    ) -> None:
+        if not factors:
+            raise ValueError("a product needs at least one operator")
+        for left, right in itertools.pairwise(factors):
+            if left.shape[1] != right.shape[0]:
+                raise ValueError(f"cannot compose shapes {left.shape} and {right.shape}")
+        check_same_space(factors)
+        flat: list[LinearOperator] = []
+        for factor in factors:
+            flat.extend(factor.factors if isinstance(factor, Product) else (factor,))
+        self.factors = tuple(flat)
+        super().__init__(
+            (factors[0].shape[0], factors[-1].shape[1]),
+            dtype=factors[0].dtype,
+            device=factors[0].device,
+            symmetric=symmetric,
+            positive_semidefinite=positive_semidefinite,
+        )
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            columns = factor @ columns
+        return columns
+
+    def _adjoint(self) -> LinearOperator:
+        return Product(tuple(factor.T for factor in reversed(self.factors)))
+
+
+@final
+class Damped(LinearOperator):
+    """A + damping I for a square A.
+
+    Args:
+        operator: the square matrix A.
+        damping: multiple of the identity; may be negative (a shift).
+    """
+
+    def __init__(self, operator: LinearOperator, damping: float | int) -> None:
+        if operator.shape[0] != operator.shape[1]:
+            raise ValueError(f"only a square operator can be damped; got shape {operator.shape}")
+        if not np.isfinite(damping):
+            raise ValueError(f"damping is a finite number; got {damping}")
+        self.operator = operator
+        self.damping = float(damping)
+        super().__init__(
+            operator.shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,
+            positive_semidefinite=operator.positive_semidefinite and damping >= 0,
+        )
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        return torch.add(self.operator @ columns, columns, alpha=self.damping)
+
+    def _adjoint(self) -> LinearOperator:
+        return Damped(self.operator.T, self.damping)
+
+
+@final
+class Sub(LinearOperator):
+    """The principal sub-block A[index, index]; one product of the whole A per column.
+
+    Args:
+        operator: the square matrix A.
+        index: a slice, or the distinct positions as an integer tensor.
+
+    Raises:
+        ValueError: A not square; positions out of range, repeated or empty.
+    """
+
+    def __init__(self, operator: LinearOperator, index: Index) -> None:
+        size = operator.shape[0]
+        if size != operator.shape[1]:
+            raise ValueError(f"a principal block needs a square operator; got {operator.shape}")
+        positions = positions_of(index, size).to(operator.device)
+        if positions.numel() == 0:
+            raise ValueError(f"the block {index} of an operator of size {size} is empty")
+        self.operator = operator
+        self.positions = positions
+        super().__init__(
+            (positions.numel(), positions.numel()),
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,
+            positive_semidefinite=operator.positive_semidefinite,
+        )
+
+    def _matmat(self, columns: Tensor) -> Tensor:
+        padded = columns.new_zeros(self.operator.shape[0], columns.shape[1])
+        padded[self.positions] = columns
+        return (self.operator @ padded)[self.positions]
+
+    def _adjoint(self) -> LinearOperator:
+        return Sub(self.operator.T, self.positions)

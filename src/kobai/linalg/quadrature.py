@@ -1,7 +1,6 @@
 """What a spectral density knows: curves with errors, traces of functions, the share below 0."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.estimate import Estimate, student_quantile
+from kobai.linalg.estimate import student_quantile
 
 Form = Literal["gaussian", "cumulative"]
 Scale = Literal["linear", "log"]
@@ -142,27 +141,6 @@ class Density:
         )
         return Curve(
             grid=grid, value=each.mean(dim=0), standard_error=_standard_error(each), width=width
-        )
-
-    def trace_of(self, function: Callable[[Tensor], Tensor]) -> Estimate:
-        """tr f(A) = n * mean of sum_i w_i f(node_i), with its standard error.
-
-        Exact in expectation for polynomials of degree below 2 m; otherwise the quadrature adds a
-        bias that falls with the number of steps. Examples: ``torch.log`` for log det, λ / (λ +
-        damping) for an effective dimension.
-
-        Args:
-            function: f, applied to a tensor of nodes.
-        """
-        filled = torch.where(self.weights > 0, function(self.nodes), 0.0)
-        samples = self.dimension * (self.weights * filled).sum(dim=1)
-        finite = bool(torch.isfinite(samples).all())
-        return Estimate(
-            value=float(samples.mean()) if finite else math.nan,
-            standard_error=float(_standard_error(samples)) if finite else math.nan,
-            num_products=self.num_products,
-            num_samples=samples.numel(),
-            status=self.status if finite else "non-finite",
         )
 
     def fraction_below(self, threshold: float, *, level: float = 0.95) -> Fraction:
