@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kobai.linalg import Counted, Curve, Dense, Density, Diagonal, Function, density
-from kobai.linalg.density import _Probes
+from kobai.linalg.spectra.density import _Probes
 from laws.operators import close
 
 F64 = torch.float64

@@ -21,7 +21,7 @@ from kobai.curvature.structures import (
     UnitStructure,
 )
 from kobai.linalg import LinearOperator
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 from kobai.problem import EmpiricalRisk
 
 StructureName = Literal[

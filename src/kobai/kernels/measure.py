@@ -8,7 +8,7 @@ from kobai.kernels.comparison import kernel_alignment
 from kobai.kernels.isotropy import isotropy
 from kobai.kernels.tangent import ntk, ntk_plan
 from kobai.linalg.factor import eigh
-from kobai.linalg.solvable import DampingForm
+from kobai.linalg.operators.solvable import DampingForm
 from kobai.problem import EmpiricalRisk
 from kobai.results import IsotropyTable, TangentSummary
 

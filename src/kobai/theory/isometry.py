@@ -17,9 +17,9 @@ from scipy import special
 
 from kobai.results import register
 from kobai.results.fields import settle
-from kobai.theory.activations import Activation, Linear, gaussian_average
-from kobai.theory.hard_tanh import HardTanh
-from kobai.theory.lookup import activation as named_activation
+from kobai.theory.activations.activation import Activation, Linear, gaussian_average
+from kobai.theory.activations.hard_tanh import HardTanh
+from kobai.theory.activations.lookup import activation as named_activation
 
 
 @register

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results import register
-from kobai.theory.activations import LeakyReLU
+from kobai.theory.activations.activation import LeakyReLU
 from kobai.theory.mean_field import order_parameters
 from kobai.theory.network import WideNetwork
 

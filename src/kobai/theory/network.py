@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from kobai.theory.activations import Activation
-from kobai.theory.lookup import activation
+from kobai.theory.activations.activation import Activation
+from kobai.theory.activations.lookup import activation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.parts import Part
 from kobai.curvature.rows import Joined, Rows
 from kobai.curvature.score_rows import ScoreRows
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 class Structure(ABC):

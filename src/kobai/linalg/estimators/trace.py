@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kobai.linalg.estimate import MIN_SAMPLES, Estimate, VectorEstimate
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import rademacher
-from kobai.linalg.sketch import hutch_plus_plus, xdiag, xtrace
+from kobai.linalg.estimators.estimate import MIN_SAMPLES, Estimate, VectorEstimate
+from kobai.linalg.estimators.probes import rademacher
+from kobai.linalg.estimators.sketch import hutch_plus_plus, xdiag, xtrace
+from kobai.linalg.operators.operator import LinearOperator
 
 TraceMethod = Literal["auto", "hutchinson", "hutch++", "xtrace", "exact"]
 DiagonalMethod = Literal["hutchinson", "xdiag", "exact"]
@@ -38,8 +38,8 @@ def trace(
       Any square matrix; one product a sample; no memory beyond one block. The error falls as
       1/sqrt(products).
     - ``"hutch++"`` and ``"xtrace"``: symmetric matrices; take the leading eigenvectors out first
-      (see `kobai.linalg.sketch`). Far fewer products where few eigenvalues carry the trace. The
-      first sees whether they do, and becomes "hutchinson" by itself where they do not, or where a
+      (see `kobai.linalg.estimators.sketch`). Far fewer products where few eigenvalues carry the
+      trace. The first sees whether they do, and becomes "hutchinson" by itself where they do not, or where a
       sketch does not fit into ``max_bytes``; the second holds up to 2 times ``max_products``
       vectors of length n.
     - ``"exact"``: n products.
@@ -134,7 +134,8 @@ def diagonal(
     - ``"hutchinson"``: the mean of z * Az over Rademacher probes z [Bekas, Kokiopoulou & Saad
       2007]. Any square matrix; an entry's error is the norm of the rest of its row /
       sqrt(products).
-    - ``"xdiag"``: symmetric matrices with quickly falling eigenvalues (see `kobai.linalg.sketch`).
+    - ``"xdiag"``: symmetric matrices with quickly falling eigenvalues (see
+      `kobai.linalg.estimators.sketch`).
     - ``"exact"``: n products.
 
     Args:

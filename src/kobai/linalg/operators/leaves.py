@@ -8,8 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.linalg.factor import Factor, Spectral, cholesky, eigh
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator, shifted_power
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.operators.solvable import (
+    DampingForm,
+    MatrixFunction,
+    SolvableOperator,
+    shifted_power,
+)
 
 
 @final

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.estimate import student_quantile
+from kobai.linalg.estimators.estimate import student_quantile
 
 Form = Literal["gaussian", "cumulative"]
 Scale = Literal["linear", "log"]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kobai.results import register
+from kobai.theory.fisher.statistics import separated
 from kobai.theory.mean_field import order_parameters
 from kobai.theory.network import WideNetwork
-from kobai.theory.statistics import separated
 
 
 @register

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.solution import Solution, check_system, dots, history
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.solvers.solution import Solution, check_system, dots, history
 
 
 def minres(

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from kobai.theory.fisher.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
+from kobai.theory.fisher.statistics import FisherStatistics
 from kobai.theory.kernels import InfiniteWidthKernels
 from kobai.theory.mean_field import OrderParameters
-from kobai.theory.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
-from kobai.theory.statistics import FisherStatistics
 
 _EMPTY = np.empty(0)
 

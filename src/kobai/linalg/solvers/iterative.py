@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.solution import Solution
-from kobai.linalg.solvable import MatrixFunction
-from kobai.linalg.solve import conjugate_gradient
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.operators.solvable import MatrixFunction
+from kobai.linalg.solvers.conjugate_gradient import conjugate_gradient
+from kobai.linalg.solvers.solution import Solution
 
 
 @final

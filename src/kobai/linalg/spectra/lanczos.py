@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import gaussian
+from kobai.linalg.estimators.probes import gaussian
+from kobai.linalg.operators.operator import LinearOperator
 
 
 @dataclass(frozen=True, kw_only=True)

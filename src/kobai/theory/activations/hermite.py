@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kobai.theory.activations import Activation, Array, Values
+from kobai.theory.activations.activation import Activation, Array, Values
 
 _MOST_TERMS = 1024
 _TOLERANCE = 1e-14

@@ -7,10 +7,10 @@ example for itself, does not. Source: Karakida, Akaho and Amari, 1906.02926.
 
 import numpy as np
 
+from kobai.theory.fisher.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
+from kobai.theory.fisher.statistics import FisherStatistics, separated
 from kobai.theory.kernels import InfiniteWidthKernels
 from kobai.theory.mean_field import OrderParameters
-from kobai.theory.outputs import MOST_ROWS, decomposed, dual_kernel, output_draws
-from kobai.theory.statistics import FisherStatistics, separated
 
 _EMPTY = np.empty(0)
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.lanczos import KrylovBasis, Ritz, error_bounds, largest_hidden_weight
-from kobai.linalg.lobpcg import lobpcg
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.spectrum import Eigen, Which, thresholds, wanted_indices
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.spectra.lanczos import KrylovBasis, Ritz, error_bounds, largest_hidden_weight
+from kobai.linalg.spectra.lobpcg import lobpcg
+from kobai.linalg.spectra.spectrum import Eigen, Which, thresholds, wanted_indices
 
 # A probe may stop once it would have missed a further copy with this probability only.
 _CERTAIN = 0.01

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from kobai.theory.activations import GELU, Activation, Erf, LeakyReLU, Linear
-from kobai.theory.hard_tanh import HardTanh
-from kobai.theory.hermite import tanh
+from kobai.theory.activations.activation import GELU, Activation, Erf, LeakyReLU, Linear
+from kobai.theory.activations.hard_tanh import HardTanh
+from kobai.theory.activations.hermite import tanh
 
 ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "linear": Linear,

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.solution import Solution, check_system, dots, history
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.solvers.solution import Solution, check_system, dots, history
 
 # Ratio between successive kept iterates, and the window of the progress test [Martens 2010, §4.4,
 # §4.6].

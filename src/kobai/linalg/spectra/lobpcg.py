@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.lanczos import error_bounds
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import gaussian
-from kobai.linalg.spectrum import Eigen, Which, thresholds, wanted_indices
+from kobai.linalg.estimators.probes import gaussian
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.spectra.lanczos import error_bounds
+from kobai.linalg.spectra.spectrum import Eigen, Which, thresholds, wanted_indices
 
 
 def lobpcg(

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import special
 
-from kobai.theory.activations import Activation, Array, Values
+from kobai.theory.activations.activation import Activation, Array, Values
 
 # Below this variance the clamp acts with a probability under 1e-22: the function is linear.
 _LINEAR_BELOW = 0.01

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.linalg.factor import JITTERS
-from kobai.linalg.operator import LinearOperator
+from kobai.linalg.operators.operator import LinearOperator
 
 DampingForm = Literal["exact", "pi", "each"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results import register
-from kobai.theory.fisher import fisher_statistics
+from kobai.theory.fisher.prediction import fisher_statistics
 from kobai.theory.network import WideNetwork
 
 

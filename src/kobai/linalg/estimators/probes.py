@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
+from kobai.linalg.operators.operator import LinearOperator
 
 
 def rademacher(

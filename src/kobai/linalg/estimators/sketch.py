@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.estimate import MIN_SAMPLES, Estimate, VectorEstimate
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import gaussian, rademacher
+from kobai.linalg.estimators.estimate import MIN_SAMPLES, Estimate, VectorEstimate
+from kobai.linalg.estimators.probes import gaussian, rademacher
+from kobai.linalg.operators.operator import LinearOperator
 
 
 def hutch_plus_plus(

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from kobai.theory.fisher.normalization import normalized_statistics
+from kobai.theory.fisher.softmax import softmax_statistics
+from kobai.theory.fisher.statistics import FisherStatistics, separated
 from kobai.theory.kernels import infinite_width_kernels
 from kobai.theory.mean_field import OrderParameters, order_parameters
 from kobai.theory.network import WideNetwork
-from kobai.theory.normalization import normalized_statistics
-from kobai.theory.softmax import softmax_statistics
-from kobai.theory.statistics import FisherStatistics, separated
 
 _EMPTY = np.empty(0)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
+from kobai.linalg.operators.operator import LinearOperator
 
 # From best to worst: the status of a block is its worst.
 _ORDER = (

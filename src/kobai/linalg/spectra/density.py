@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import sphere
-from kobai.linalg.quadrature import Density
+from kobai.linalg.estimators.probes import sphere
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.spectra.quadrature import Density
 
 _STEPS_AT_ONCE = 5
 _FIRST_PROBES = 4

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.linalg.factor import worst
-from kobai.linalg.operator import Index, LinearOperator, check_same_space, positions_of
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
-from kobai.linalg.structured import inverses
+from kobai.linalg.operators.kronecker import inverses
+from kobai.linalg.operators.operator import Index, LinearOperator, check_same_space, positions_of
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 
 @final
