@@ -109,7 +109,7 @@ def _from_batches(contents: dict[str, bytes]) -> DataSplits:
 
 
 class _Recorded:
-    """What a pickle says about a NumPy object, written down instead of built."""
+    """A NumPy object as a pickle describes it, written down instead of built."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments

@@ -77,7 +77,7 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """What `verify` says of one file: its name, where it is, whether it is right, and why."""
+    """A finding of `verify` on one file: its name, where it is, whether it is right, and why."""
 
     name: str
     path: Path | None
@@ -136,7 +136,7 @@ def load(
     files of CIFAR-10 are decoded once (seconds) and kept decoded in the user cache (184 MB).
 
     Args:
-        name: Which data set.
+        name: The data set, by one of these names.
         root: Folder of the files of a named data set.
         generator: Draws what has to be drawn, in this order: synthetic data or the test set of
             data that come without one, then the subset of `limit`. With None the draws are the

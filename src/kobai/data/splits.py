@@ -1,4 +1,4 @@
-"""What every data set becomes: checked tensors, and the facts to build a model for them."""
+"""The form of every data set: checked tensors, and the facts to build a model for them."""
 
 from dataclasses import dataclass
 

@@ -105,7 +105,7 @@ class EmpiricalRisk(Objective):
         return self.likelihood.nll(outputs, batch.targets.to(outputs.device)).sum() / self.weight
 
     def differentiable(self, theta: Float[Tensor, " P"]) -> Iterable[Float[Tensor, ""]]:
-        """Shares of L(θ), one a batch, each with its graph to θ."""
+        """Shares of L(θ), one per batch, each with its graph to θ."""
         for batch in self.batches:
             with pure(self.model, coupled=self.coupled):
                 share = self.risk(theta, batch)

@@ -1,4 +1,4 @@
-"""What theory needs to know of a fully connected network: widths, variances, activation."""
+"""The description of a fully connected network: widths, variances, activation."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -233,7 +233,7 @@ def _xdiag_of(sketch: "_Sketch") -> tuple[Tensor, Tensor]:
 
 
 def _turned_from(directions: Tensor, gone: Tensor) -> Float[Tensor, "c r k"]:
-    """What only vector i brings once vector j is gone: direction i made orthogonal to the j-th."""
+    """The part of direction i that is orthogonal to direction j, which vector i brings alone."""
     own = directions[:, gone].T
     turned = directions - own.unsqueeze(2) * (own @ directions).unsqueeze(1)
     lengths = turned.norm(dim=1, keepdim=True)
@@ -279,7 +279,7 @@ class _Sketch:
 
     @property
     def growing(self) -> bool:
-        """Whether every random vector so far brought a new direction."""
+        """True if every random vector so far brought a new direction."""
         return self.rank == self.count
 
     def grow(self, count: int) -> None:

@@ -35,13 +35,13 @@ def trace(
 
     - ``"auto"``: "hutch++" for a symmetric matrix, "hutchinson" for any other.
     - ``"hutchinson"``: the mean of zᵀAz over Rademacher probes z [Girard 1989, Hutchinson 1989].
-      Any square matrix; one product a sample; no memory beyond one block. The error falls as
+      Any square matrix; one product per sample; no memory beyond one block. The error falls as
       1/sqrt(products).
     - ``"hutch++"`` and ``"xtrace"``: symmetric matrices; take the leading eigenvectors out first
       (see `kobai.linalg.estimators.sketch`). Far fewer products where few eigenvalues carry the
-      trace. The first sees whether they do, and becomes "hutchinson" by itself where they do not, or where a
-      sketch does not fit into ``max_bytes``; the second holds up to 2 times ``max_products``
-      vectors of length n.
+      trace. The first sees whether they do, and becomes "hutchinson" by itself where they do not,
+      or where a sketch does not fit into ``max_bytes``; the second holds up to 2 times
+      ``max_products`` vectors of length n.
     - ``"exact"``: n products.
 
     A matrix of size n <= 3 * MIN_SAMPLES <= max_products is summed exactly by every method, as the

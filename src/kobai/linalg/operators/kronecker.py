@@ -80,7 +80,7 @@ class Kronecker(SolvableOperator):
     def damped_factors(
         self, damping: float | int, damping_form: DampingForm
     ) -> tuple[float, float]:
-        """What the forms "pi" and "each" add to the diagonals of A and of B."""
+        """Return what the forms "pi" and "each" add to the diagonals of A and of B."""
         if damping_form == "each":
             return float(damping), float(damping)
         if damping_form != "pi":

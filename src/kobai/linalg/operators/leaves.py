@@ -172,8 +172,8 @@ class Identity(SolvableOperator):
 
     Args:
         size: number of rows.
-        dtype: of the vectors.
-        device: of the vectors.
+        dtype: Type of the vectors.
+        device: Device of the vectors.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Identity(SolvableOperator):
         return float(self.shape[0])
 
     def diagonal(self) -> Float[Tensor, "n"]:
-        """Ones."""
+        """All ones: the diagonal of the identity."""
         return torch.ones(self.shape[0], dtype=self.dtype, device=self.device)
 
     def _matmat(self, columns: Tensor) -> Tensor:
@@ -216,8 +216,8 @@ class Function(LinearOperator):
     Args:
         function: maps an (n, k) block to the (m, k) block of products.
         shape: (m, n).
-        dtype: of the vectors.
-        device: of the vectors.
+        dtype: Type of the vectors.
+        device: Device of the vectors.
         symmetric: declare it.
         positive_semidefinite: declare it.
         adjoint: the same for the transpose; not needed when symmetric.
@@ -266,7 +266,7 @@ class Function(LinearOperator):
 
 
 def _is_symmetric(matrix: Tensor) -> bool:
-    """Whether a matrix equals its transpose to within rounding."""
+    """Tell whether a matrix equals its transpose to within rounding."""
     if matrix.shape[0] != matrix.shape[1]:
         return False
     if matrix.numel() == 0:

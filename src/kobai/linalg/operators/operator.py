@@ -96,12 +96,12 @@ class LinearOperator(ABC):
 
     @property
     def symmetric(self) -> bool:
-        """Whether the matrix is declared equal to its transpose."""
+        """True if the matrix is declared equal to its transpose."""
         return self._symmetric
 
     @property
     def positive_semidefinite(self) -> bool:
-        """Whether the matrix is declared symmetric without negative eigenvalues."""
+        """True if the matrix is declared symmetric without negative eigenvalues."""
         return self._positive_semidefinite
 
     @property

@@ -33,8 +33,8 @@ def conjugate_gradient(
     multiplied. A column ends at the first of: relative residual ‖b - A x‖ <= tol ‖b‖; little
     progress; a direction of non-positive curvature (a status, with the direction); max_iterations.
 
-    Cost: one product a column and step, and one more with ``start``; one preconditioner product a
-    column and step.
+    Cost: one product per column and step, and one more with ``start``; one preconditioner
+    product per column and step.
 
     Args:
         operator: A, declared symmetric.

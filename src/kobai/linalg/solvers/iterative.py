@@ -51,7 +51,7 @@ class IterativeInverse(LinearOperator):
 
     @property
     def solve_status(self) -> str:
-        """How the latest solve ended: "ok" or its status; "unsolved" before the first."""
+        """The end of the latest solve: "ok" or its status; "unsolved" before the first."""
         if self.solution is None:
             return "unsolved"
         return "ok" if self.solution.status == "converged" else self.solution.status

@@ -25,8 +25,8 @@ def minres(
     ‖A‖ ‖r‖, which means that A is singular, b outside its range and x a least-squares solution;
     max_iterations.
 
-    Cost: one product a column and step, and one more with ``start``; one preconditioner product a
-    column and step. Holds eight vectors a column.
+    Cost: one product per column and step, and one more with ``start``; one preconditioner
+    product per column and step. Holds eight vectors a column.
 
     Args:
         operator: A, declared symmetric.

@@ -1,4 +1,4 @@
-"""What an iterative solver returns, and how its arguments are checked."""
+"""Results of iterative solvers, and checks of their arguments."""
 
 import math
 from collections.abc import Sequence

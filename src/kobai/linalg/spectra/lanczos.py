@@ -70,12 +70,12 @@ class KrylovBasis:
 
     @property
     def complete(self) -> bool:
-        """Whether the basis spans the whole space."""
+        """True when the basis spans the whole space."""
         return self.count == self._operator.shape[0]
 
     @property
     def full(self) -> bool:
-        """Whether nothing more can be stored."""
+        """True when nothing more can be stored."""
         return self.count == self.capacity
 
     def inject(self, columns: Float[Tensor, "n b"]) -> list[int]:

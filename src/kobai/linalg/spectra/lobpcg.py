@@ -113,7 +113,7 @@ def lobpcg(
 
 
 def _new_directions(columns: Tensor, old: int) -> Tensor:
-    """How the Ritz vectors left the ``old`` first basis vectors, orthonormal to the new ones."""
+    """The way of the Ritz vectors off the ``old`` first basis vectors, orthonormal to the new."""
     if old == 0:
         return columns[:, :0]
     steps = columns.clone()

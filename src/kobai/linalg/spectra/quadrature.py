@@ -1,4 +1,4 @@
-"""What a spectral density knows: curves with errors, traces of functions, the share below 0."""
+"""Spectral densities as quadratures: curves with errors, the share of eigenvalues below 0."""
 
 import math
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Fraction:
 
 @dataclass(frozen=True, kw_only=True)
 class Density:
-    """A spectral density as Gauss quadratures, one a probe.
+    """A spectral density as Gauss quadratures, one per probe.
 
     Attributes:
         nodes: (p, m) ascending, float64, CPU.
@@ -148,7 +148,7 @@ class Density:
 
         Args:
             threshold: count eigenvalues < threshold.
-            level: of the sampling interval (Student's t over the probes).
+            level: Confidence of the sampling interval (Student's t over the probes).
         """
         below = (self.nodes < threshold) & (self.weights > 0)
         share = (self.weights * below).sum(dim=1)
@@ -176,7 +176,7 @@ class Density:
         Args:
             zero: eigenvalues above -zero do not count as negative; default 1e-6 of the largest in
                 size, where rounding and slowly resolved zeros lie.
-            level: of the sampling interval.
+            level: Confidence of the sampling interval.
         """
         zero = 1e-6 * float(self.nodes.abs().max()) if zero is None else zero
         if not zero >= 0:

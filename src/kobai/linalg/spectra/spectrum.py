@@ -1,4 +1,4 @@
-"""What an eigenvalue search returns, and which eigenvalues it wants how accurately."""
+"""Results of an eigenvalue search, and the eigenvalues and accuracies it wants."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -124,7 +124,7 @@ class Categorical(Likelihood):
         return self.scale * sum_per_example(loss).to(outputs.dtype)
 
     def terms(self, targets: Tensor) -> Float[Tensor, " N"]:
-        """Number of positions that are not ignored; soft targets count one a position."""
+        """Number of positions that are not ignored; soft targets count one per position."""
         if targets.is_floating_point():
             count = targets.numel() // (targets.shape[0] * targets.shape[self.axis])
             return torch.full((targets.shape[0],), float(count), device=targets.device)
@@ -156,7 +156,7 @@ class Categorical(Likelihood):
 
     def _draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """A class of every term, drawn from softmax(logits), classes last."""
-        # The Gumbel trick needs one uniform draw a class and no normalised probabilities, so it
+        # The Gumbel trick needs one uniform draw per class and no normalised probabilities, so it
         # cannot fail on a saturated softmax as multinomial sampling does.
         uniform = uniform_draws(logits, generator)
         tiny = torch.finfo(uniform.dtype).tiny

@@ -29,7 +29,7 @@ Outputs = Float[Tensor, "N *outputs"]
 
 
 class Likelihood(abc.ABC):
-    """What an objective, a Gauss-Newton matrix and a Fisher matrix ask of a loss.
+    """The interface of a loss to objectives, Gauss-Newton and Fisher matrices, and optimizers.
 
     All members take raw network outputs (logits or means) with the examples first, and return
     per-example quantities that are not divided by N. `scale` is included everywhere.
@@ -197,7 +197,7 @@ class Likelihood(abc.ABC):
     def is_parallel(
         self, outputs: Outputs, targets: Tensor, gradient: Outputs, tolerance: float
     ) -> bool:
-        """Whether the residual at these targets has the direction of the gradient."""
+        """Tell whether the residual at these targets has the direction of the gradient."""
         residual = self.residual(outputs, targets)
         lengths = residual.norm() * gradient.norm()
         return bool((residual * gradient).sum() >= (1 - tolerance) * lengths)
@@ -248,7 +248,7 @@ class Likelihood(abc.ABC):
         return RecoveredTargets(targets=targets, kind="regression")
 
     def _has_residual(self, outputs: Tensor, targets: Tensor, residual: Tensor) -> bool:
-        """Whether the residual at these targets, divided by `scale`, is this one to rounding."""
+        """Tell whether the residual at these targets, over `scale`, is this one to rounding."""
         found = self.residual(outputs, targets) / self.scale
         size = targets.abs() + residual.abs() + 1
         # A few operations' rounding; a residual of another form is off by far more.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _OUTSIDE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""How far rounding may take a probability out of [0, 1]; half precision has 2e-2."""
+"""Most that rounding may take a probability out of [0, 1]; half precision has 2e-2."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class RecoveredTargets:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rounding:
-    """How exactly a gradient is known, by the dtype it arrived in."""
+    """The precision of a gradient, by the dtype it arrived in."""
 
     dtype: torch.dtype
 
@@ -51,12 +51,12 @@ class Rounding:
 
     @property
     def angle(self) -> float:
-        """How far from 1 the cosine of two parallel gradients may be."""
+        """Largest distance from 1 of the cosine of two parallel gradients."""
         return 1e-5 if self.exact else 1e-3
 
     @property
     def outside(self) -> float:
-        """How far out of [0, 1] a probability may be."""
+        """Largest distance of a probability out of [0, 1]."""
         return _OUTSIDE.get(self.dtype, 2e-2)
 
     def probabilities(self, values: Tensor) -> RecoveredTargets:

@@ -79,11 +79,11 @@ class Linear(Activation):
     odd = True
 
     def __call__(self, u: Values) -> Array:
-        """U itself."""
+        """Return u itself."""
         return np.asarray(u, dtype=np.float64)
 
     def derivative(self, u: Values) -> Array:
-        """Ones."""
+        """Return ones."""
         return np.ones_like(u, dtype=np.float64)
 
     def duals(self, a: Values, c: Values, b: Values) -> tuple[Array, Array]:
@@ -92,12 +92,12 @@ class Linear(Activation):
         return c.astype(np.float64), np.ones(c.shape)
 
     def diagonal(self, q: Values) -> tuple[Array, Array]:
-        """Q and 1."""
+        """Return q and 1."""
         q = np.asarray(q, dtype=np.float64)
         return q.copy(), np.ones_like(q)
 
     def accuracy(self, q: Values) -> float:
-        """Exact."""
+        """Return 0: the averages are exact."""
         return 0.0
 
 
@@ -161,7 +161,7 @@ class LeakyReLU(Activation):
         return np.asarray(half * q), np.full_like(q, half)
 
     def accuracy(self, q: Values) -> float:
-        """Rounding; the square root of it in D next to equal inputs."""
+        """Bound the rounding; D next to equal inputs has the square root of it."""
         return 1e-14
 
 
@@ -194,7 +194,7 @@ class Erf(Activation):
         return self.duals(q, q, q)
 
     def accuracy(self, q: Values) -> float:
-        """Rounding."""
+        """Bound the rounding."""
         return 1e-14
 
 
@@ -235,7 +235,7 @@ class GELU(Activation):
         return self.duals(q, q, q)
 
     def accuracy(self, q: Values) -> float:
-        """Rounding."""
+        """Bound the rounding."""
         return 1e-14
 
 

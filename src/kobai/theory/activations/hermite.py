@@ -2,7 +2,7 @@
 
 With the orthonormal Hermite polynomials he_k and α_k(σ) = E[φ(σz) he_k(z)],
 V(a, c, b) = Σ_k α_k(√a) α_k(√b) ρᵏ, and the same for D with φ'. Coefficients need one-dimensional
-quadrature for each variance; a pair costs a few multiplications a term, where two-dimensional
+quadrature for each variance; a pair costs a few multiplications per term, where two-dimensional
 quadrature costs thousands of values of φ. Parseval's identity bounds what truncation leaves out.
 """
 
@@ -98,7 +98,7 @@ class Smooth(Activation):
         return first, second
 
     def accuracy(self, q: Values) -> float:
-        """What Parseval's identity leaves out of V or D at the variances in q, at least 1e-13."""
+        """Bound the part of V or D that the series leaves out, by Parseval; at least 1e-13."""
         values = np.unique(np.asarray(q, dtype=np.float64))
         alpha, beta = self._series(values)
         value, slope = self.diagonal(values)

@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
     "gelu": GELU,
     "hard-tanh": HardTanh,
 }
-"""What `activation` knows by name; ``leaky-relu`` has slope 0.01."""
+"""The activations that `activation` knows by name; ``leaky-relu`` has slope 0.01."""
 
 
 def activation(name: str | Activation) -> Activation:

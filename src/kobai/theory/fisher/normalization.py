@@ -1,4 +1,4 @@
-"""What normalising the outputs does to the Fisher matrix's outliers.
+"""The effect of normalised outputs on the Fisher matrix's outliers.
 
 Subtracting the mean over examples multiplies every output's block of J Jᵀ by G = I − 11ᵀ/N on both
 sides and removes the all-ones outliers exactly; dividing without centring, or normalising each

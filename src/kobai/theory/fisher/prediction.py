@@ -47,9 +47,10 @@ def fisher_statistics(
         network: Widths, variances, activation, hidden normalisation.
         examples: N, or the (N, M_0) inputs themselves.
         loss: ``gaussian`` or ``categorical``.
-        normalization: Of the outputs, with its gradient and no trained scale and shift: ``mean``
-            (minus the mean over examples), ``batch`` (BatchNorm), ``scale`` (divided by the
-            standard deviation over examples without centring), ``layer`` (LayerNorm).
+        normalization: Normalisation of the outputs, with its gradient and no trained scale and
+            shift: ``mean`` (minus the mean over examples), ``batch`` (BatchNorm), ``scale``
+            (divided by the standard deviation over examples without centring), ``layer``
+            (LayerNorm).
         outputs: (N, C) realised outputs, for categorical, layer, and batch on given inputs: their
             statistics do not average out in one network.
         generator: Where outputs are needed and not given, draws them from theory's own law and

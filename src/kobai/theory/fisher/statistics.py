@@ -1,4 +1,4 @@
-"""What theory says about the eigenvalues of a Fisher matrix, and when its outliers separate."""
+"""Statistics of the eigenvalues of a Fisher matrix, and when its outliers separate."""
 
 from dataclasses import dataclass
 
@@ -87,5 +87,5 @@ class FisherStatistics:
 
 
 def separated(same: float, pair: float, examples: int) -> bool:
-    """Whether N S₂ ≥ 3 (S₁ − S₂): the outliers then stand apart from the bulk's top edge."""
+    """Tell whether N S₂ ≥ 3 (S₁ − S₂): the outliers then stand apart from the bulk's top edge."""
     return bool(pair > 0 and pair * examples >= 3 * (same - pair))
