@@ -45,8 +45,8 @@ def tiny_mnist(rng, monkeypatch):
         for file in mnist.FILES
     )
     monkeypatch.setattr(mnist, "FILES", tiny)
-    entry = replace(registry._STORED["mnist"], files=tiny)
-    monkeypatch.setitem(registry._STORED, "mnist", entry)
+    entry = replace(registry.DATA_SETS["mnist"], files=tiny)
+    monkeypatch.setitem(registry.DATA_SETS, "mnist", entry)
     return SimpleNamespace(contents=contents, arrays=arrays, files=tiny)
 
 
@@ -88,8 +88,8 @@ def tiny_cifar10(rng, tmp_path, monkeypatch):
         batches = tuple(replace(b, md5=md5(contents[b.name])) for b in cifar10.BATCHES)
         monkeypatch.setattr(cifar10, "ARCHIVE", original)
         monkeypatch.setattr(cifar10, "BATCHES", batches)
-        entry = replace(registry._STORED["cifar10"], files=(original,))
-        monkeypatch.setitem(registry._STORED, "cifar10", entry)
+        entry = replace(registry.DATA_SETS["cifar10"], files=(original,))
+        monkeypatch.setitem(registry.DATA_SETS, "cifar10", entry)
 
     archive = pack(contents)
     trust(archive, contents)

@@ -107,8 +107,8 @@ def test_load_fetches_into_the_cache_from_the_mirrors(
     write_mnist(served.folder)
     files = tuple(replace(file, mirrors=(served.url,)) for file in tiny_mnist.files)
     monkeypatch.setattr(mnist, "FILES", files)
-    entry = replace(registry._STORED["mnist"], files=files)
-    monkeypatch.setitem(registry._STORED, "mnist", entry)
+    entry = replace(registry.DATA_SETS["mnist"], files=files)
+    monkeypatch.setitem(registry.DATA_SETS, "mnist", entry)
     first = load("mnist")
     assert len(list((isolated / "mnist").iterdir())) == 4
     again = load("mnist", download=False)

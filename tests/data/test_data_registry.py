@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from kobai import seeds
-from kobai.data import FORMS, DataError, available, fetch, load, verify
+from kobai.data import (
+    DATA_SETS,
+    FORMS,
+    DataError,
+    available,
+    blobs,
+    fetch,
+    load,
+    register_data,
+    verify,
+)
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -105,6 +115,25 @@ def test_fetch_and_verify_of_what_needs_no_files(tmp_path):
     assert "there is no file" in check.detail
     with pytest.raises(DataError, match="no data set"):
         verify("nonsense")
+
+
+def test_data_of_ones_own_get_a_name(monkeypatch):
+    monkeypatch.setattr("kobai.data.registry.DATA_SETS", dict(DATA_SETS))
+    pair = (torch.arange(20.0).reshape(10, 2), torch.arange(10) % 2)
+    register_data("mine", lambda: pair, description="ten points")
+    register_data("drawn", lambda generator: blobs(train=6, test=4, generator=generator))
+    data = load("mine", test_fraction=0.2)
+    assert (data.name, len(data.train[0]), data.num_classes) == ("mine", 8, 2)
+    assert load("mine", likelihood="gaussian").likelihood == "gaussian"
+    assert len(load("drawn").train[0]) == 6
+    row = next(row for row in available() if row.name == "mine")
+    assert (row.found, row.where, row.description) == (True, "built in", "ten points")
+    assert fetch("mine") == ()
+    assert verify("mine")[0].ok
+    with pytest.raises(DataError, match="did you mean mine"):
+        load("mime")
+    with pytest.raises(DataError, match="kobai's own"):
+        register_data("digits", lambda: pair)
 
 
 def test_verify_names_the_missing_files():

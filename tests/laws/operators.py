@@ -71,7 +71,6 @@ def check_columns(
     block = vectors(operator, 3, generator)
     product = operator @ block
     close(product, torch.stack([operator @ v for v in block.unbind(1)], dim=1), tolerance)
-    close(operator.matmat(block), product, tolerance)
     close(operator.matvec(block[:, 0]), product[:, 0], tolerance)
     assert (operator @ block[:, :0]).shape == (operator.shape[0], 0)
 
@@ -84,7 +83,6 @@ def check_adjoint(
     u = vectors(operator, 3, generator, rows=True)
     assert operator.T.shape == operator.shape[::-1]
     close(u.T @ (operator @ v), (operator.T @ u).T @ v, tolerance)
-    close(operator.rmatvec(u[:, 0]), operator.T @ u[:, 0], tolerance)
 
 
 def check_declared_symmetry(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kobai.linalg import Counted, Curve, Dense, Density, Diagonal, Function, density
-from kobai.linalg.density import _Probes
+from kobai.linalg.spectra.density import _Probes
 from laws.operators import close
 
 F64 = torch.float64
@@ -151,17 +151,6 @@ def test_a_budget_too_small_for_the_tolerance_is_said():
     assert _found(num_probes=4, num_steps=10, tolerance=1e-4).status == "max-products"
 
 
-def test_traces_of_functions_with_errors():
-    values = torch.linspace(0.5, 2, 400, dtype=F64)
-    found = density(_diagonal(values), num_probes=30, num_steps=30, generator=_seeded())
-    for function in (torch.log, torch.square, lambda v: v / (v + 0.1)):
-        estimate = found.trace_of(function)
-        exact = float(function(values).sum())
-        assert abs(estimate.value - exact) <= 3.5 * estimate.standard_error
-        low, high = estimate.interval(0.99)
-        assert low <= exact <= high
-
-
 def test_negative_fraction_and_its_intervals():
     values = torch.cat([torch.linspace(-2, -1, 120), torch.linspace(1, 5, 280)]).to(F64)
     found = density(_diagonal(values), num_probes=20, num_steps=40, generator=_seeded())
@@ -191,11 +180,9 @@ def test_brackets_hold_for_every_probe():
 def test_small_and_degenerate_operators():
     two = density(_diagonal(torch.tensor([2.0, 2.0], dtype=F64)), num_probes=3, generator=_seeded())
     assert two.nodes.shape == (3, 2)
-    assert two.trace_of(torch.log).value == pytest.approx(2 * math.log(2))
     assert float(two.curve().value.max()) > 0
     zero = density(_diagonal(torch.zeros(50, dtype=F64)), num_probes=3, generator=_seeded())
     assert zero.negative_fraction().value == 0.0
-    assert zero.trace_of(lambda v: v).value == 0.0
     alone = _found(num_probes=1, num_steps=10)
     assert math.isinf(float(alone.curve().standard_error[0]))
     assert alone.fraction_below(0.0).low == 0.0

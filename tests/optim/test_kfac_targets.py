@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from kobai.optim import KFAC
-from kobai.optim.targets import recover_targets
 from kobai.problem import Bernoulli, Categorical, Gaussian, as_likelihood
 
 FACTORS = (1.0, 2.0**16, 0.37)
@@ -27,7 +26,7 @@ def gradient(loss, f):
 def test_labels_of_cross_entropy_whatever_its_factor(factor, dtype):
     f = leaf(20, 5, dtype=dtype)
     y = torch.arange(20) % 5
-    found = recover_targets(Categorical(), f, gradient(factor * F.cross_entropy(f, y), f))
+    found = Categorical().recover_targets(f, gradient(factor * F.cross_entropy(f, y), f))
     if found.targets is None and dtype == torch.bfloat16:
         pytest.skip("half precision lost the form of the gradient, and says so: " + found.reason)
     assert found.kind == "hard"
@@ -40,7 +39,7 @@ def test_labels_under_smoothing(factor, classes):
     f = leaf(30, classes)
     y = torch.arange(30) % classes
     loss = factor * F.cross_entropy(f, y, label_smoothing=0.1)
-    found = recover_targets(Categorical(label_smoothing=0.1), f, gradient(loss, f))
+    found = Categorical(label_smoothing=0.1).recover_targets(f, gradient(loss, f))
     assert found.kind == "hard"
     assert torch.equal(found.targets, y)
 
@@ -50,13 +49,13 @@ def test_ignored_terms_over_tokens():
     y = torch.arange(24).reshape(4, 6) % 7
     y[0, :3] = -100
     loss = F.cross_entropy(f.flatten(0, 1), y.flatten())
-    found = recover_targets(Categorical(reduction="terms"), f, gradient(loss, f))
+    found = Categorical(reduction="terms").recover_targets(f, gradient(loss, f))
     assert torch.equal(found.targets, y)
 
 
 def test_soft_targets():
     f, y = leaf(8, 4), torch.softmax(leaf(8, 4, seed=1), 1).detach()
-    found = recover_targets(Categorical(), f, gradient(F.cross_entropy(f, y), f))
+    found = Categorical().recover_targets(f, gradient(F.cross_entropy(f, y), f))
     assert found.kind == "soft"
     assert torch.allclose(found.targets, y)
 
@@ -70,7 +69,7 @@ def test_binary_targets_hard_and_soft(reduction):
             f = leaf(9, 3)
             loss = F.binary_cross_entropy_with_logits(f, targets, reduction="sum")
             loss = loss / (27 if reduction == "terms" else 9)
-            found = recover_targets(Bernoulli(reduction=reduction), f, gradient(loss, f))
+            found = Bernoulli(reduction=reduction).recover_targets(f, gradient(loss, f))
             assert found.kind == expected
             assert torch.allclose(found.targets, targets)
 
@@ -85,7 +84,7 @@ def test_binary_targets_hard_and_soft(reduction):
 )
 def test_targets_of_regression(likelihood, loss):
     f, y = leaf(9, 3), leaf(9, 3, seed=1).detach()
-    found = recover_targets(likelihood, f, gradient(loss(f, y), f))
+    found = likelihood.recover_targets(f, gradient(loss(f, y), f))
     assert found.kind == "regression"
     assert torch.allclose(found.targets, y)
 
@@ -116,7 +115,7 @@ def focal(f, y):
 )
 def test_other_losses_are_refused_with_the_reason(likelihood, loss):
     f = (3 * leaf(40, 4)).detach().requires_grad_()
-    found = recover_targets(likelihood, f, gradient(loss(f, torch.arange(40) % 4), f))
+    found = likelihood.recover_targets(f, gradient(loss(f, torch.arange(40) % 4), f))
     assert found.targets is None
     assert found.kind == "none"
     assert found.reason
@@ -148,8 +147,8 @@ def test_further_axes_are_told_to_give_the_loss_module():
     labels = torch.tensor([[0, 1, 2, 1], [2, 0, 1, 0]])
     loss = nn.functional.cross_entropy(outputs, labels)
     (gradient,) = torch.autograd.grad(loss, outputs)
-    found = recover_targets(as_likelihood("categorical"), outputs, gradient)
+    found = as_likelihood("categorical").recover_targets(outputs, gradient)
     assert found.targets is None
     assert "give that loss module" in found.reason
-    good = recover_targets(as_likelihood(nn.CrossEntropyLoss()), outputs, gradient)
+    good = as_likelihood(nn.CrossEntropyLoss()).recover_targets(outputs, gradient)
     torch.testing.assert_close(good.targets, labels)

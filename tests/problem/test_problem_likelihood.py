@@ -138,7 +138,6 @@ def test_hvp_is_the_hessian_and_the_factor_its_root(instance):
     factor = instance.dense(instance.likelihood.factor_product)
     assert_close(instance.dense(instance.likelihood.hvp), hessian, 1e-12)
     assert_close(factor @ factor.T, hessian, 1e-12)
-    assert_close(instance.dense(instance.likelihood.factor_transpose), factor.T, 1e-13)
 
 
 @laws
@@ -151,7 +150,6 @@ def test_a_batch_is_its_examples(instance):
         likelihood.residual(f, y),
         likelihood.hvp(f, y, f),
         likelihood.factor_product(f, y, f),
-        likelihood.factor_transpose(f, y, f),
         likelihood.terms(y).double(),
     ]
     rows: list[list[Tensor]] = [[] for _ in whole]
@@ -161,8 +159,7 @@ def test_a_batch_is_its_examples(instance):
         rows[1].append(likelihood.residual(a, b))
         rows[2].append(likelihood.hvp(a, b, a))
         rows[3].append(likelihood.factor_product(a, b, a))
-        rows[4].append(likelihood.factor_transpose(a, b, a))
-        rows[5].append(likelihood.terms(b).double())
+        rows[4].append(likelihood.terms(b).double())
     for all_at_once, one_by_one in zip(whole, rows, strict=True):
         assert_close(all_at_once, torch.cat(one_by_one), 1e-13)
     weight = sum(likelihood.weight(y[i : i + 1]) for i in range(len(y)))
@@ -269,7 +266,6 @@ def test_ignored_positions_are_no_part_of_anything(ignore, generator):
         likelihood.residual(f, y),
         likelihood.hvp(f, y, f),
         likelihood.factor_product(f, y, f),
-        likelihood.factor_transpose(f, y, f),
         likelihood.fisher_sample(f, y, generator),
     ):
         assert float(part[::2].abs().max()) == 0.0

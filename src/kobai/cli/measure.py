@@ -39,7 +39,7 @@ from kobai.curvature import (
     measure_ladder,
 )
 from kobai.kernels import isotropy, measure_kernel
-from kobai.problem import Categorical, EmpiricalRisk, ParameterSpace, Problem, evaluation_mode
+from kobai.problem import EmpiricalRisk, ParameterSpace, Problem, evaluation_mode
 from kobai.results import (
     CriticalRates,
     IsotropyTable,
@@ -204,12 +204,12 @@ def _measure(
 
 def _classes(objective: EmpiricalRisk) -> int:
     """Number of outputs of a classifier; 0 for regression, which has no classes to count."""
-    likelihood = objective.likelihood
-    if not isinstance(likelihood, Categorical):
+    axis = objective.likelihood.class_axis
+    if axis is None:
         return 0
     batch = next(iter(objective.batches))
     with torch.no_grad():
-        return objective.forward(objective.theta(), batch.take(slice(0, 1))).shape[likelihood.axis]
+        return objective.forward(objective.theta(), batch.take(slice(0, 1))).shape[axis]
 
 
 def _measure_run(folder: Path, options: Any) -> list[Measured]:

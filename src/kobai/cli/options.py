@@ -18,6 +18,7 @@ import tyro
 
 from kobai import models, optim, training
 from kobai.curvature.spectrum import MatrixName
+from kobai.data import DATA_SETS, FORMS
 from kobai.optim import Domain
 from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, TrainingOptions
 
@@ -30,9 +31,9 @@ class UsageError(ValueError):
 class ProblemOptions:
     """Model and data; the part that every verb shares."""
 
-    data: str = "digits"
-    """Data set: digits, mnist, cifar10, spirals, blobs, teacher, folder:PATH, PATH.npz, PATH.csv or
-    package.module:factory."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {', '.join([*DATA_SETS, *FORMS])}.")] = (
+        "digits"
+    )
     limit: int | None = None
     """Use at most so many training examples, evenly from the classes (count)."""
     test_limit: int | None = None

@@ -12,7 +12,7 @@ from kobai.curvature.coverage import Cost, human_bytes
 from kobai.curvature.fisher import STRUCTURES, Fisher, StructureName
 from kobai.curvature.scores import Labels
 from kobai.curvature.structures import Structure
-from kobai.linalg.solvable import DampingForm
+from kobai.linalg.operators.solvable import DampingForm
 from kobai.problem import EmpiricalRisk
 
 LARGEST = 5_000

@@ -1,6 +1,6 @@
 """The Fisher information matrix of a network: what kind, and how much of it is kept."""
 
-from typing import Literal, cast, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from kobai.curvature.structures import (
     UnitStructure,
 )
 from kobai.linalg import LinearOperator
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 from kobai.problem import EmpiricalRisk
 
 StructureName = Literal[
@@ -184,8 +184,3 @@ class Fisher(SolvableOperator):
 
     def _power(self, exponent: float, damping: float, damping_form: DampingForm) -> MatrixFunction:
         return self.operator.power(exponent, damping, damping_form)
-
-
-def structure_names() -> tuple[StructureName, ...]:
-    """Names of all structures, from the dearest to the cheapest."""
-    return cast(tuple[StructureName, ...], tuple(STRUCTURES))

@@ -25,7 +25,7 @@ from torch import Tensor
 from kobai.curvature.ggn import GGN
 from kobai.curvature.hessian import Hessian
 from kobai.linalg import Diagonal, LinearOperator, Product, eigenvalues
-from kobai.linalg.solvable import DampingForm, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, SolvableOperator
 from kobai.problem import EmpiricalRisk, Objective, ParameterSpace
 
 

@@ -4,11 +4,22 @@
 """
 
 from kobai.data.prepare import standardize, subset
-from kobai.data.registry import FORMS, Availability, FileCheck, available, fetch, load, verify
+from kobai.data.registry import (
+    DATA_SETS,
+    FORMS,
+    Availability,
+    FileCheck,
+    available,
+    fetch,
+    load,
+    register_data,
+    verify,
+)
 from kobai.data.splits import DataError, DataSplits, Standardization
 from kobai.data.synthetic import blobs, spirals, teacher
 
 __all__ = [
+    "DATA_SETS",
     "FORMS",
     "Availability",
     "DataError",
@@ -19,6 +30,7 @@ __all__ = [
     "blobs",
     "fetch",
     "load",
+    "register_data",
     "spirals",
     "standardize",
     "subset",

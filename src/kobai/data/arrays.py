@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from kobai.data import prepare
 from kobai.data.files import read_arrays
-from kobai.data.splits import DataError, DataSplits, LikelihoodName
+from kobai.data.splits import DataError, DataSplits
 
 __all__ = ["from_arrays", "read_csv", "read_npz"]
 
@@ -27,7 +27,7 @@ def from_arrays(
     test: _Pair | None = None,
     *,
     generator: Generator,
-    likelihood: LikelihoodName | None = None,
+    likelihood: str | None = None,
     classes: Sequence[str] = (),
     test_fraction: float | None = None,
     source: str | None = None,
@@ -97,7 +97,7 @@ def read_npz(
     path: Path,
     *,
     generator: Generator,
-    likelihood: LikelihoodName | None = None,
+    likelihood: str | None = None,
     test_fraction: float | None = None,
 ) -> DataSplits:
     """Read arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`, from an .npz file.
@@ -139,7 +139,7 @@ def read_csv(
     path: Path,
     *,
     generator: Generator,
-    likelihood: LikelihoodName | None = None,
+    likelihood: str | None = None,
     test_fraction: float | None = None,
 ) -> DataSplits:
     """Read a comma-separated table: numbers, and one column of targets.
@@ -237,7 +237,7 @@ def _encode(name: str, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray
     return np.array(flat, np.int64).reshape(labels.shape)
 
 
-def _likelihood(name: str, y: Tensor) -> LikelihoodName:
+def _likelihood(name: str, y: Tensor) -> str:
     if y.is_floating_point():
         return "gaussian"
     if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1):
@@ -255,7 +255,7 @@ def _likelihood(name: str, y: Tensor) -> LikelihoodName:
     )
 
 
-def _targets(name: str, y: Tensor, likelihood: LikelihoodName) -> Tensor:
+def _targets(name: str, y: Tensor, likelihood: str) -> Tensor:
     if likelihood != "categorical":
         y = y if y.is_floating_point() else y.to(torch.float32)
         return y[:, None] if y.ndim == 1 else y
@@ -308,12 +308,12 @@ def _numbers(path: Path, cells: list[list[str]], lines: list[int], titles: list[
 
 
 def _csv_targets(
-    path: Path, cells: list[str], lines: list[int], likelihood: LikelihoodName | None
+    path: Path, cells: list[str], lines: list[int], likelihood: str | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     values = [_number(cell) for cell in cells]
     numeric = all(value is not None for value in values)
     whole = numeric and all(cell.lstrip("+-").isdigit() for cell in cells)
-    if likelihood in {"gaussian", "bernoulli"} or (likelihood is None and numeric and not whole):
+    if likelihood not in {None, "categorical"} or (likelihood is None and numeric and not whole):
         return _numbers(path, [[cell] for cell in cells], lines, ["target"]), ()
     if "" in cells:
         raise DataError(f"{path}, line {lines[cells.index('')]}: the target is empty")

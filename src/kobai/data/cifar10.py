@@ -17,9 +17,10 @@ from torch import Tensor
 from kobai.data.cache import cached_arrays
 from kobai.data.files import RemoteFile, read_verified, verify_file
 from kobai.data.image_folder import read_pictures
+from kobai.data.named import NamedData
 from kobai.data.splits import DataError, DataSplits
 
-__all__ = ["ARCHIVE", "CLASSES", "find_cifar10", "read_cifar10"]
+__all__ = ["ARCHIVE", "CIFAR10", "CLASSES", "find_cifar10", "read_cifar10"]
 
 ARCHIVE = RemoteFile(
     name="cifar-10-python.tar.gz",
@@ -108,7 +109,7 @@ def _from_batches(contents: dict[str, bytes]) -> DataSplits:
 
 
 class _Recorded:
-    """What a pickle says about a NumPy object, written down instead of built."""
+    """A NumPy object as a pickle describes it, written down instead of built."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments
@@ -193,3 +194,14 @@ def _splits(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], source: s
         likelihood="categorical",
         source=source,
     )
+
+
+CIFAR10 = NamedData(
+    description="small photographs, 50,000 + 10,000 RGB images of 32 × 32, 10 classes",
+    make=lambda found: read_cifar10(*found.values()),
+    files=(ARCHIVE,),
+    or_else="or its folder cifar-10-batches-py, or pictures in train/CLASS and test/CLASS, or "
+    "a zip file cifar10*.zip of these",
+    find=lambda _, folders: find_cifar10(folders),
+    check=lambda _, path: read_cifar10(path),
+)

@@ -4,9 +4,10 @@ import numpy as np
 from torch import Generator
 
 from kobai.data.arrays import from_arrays
+from kobai.data.named import NamedData
 from kobai.data.splits import DataSplits
 
-__all__ = ["digits"]
+__all__ = ["DIGITS", "digits"]
 
 
 def digits(*, generator: Generator, test_fraction: float | None = None) -> DataSplits:
@@ -29,3 +30,10 @@ def digits(*, generator: Generator, test_fraction: float | None = None) -> DataS
         test_fraction=test_fraction,
         source="digits (scikit-learn)",
     )
+
+
+DIGITS = NamedData(
+    description="handwritten digits in scikit-learn, 1,797 grey images of 8 × 8, 10 classes",
+    make=digits,
+    takes=frozenset({"test_fraction"}),
+)

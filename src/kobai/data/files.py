@@ -83,7 +83,7 @@ def download(
 
     Args:
         file: What to fetch.
-        folder: Where to put it; made if absent.
+        folder: Folder to put it in; made if absent.
         base_url: Address of a folder to fetch from instead of the file's mirrors.
         progress: Draw a progress bar on standard error.
 
@@ -192,7 +192,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
+    """A progress bar as pooch wants it, drawn by rich."""
 
     def __init__(self, display: Progress, name: str):
         self.total = 0

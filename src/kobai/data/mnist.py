@@ -9,9 +9,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from kobai.data.files import RemoteFile, read_verified
+from kobai.data.named import NamedData
 from kobai.data.splits import DataError, DataSplits
 
-__all__ = ["FILES", "parse_idx", "read_mnist"]
+__all__ = ["FILES", "MNIST", "parse_idx", "read_mnist"]
 
 _MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist",
@@ -84,3 +85,11 @@ def parse_idx(content: bytes, where: str) -> UInt8[Tensor, "N ..."]:
             f"{sizes}: it is cut off, empty or something else"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)
+
+
+MNIST = NamedData(
+    description="handwritten digits, 60,000 + 10,000 grey images of 28 × 28, 10 classes",
+    make=read_mnist,
+    files=FILES,
+    or_else="gzipped or unpacked",
+)

@@ -1,22 +1,49 @@
 """The table of named data sets, and the one door to all of them: `load`."""
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Generator
 
 from kobai import seeds
-from kobai.data import cifar10, files, mnist, prepare, synthetic
+from kobai.data import files, prepare
 from kobai.data.arrays import read_csv, read_npz
-from kobai.data.digits import digits
-from kobai.data.factory import call_factory
+from kobai.data.cifar10 import CIFAR10
+from kobai.data.digits import DIGITS
+from kobai.data.factory import call_factory, import_factory
 from kobai.data.files import RemoteFile
 from kobai.data.image_folder import read_image_folder
-from kobai.data.splits import DataError, DataSplits, LikelihoodName
+from kobai.data.mnist import MNIST
+from kobai.data.named import NamedData
+from kobai.data.splits import DataError, DataSplits
+from kobai.data.synthetic import BLOBS, SPIRALS, TEACHER
 
-__all__ = ["FORMS", "Availability", "FileCheck", "available", "fetch", "load", "verify"]
+__all__ = [
+    "DATA_SETS",
+    "FORMS",
+    "Availability",
+    "FileCheck",
+    "available",
+    "fetch",
+    "load",
+    "register_data",
+    "verify",
+]
+
+DATA_SETS: dict[str, NamedData] = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "cifar10": CIFAR10,
+    "spirals": SPIRALS,
+    "blobs": BLOBS,
+    "teacher": TEACHER,
+}
+"""The named data sets; `register_data` adds the user's own."""
+_OWN = frozenset(DATA_SETS)
 
 FORMS: Mapping[str, str] = {
     "folder:PATH": "folder or zip file of pictures: train/CLASS/*.jpg and test/CLASS/*.jpg, or "
@@ -50,7 +77,7 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCheck:
-    """What `verify` says of one file: its name, where it is, whether it is right, and why."""
+    """A finding of `verify` on one file: its name, where it is, whether it is right, and why."""
 
     name: str
     path: Path | None
@@ -58,49 +85,32 @@ class FileCheck:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stored:
-    """A data set that lives in files, found, read and checked by their original names."""
+def register_data(name: str, make: Callable[..., Any], *, description: str = "") -> None:
+    """Make a data set of one's own known by a name, wherever kobai takes one.
 
-    description: str
-    files: tuple[RemoteFile, ...]
-    or_else: str
-    find: Callable[[RemoteFile, tuple[Path, ...]], Path | None]
-    read: Callable[[Mapping[str, Path]], DataSplits]
-    check: Callable[[RemoteFile, Path], object]
+    Args:
+        name: The name; it may replace one registered before, but none of kobai's own.
+        make: Function without arguments, or with ``generator``, that returns `DataSplits`, a pair
+            (x, y) to draw a test set from, or ((x, y), (x_test, y_test)).
+        description: What the data are, in one line.
 
+    Raises:
+        DataError: If the name is one of kobai's own.
 
-_STORED: Mapping[str, _Stored] = {
-    "mnist": _Stored(
-        description="handwritten digits, 60,000 + 10,000 grey images of 28 × 28, 10 classes",
-        files=mnist.FILES,
-        or_else="gzipped or unpacked",
-        find=lambda file, folders: file.find(folders),
-        read=mnist.read_mnist,
-        check=files.verify_file,
-    ),
-    "cifar10": _Stored(
-        description="small photographs, 50,000 + 10,000 RGB images of 32 × 32, 10 classes",
-        files=(cifar10.ARCHIVE,),
-        or_else="or its folder cifar-10-batches-py, or pictures in train/CLASS and test/CLASS, or "
-        "a zip file cifar10*.zip of these",
-        find=lambda _, folders: cifar10.find_cifar10(folders),
-        read=lambda found: cifar10.read_cifar10(*found.values()),
-        check=lambda _, path: cifar10.read_cifar10(path),
-    ),
-}
-_SYNTHETIC: Mapping[str, Callable[..., DataSplits]] = {
-    "spirals": synthetic.spirals,
-    "blobs": synthetic.blobs,
-    "teacher": synthetic.teacher,
-}
-_DESCRIPTIONS: Mapping[str, str] = {
-    "digits": "handwritten digits in scikit-learn, 1,797 grey images of 8 × 8, 10 classes",
-    **{name: stored.description for name, stored in _STORED.items()},
-    "spirals": "two interleaved spirals in the plane, 2 classes (synthetic)",
-    "blobs": "Gaussian blobs in the plane, 5 classes (synthetic)",
-    "teacher": "regression on a random network of 20 inputs (synthetic)",
-}
+    Example:
+        >>> import torch
+        >>> from kobai.data import load, register_data
+        >>> register_data("line", lambda: (torch.arange(10.0)[:, None], torch.arange(10.0)))
+        >>> len(load("line", test_fraction=0.2).train[0])
+        8
+    """
+    if name in _OWN:
+        raise DataError(f"{name} is a data set of kobai's own; take another name")
+    DATA_SETS[name] = NamedData(
+        description=description,
+        make=functools.partial(call_factory, name, make),
+        takes=frozenset({"test_fraction", "likelihood"}),
+    )
 
 
 def load(
@@ -112,12 +122,12 @@ def load(
     standardize: bool = False,
     limit: int | tuple[int, int] | None = None,
     test_fraction: float | None = None,
-    likelihood: LikelihoodName | None = None,
+    likelihood: str | None = None,
 ) -> DataSplits:
     """Load a data set by name as tensors on the CPU.
 
     Names: `digits` (the default of the command line; always there), `mnist`, `cifar10`, `spirals`,
-    `blobs`, `teacher`, and those of `FORMS` for data of one's own. Pictures are float32
+    `blobs`, `teacher`, those given to `register_data`, and those of `FORMS`. Pictures are float32
     (N, channels, height, width) in [0, 1], labels int64.
 
     The files of `mnist` and `cifar10` are looked for in `root` if given, else in the folder that
@@ -126,7 +136,7 @@ def load(
     files of CIFAR-10 are decoded once (seconds) and kept decoded in the user cache (184 MB).
 
     Args:
-        name: Which data set.
+        name: The data set, by one of these names.
         root: Folder of the files of a named data set.
         generator: Draws what has to be drawn, in this order: synthetic data or the test set of
             data that come without one, then the subset of `limit`. With None the draws are the
@@ -146,31 +156,31 @@ def load(
             damaged or not the originals, or the data or arguments contradict themselves.
     """
     draw = seeds.generator(0, "data") if generator is None else generator
-    arrays = {"generator": draw, "test_fraction": test_fraction, "likelihood": likelihood}
+    given = {"test_fraction": test_fraction, "likelihood": likelihood}
     form = _form(name)
-    if form in {"stored", "synthetic"} and test_fraction is not None:
+    if form == "named":
+        takes = DATA_SETS[name].takes
+    else:
+        takes = {"test_fraction"} if form == "folder" else set(given)
+    if test_fraction is not None and "test_fraction" not in takes:
         raise DataError(f"{name} has a test set of its own; leave test_fraction out")
-    if form in {"stored", "synthetic", "digits", "folder"} and likelihood is not None:
+    if likelihood is not None and "likelihood" not in takes:
         raise DataError(f"the targets of {name} are known; leave likelihood out")
+    arguments = {"generator": draw, **{key: given[key] for key in sorted(takes)}}
     match form:
-        case "stored":
-            splits = _STORED[name].read(_find(name, root, download=download))
-        case "synthetic":
-            splits = _SYNTHETIC[name](generator=draw)
-        case "digits":
-            splits = digits(generator=draw, test_fraction=test_fraction)
+        case "named" if DATA_SETS[name].files:
+            splits = DATA_SETS[name].make(_find(name, root, download=download))
+        case "named":
+            splits = DATA_SETS[name].make(**arguments)
         case "folder":
-            splits = read_image_folder(
-                Path(name.removeprefix("folder:")).expanduser(),
-                generator=draw,
-                test_fraction=test_fraction,
-            )
+            path = Path(name.removeprefix("folder:")).expanduser()
+            splits = read_image_folder(path, **arguments)
         case "npz":
-            splits = read_npz(Path(name).expanduser(), **arrays)
+            splits = read_npz(Path(name).expanduser(), **arguments)
         case "csv":
-            splits = read_csv(Path(name).expanduser(), **arrays)
+            splits = read_csv(Path(name).expanduser(), **arguments)
         case _:
-            splits = call_factory(name, **arrays)
+            splits = call_factory(name, import_factory(name), **arguments)
     train, test = limit if isinstance(limit, tuple) else (limit, None)
     splits = prepare.subset(splits, train=train, test=test, generator=generator)
     splits = prepare.scale_pixels(splits)
@@ -180,10 +190,9 @@ def load(
 def available(*, root: Path | str | None = None) -> tuple[Availability, ...]:
     """List the named data sets and whether they are here; reads no data and no network."""
     rows = []
-    for name, description in _DESCRIPTIONS.items():
-        stored = _STORED.get(name)
+    for name, row in DATA_SETS.items():
         where, found = "built in", True
-        if stored is not None:
+        if row.files:
             paths = _locate(name, root)
             found = None not in paths.values()
             first = next(iter(paths.values()))
@@ -193,10 +202,10 @@ def available(*, root: Path | str | None = None) -> tuple[Availability, ...]:
         rows.append(
             Availability(
                 name=name,
-                description=description,
+                description=row.description,
                 found=found,
                 where=where,
-                files=tuple(file.name for file in stored.files) if stored else (),
+                files=tuple(file.name for file in row.files),
             )
         )
     return tuple(rows)
@@ -225,12 +234,10 @@ def fetch(
         DataError: If there is no such data set, or a file cannot be fetched or written. Files
             appear under their names only when complete and right.
     """
-    if name not in _DESCRIPTIONS:
+    if name not in DATA_SETS:
         raise _unknown(name)
-    if name not in _STORED:
-        return ()
     folders, paths = files.search_folders(name, root), []
-    for file in _STORED[name].files:
+    for file in DATA_SETS[name].files:
         path = file.find(folders)
         if path is None or not _check(file, path, files.verify_file).ok:
             try:
@@ -253,20 +260,19 @@ def verify(name: str, *, root: Path | str | None = None) -> tuple[FileCheck, ...
     Raises:
         DataError: If there is no such data set.
     """
-    if _form(name) != "stored":
+    if _form(name) != "named" or not DATA_SETS[name].files:
         try:
             return (FileCheck(name=name, path=None, ok=True, detail=load(name).describe()),)
         except DataError as error:
             return (FileCheck(name=name, path=None, ok=False, detail=str(error)),)
-    stored, found = _STORED[name], _locate(name, root)
-    return tuple(_check(file, found[file.name], stored.check) for file in stored.files)
+    row, found = DATA_SETS[name], _locate(name, root)
+    return tuple(_check(file, found[file.name], row.check) for file in row.files)
 
 
 def _form(name: str) -> str:
-    """Which of the ways of naming data this is."""
-    for form, names in (("stored", _STORED), ("synthetic", _SYNTHETIC), ("digits", {"digits"})):
-        if name in names:
-            return form
+    """Tell in which of the ways data are named here."""
+    if name in DATA_SETS:
+        return "named"
     if name.startswith("folder:"):
         return "folder"
     for ending in ("npz", "csv"):
@@ -278,18 +284,18 @@ def _form(name: str) -> str:
 
 
 def _unknown(name: str) -> DataError:
-    close = difflib.get_close_matches(name, _DESCRIPTIONS, n=1)
+    close = difflib.get_close_matches(name, DATA_SETS, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     if name and Path(name).exists():
         hint = f"; did you mean folder:{name}?"
     return DataError(
-        f"there is no data set {name!r}{hint or ';'} Known: {', '.join([*_DESCRIPTIONS, *FORMS])}"
+        f"there is no data set {name!r}{hint or ';'} Known: {', '.join([*DATA_SETS, *FORMS])}"
     )
 
 
 def _locate(name: str, root: Path | str | None) -> dict[str, Path | None]:
-    stored, folders = _STORED[name], files.search_folders(name, root)
-    return {file.name: stored.find(file, folders) for file in stored.files}
+    row, folders = DATA_SETS[name], files.search_folders(name, root)
+    return {file.name: row.find(file, folders) for file in row.files}
 
 
 def _find(name: str, root: Path | str | None, *, download: bool) -> dict[str, Path]:
@@ -305,7 +311,7 @@ def _find(name: str, root: Path | str | None, *, download: bool) -> dict[str, Pa
 def _absent(name: str, root: Path | str | None, missing: list[str], why: str) -> DataError:
     folders = ", ".join(map(str, files.search_folders(name, root)))
     return DataError(
-        f"{name} is not here: put {', '.join(missing)} ({_STORED[name].or_else}) into "
+        f"{name} is not here: put {', '.join(missing)} ({DATA_SETS[name].or_else}) into "
         f"{files.search_folders(name, root)[0]}, or set KOBAI_DATA to the folder they are in "
         f"(looked in {folders}; {why})"
     )

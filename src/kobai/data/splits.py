@@ -1,15 +1,12 @@
-"""What every data set becomes: checked tensors, and the facts to build a model for them."""
+"""The form of every data set: checked tensors, and the facts to build a model for them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["DataError", "DataSplits", "LikelihoodName", "Standardization"]
-
-LikelihoodName = Literal["categorical", "gaussian", "bernoulli"]
+__all__ = ["DataError", "DataSplits", "Standardization"]
 
 
 class DataError(ValueError):
@@ -41,7 +38,8 @@ class DataSplits:
         classes: Names of the classes, in the order of their labels; filled with "0", "1", … where
             the source has no names; empty unless `likelihood` is "categorical".
         likelihood: "categorical": targets are int64 labels (N,) in 0 … K−1. "gaussian": real
-            targets (N, C). "bernoulli": targets (N, C) in [0, 1].
+            targets (N, C). "bernoulli": targets (N, C) in [0, 1]. A name given to
+            `kobai.problem.register_likelihood`: real targets (N, …).
         source: What to write beside a result, such as "CIFAR-10 (JPEG)".
         standardization: The statistics the inputs were standardised with, or None.
 
@@ -57,7 +55,7 @@ class DataSplits:
     name: str
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor] | None
-    likelihood: LikelihoodName
+    likelihood: str
     source: str
     num_classes: int | None = None
     classes: tuple[str, ...] = ()

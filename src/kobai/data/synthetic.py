@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from kobai.data.named import NamedData
 from kobai.data.splits import DataError, DataSplits
 
-__all__ = ["blobs", "spirals", "teacher"]
+__all__ = ["BLOBS", "SPIRALS", "TEACHER", "blobs", "spirals", "teacher"]
 
 
 def spirals(
@@ -58,7 +59,7 @@ def blobs(
     separation: float = 4.0,
     generator: Generator,
 ) -> DataSplits:
-    """Isotropic Gaussian blobs of unit variance, one a class.
+    """Isotropic Gaussian blobs of unit variance, one per class.
 
     Args:
         train: Number of training examples, going round the classes.
@@ -132,3 +133,12 @@ def _positive(**arguments: int | float) -> None:
     for name, value in arguments.items():
         if value <= 0:
             raise DataError(f"{name} is {value}; expected a positive number")
+
+
+SPIRALS = NamedData(
+    description="two interleaved spirals in the plane, 2 classes (synthetic)", make=spirals
+)
+BLOBS = NamedData(description="Gaussian blobs in the plane, 5 classes (synthetic)", make=blobs)
+TEACHER = NamedData(
+    description="regression on a random network of 20 inputs (synthetic)", make=teacher
+)

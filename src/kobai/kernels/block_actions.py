@@ -18,8 +18,8 @@ from kobai.curvature.structures import EqualBlocks
 from kobai.curvature.structures.table_blocks import TableBlocks
 from kobai.linalg import Dense, Diagonal, Kronecker, LinearOperator
 from kobai.linalg.factor import cholesky, eigh, worst
-from kobai.linalg.solvable import DampingForm, SolvableOperator
-from kobai.linalg.structured import KroneckerEigen
+from kobai.linalg.operators.kronecker import KroneckerEigen
+from kobai.linalg.operators.solvable import DampingForm, SolvableOperator
 
 _COLUMNS = 2**25
 """Numbers that the columns of a block may have at a time."""

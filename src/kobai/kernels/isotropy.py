@@ -23,7 +23,7 @@ from kobai.kernels.expectation import expectation, part_facts
 from kobai.kernels.factor import OutputFactors, output_factors
 from kobai.kernels.natural import NaturalKernel, natural_action
 from kobai.linalg.factor import eigh
-from kobai.linalg.solvable import DampingForm
+from kobai.linalg.operators.solvable import DampingForm
 from kobai.problem import EmpiricalRisk
 from kobai.results import Isotropy, IsotropyTable
 

@@ -8,8 +8,8 @@ from kobai.kernels.comparison import kernel_alignment
 from kobai.kernels.isotropy import isotropy
 from kobai.kernels.tangent import ntk, ntk_plan
 from kobai.linalg.factor import eigh
-from kobai.linalg.solvable import DampingForm
-from kobai.problem import Categorical, EmpiricalRisk
+from kobai.linalg.operators.solvable import DampingForm
+from kobai.problem import EmpiricalRisk
 from kobai.results import IsotropyTable, TangentSummary
 
 LARGEST = 4_000
@@ -109,11 +109,7 @@ def _labels(objective: EmpiricalRisk, values: Tensor) -> Float[Tensor, "N C"] | 
     if values.ndim != 2:
         return None
     targets = torch.cat([batch.targets for batch in objective.batches]).to(values.device)
-    if isinstance(objective.likelihood, Categorical) and not targets.is_floating_point():
-        if bool((targets == objective.likelihood.ignore_index).any()):
-            return None
-        return torch.nn.functional.one_hot(targets, values.shape[1]).to(values.dtype)
-    return targets.to(values.dtype) if targets.shape == values.shape else None
+    return objective.likelihood.targets_as_outputs(values, targets)
 
 
 def _fast_share(objective: EmpiricalRisk, values: Tensor, vectors: Tensor, kind: str) -> float:

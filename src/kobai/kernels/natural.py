@@ -33,7 +33,7 @@ from kobai.kernels.factor import OutputFactors, output_factors
 from kobai.kernels.inputs import Points, at_points
 from kobai.kernels.tangent import output_rows
 from kobai.linalg import BlockDiagonal, Kronecker, LinearOperator
-from kobai.linalg.solvable import DampingForm, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, SolvableOperator
 from kobai.problem import EmpiricalRisk
 
 Coordinates = Literal["outputs", "factor"]
@@ -82,7 +82,7 @@ def natural_kernel(
         damping: λ, at least 0.
         x1: Where outputs are followed; default: the examples themselves.
         damping_form: How λ enters Kronecker factors: "each" (A + λ) ⊗ (B + λ) as in theory, "pi"
-            or "exact"; see `kobai.linalg.solvable.SolvableOperator`.
+            or "exact"; see `kobai.linalg.operators.solvable.SolvableOperator`.
         theta: Where; default: the module's parameters now.
 
     Returns:

@@ -24,7 +24,7 @@ from kobai.landscape.refine import Refined, refine
 from kobai.landscape.settings import Estimate, Settings
 from kobai.landscape.sweep import grid_points, on_grid
 from kobai.landscape.tune import Candidate, Choice, Variant, choose
-from kobai.problem import Categorical, EmpiricalRisk, Objective
+from kobai.problem import EmpiricalRisk, Objective
 from kobai.results import Check
 
 NOISE = 0.02
@@ -139,14 +139,13 @@ def _variant(objective: Objective, settings: Settings) -> Variant:
 
 
 def _classes(objective: Objective) -> int:
-    if not isinstance(objective, EmpiricalRisk) or not isinstance(
-        objective.likelihood, Categorical
-    ):
+    axis = objective.likelihood.class_axis if isinstance(objective, EmpiricalRisk) else None
+    if not isinstance(objective, EmpiricalRisk) or axis is None:
         raise ValueError("class_loss needs a categorical likelihood; leave it out of fields")
     batch = next(iter(objective.batches))
     with torch.no_grad():
         outputs = objective.forward(objective.theta(), batch.take(slice(0, 1)))
-    return int(outputs.shape[objective.likelihood.axis])
+    return int(outputs.shape[axis])
 
 
 def _kept_choice(settings: Settings) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from kobai.landscape.refine import Refined
 from kobai.landscape.settings import COARSE_PRECISION
 from kobai.landscape.sweep import grid_points
 from kobai.landscape.tune import Choice
-from kobai.problem import Categorical, EmpiricalRisk, Objective
+from kobai.problem import EmpiricalRisk, Objective
 from kobai.results import Check
 
 
@@ -22,7 +22,7 @@ def require_overview(
     objective: Objective, directions: Directions, evaluator: Evaluator, grid: Sequence[np.ndarray]
 ) -> None:
     """Refuse bfloat16 where its error would show: zooms and true minima."""
-    if isinstance(objective, EmpiricalRisk) and isinstance(objective.likelihood, Categorical):
+    if isinstance(objective, EmpiricalRisk) and objective.likelihood.class_axis is not None:
         targets = next(iter(objective.batches)).targets
         if targets.is_floating_point():
             raise ValueError(

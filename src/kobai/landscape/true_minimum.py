@@ -4,6 +4,7 @@ Source: Wang & Thawonmas, visualisation of loss landscapes from a true minimum, 
 relabelled training set, which it calls its validation set, is the training split here.
 """
 
+import copy
 import dataclasses
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from kobai.curvature import GGN, Hessian, eigenvalues
 from kobai.landscape.relabel import Targets, relabelled
 from kobai.linalg import rademacher
-from kobai.problem import Bernoulli, Categorical, EmpiricalRisk, Gaussian, Problem, pure
+from kobai.problem import EmpiricalRisk, Problem, pure
 from kobai.results import Check, MinimumProof
 
 ROUNDINGS = 2
@@ -131,8 +132,14 @@ def prove_minimum(
             tolerance=tolerance,
             detail="‖∇L‖ at θ* against what rounding of the outputs alone can cause",
         ),
-        _floor_check(float(loss), float(original_loss), epsilon, targets),
     ]
+    # Where the residual vanishes, a loss that is convex in the outputs is least; a family that does
+    # not leave its floor out has the loss at θ* for its floor, and nothing to compare it with.
+    loss, floor = float(loss), _floor(objective, theta)
+    if objective.likelihood.floor_is_zero:
+        checks.append(_floor_check(loss, float(original_loss), epsilon, targets))
+    else:
+        loss, floor = 0.0, loss
     found = None
     gap = low = low_error = high = high_error = float("nan")
     if curvature:
@@ -162,15 +169,15 @@ def prove_minimum(
             ),
         ]
     likelihood = original.likelihood
-    smoothing = likelihood.label_smoothing if isinstance(likelihood, Categorical) else 0.0
+    smoothing = getattr(likelihood, "label_smoothing", 0.0)
     return MinimumProof(
         label=label,
         targets=targets,
         likelihood=likelihood.name,
         examples=objective.size,
         dimension=len(theta),
-        loss=float(loss),
-        floor=_floor(objective, theta),
+        loss=loss,
+        floor=floor,
         original_loss=float(original_loss),
         gradient_norm=norm,
         gradient_tolerance=tolerance,
@@ -200,18 +207,10 @@ def _floor_check(loss: float, original: float, epsilon: float, targets: Targets)
 
 def _floor(objective: EmpiricalRisk, theta: Tensor) -> float:
     """The entropy of the targets, in the objective's normalisation: what `excess` leaves out."""
-    likelihood = objective.likelihood
-    if isinstance(likelihood, Gaussian) or not getattr(likelihood, "excess", False):
+    if not objective.likelihood.excess:
         return 0.0
-    if isinstance(likelihood, Categorical):
-        whole = Categorical(
-            ignore_index=likelihood.ignore_index,
-            axis=likelihood.axis,
-            reduction=likelihood.reduction,
-            scale=likelihood.scale,
-        )
-    else:
-        whole = Bernoulli(reduction=likelihood.reduction, scale=likelihood.scale)
+    whole = copy.copy(objective.likelihood)
+    whole.excess = False
     entire = EmpiricalRisk(
         objective.model, whole, objective.batches, coupled=objective.coupled, space=objective.space
     )

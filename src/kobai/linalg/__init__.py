@@ -3,11 +3,9 @@
 It has never heard of networks: every function takes a `LinearOperator` and torch vectors.
 """
 
-from kobai.linalg.algebra import Counted, Damped, Product, Scaled, Sub, Sum
-from kobai.linalg.blocks import BlockDiagonal
-from kobai.linalg.density import density
-from kobai.linalg.eigen import Lanczos, Lobpcg, eigenvalues
-from kobai.linalg.estimate import Estimate, VectorEstimate
+from kobai.linalg.estimators.estimate import Estimate, VectorEstimate
+from kobai.linalg.estimators.probes import gaussian, rademacher, sphere
+from kobai.linalg.estimators.trace import diagonal, squared_frobenius_norm, trace
 from kobai.linalg.factor import (
     JITTERS,
     LU,
@@ -19,18 +17,19 @@ from kobai.linalg.factor import (
     eigh_many,
     lu,
 )
-from kobai.linalg.iterative import IterativeInverse, iterative_inverse
-from kobai.linalg.leaves import Dense, Diagonal, Function, Identity
-from kobai.linalg.minres import minres
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.probes import gaussian, rademacher, sphere
-from kobai.linalg.quadrature import Curve, Density, Fraction
-from kobai.linalg.solution import Solution
-from kobai.linalg.solvable import MatrixFunction, SolvableOperator
-from kobai.linalg.solve import conjugate_gradient
-from kobai.linalg.spectrum import Eigen
-from kobai.linalg.structured import Kronecker, KroneckerEigen, inverses, kronecker_product
-from kobai.linalg.trace import diagonal, squared_frobenius_norm, trace
+from kobai.linalg.operators.blocks import BlockDiagonal
+from kobai.linalg.operators.kronecker import Kronecker, KroneckerEigen, inverses, kronecker_product
+from kobai.linalg.operators.leaves import Counted, Dense, Diagonal, Function, Identity
+from kobai.linalg.operators.operator import Damped, LinearOperator, Product, Scaled, Sub, Sum
+from kobai.linalg.operators.solvable import MatrixFunction, SolvableOperator
+from kobai.linalg.solvers.conjugate_gradient import conjugate_gradient
+from kobai.linalg.solvers.iterative import IterativeInverse, iterative_inverse
+from kobai.linalg.solvers.minres import minres
+from kobai.linalg.solvers.solution import Solution
+from kobai.linalg.spectra.density import density
+from kobai.linalg.spectra.eigen import Lanczos, Lobpcg, eigenvalues
+from kobai.linalg.spectra.quadrature import Curve, Density, Fraction
+from kobai.linalg.spectra.spectrum import Eigen
 
 __all__ = [
     "JITTERS",

@@ -43,7 +43,7 @@ class Factor:
             where the factorisation failed.
         jitter: (...) float64, what was added to each diagonal beyond the damping asked for.
         statuses: one a matrix, in order: "ok", "jittered", "indefinite" or "non-finite".
-        dtype: of the matrix given, in which results are returned.
+        dtype: Type of the matrix given, in which results are returned.
     """
 
     triangle: Float[Tensor, "*batch n n"]
@@ -84,7 +84,7 @@ class Spectral:
         values: (..., n) ascending, float64 if any matrix needed it; NaN where it failed.
         vectors: (..., n, n) eigenvectors in columns.
         statuses: one a matrix: "ok", "not-converged" or "non-finite".
-        dtype: of the matrix given.
+        dtype: Type of the matrix given.
     """
 
     values: Float[Tensor, "*batch n"]
@@ -106,7 +106,7 @@ class LU:
         factors: (n, n) packed triangles in float64.
         pivots: (n,) row interchanges.
         status: "ok", "singular" (a pivot within rounding of zero) or "non-finite".
-        dtype: of the matrix given, in which results are returned.
+        dtype: Type of the matrix given, in which results are returned.
     """
 
     factors: Float[Tensor, "n n"]
@@ -137,7 +137,7 @@ def cholesky(
     Args:
         matrix: symmetric matrices; only the lower triangles are read.
         damping: added to the diagonals, one for all or one each.
-        precision: of the first attempt; torch.float32 is about twice as quick.
+        precision: Type of the first attempt; torch.float32 is about twice as quick.
 
     Raises:
         ValueError: not square.
@@ -198,7 +198,7 @@ def eigh(
 
     Args:
         matrix: symmetric matrices; the symmetric part is decomposed.
-        precision: of the first attempt.
+        precision: Type of the first attempt.
 
     Raises:
         ValueError: not square.
@@ -258,7 +258,7 @@ def cholesky_many(
     Args:
         matrices: square symmetric matrices of any sizes.
         damping: what to add to the diagonal of each.
-        precision: of the first attempt.
+        precision: Type of the first attempt.
     """
 
     def batch(stack: Tensor, indices: list[int]) -> list[Factor]:
@@ -318,7 +318,7 @@ def _add_diagonal(
 
 
 def _finite(stack: Tensor) -> Bool[Tensor, "count"]:
-    """Which matrices of a stack have finite entries only."""
+    """Tell which matrices of a stack have finite entries only."""
     # A finite sum has finite terms; only the others are looked at one by one.
     finite = torch.isfinite(stack.flatten(1).sum(1))
     if not bool(finite.all()):
@@ -406,7 +406,7 @@ def _eigh_one(matrix: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor, s
 
 
 def _verified(matrix: Tensor, values: Tensor, vectors: Tensor) -> bool:
-    """Whether eigendecompositions hold on one fixed vector each; costs two products."""
+    """Tell whether eigendecompositions hold on one fixed vector each; costs two products."""
     size = values.shape[-1]
     if values.numel() == 0:
         return True

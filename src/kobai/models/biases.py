@@ -80,7 +80,7 @@ def set_output_bias(model: nn.Module, targets: Tensor, likelihood_name: str) -> 
     """Set the output bias so that zero weights would predict the targets' marginal statistics.
 
     Args:
-        model: Its output layer, see `output_layer`, is changed in place.
+        model: The network whose output layer, see `output_layer`, is changed in place.
         targets: For "categorical" class indices of any shape, negative ones being ignored, or
             probabilities (..., C); for "bernoulli" values in [0, 1] and for "gaussian" any finite
             values, both (..., C), or without the last axis when C = 1.

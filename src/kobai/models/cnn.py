@@ -89,9 +89,9 @@ class CNN(nn.Module):
         config: Channels, pooling, head, activation and initialisation.
         input_shape: (channels, height, width).
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Raises:
         ValueError: If the inputs are no images or are pooled away.

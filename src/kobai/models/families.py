@@ -67,9 +67,9 @@ def build(
             "package.module:factory", see `from_factory`.
         input_shape: Shape of one input, without the batch axis.
         num_outputs: C; outputs have the shape (N, C).
-        generator: Where the parameters are drawn from; the global random state is left alone.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters; the global random state is left alone.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Returns:
         The module, in training mode.

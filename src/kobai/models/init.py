@@ -190,9 +190,9 @@ def draw_weight(
     """Draw the weight of one dense or convolutional layer.
 
     Args:
-        init: Which law.
+        init: Name of the law.
         shape: (units, inputs, *kernel), as PyTorch stores it.
-        generator: Where the numbers come from.
+        generator: Source of the numbers.
 
     Returns:
         A float64 tensor of that shape on the generator's device. "orthogonal" costs a QR
@@ -233,7 +233,7 @@ def materialize(
     Args:
         module: Built under ``torch.device("meta")``; changed in place. Its values are undefined
             until `initialize` has set them.
-        dtype: Of the floating-point parameters and buffers; None keeps what they have.
+        dtype: Type of the floating-point parameters and buffers; None keeps what they have.
         device: Where to put it; None is PyTorch's default device.
     """
     if dtype is not None:
@@ -287,7 +287,7 @@ def initialize(
     Args:
         module: Changed in place.
         init: A law or its name.
-        generator: Where the numbers come from.
+        generator: Source of the numbers.
         blocks: For weights that stack several matrices by rows, their number by parameter name.
 
     Raises:

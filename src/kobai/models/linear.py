@@ -59,9 +59,9 @@ class LinearNet(nn.Module):
         config: Widths, skips, biases and initialisation.
         input_shape: Shape of one input; inputs of several axes are flattened.
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Source: Nagase & Naganuma, "Effects of skip connections on training by the natural gradient"
     (in Japanese), eqs. 3 and 4 and section 4.

@@ -78,9 +78,9 @@ class LSTM(nn.Module):
         input_shape: (steps, features), or (channels, height, width) for an image, which is read
             as `height` steps of channels · width features.
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Raises:
         ValueError: If the inputs are neither sequences nor images.

@@ -84,9 +84,9 @@ class MLP(nn.Module):
         config: Widths, activation, normalisation and initialisation.
         input_shape: Shape of one input; inputs of several axes are flattened.
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Raises:
         ValueError: If sizes do not fit, or `hidden_bias` is wanted of layers without biases.

@@ -76,8 +76,8 @@ class BatchNorm(nn.Module):
         momentum: Weight of the newest batch in the moving averages; None averages all batches
             seen since the last reset equally.
         affine: Learn a scale and a shift per channel.
-        dtype: Of parameters and averages.
-        device: Of parameters and averages.
+        dtype: Type of parameters and averages.
+        device: Device of parameters and averages.
 
     Raises:
         ValueError: In the forward pass, if statistics are wanted of a single value per channel.
@@ -169,8 +169,8 @@ class MeanSubtraction(nn.Module):
         num_features: C, the size of axis 1.
         momentum: Weight of the newest batch in the moving average; None averages all batches
             seen since the last reset equally.
-        dtype: Of the average.
-        device: Of the average.
+        dtype: Type of the average.
+        device: Device of the average.
 
     Raises:
         ValueError: In the forward pass, if the mean is wanted of a single value per channel.
@@ -232,8 +232,8 @@ class LayerNorm(nn.Module):
         num_features: Size of the last axis.
         eps: Added to the variance.
         affine: Learn a scale and a shift per feature.
-        dtype: Of the parameters.
-        device: Of the parameters.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
 
     Source: Ba, Kiros & Hinton 2016, eq. 4.
     """

@@ -29,9 +29,9 @@ class NTKLinear(nn.Module):
         bias: Add √s_b b. With s_b = 0 no bias exists, for it could never move the output.
         weight_variance: s_w = σ_w², the variance of a pre-activation per unit mean-square input.
         bias_variance: s_b = σ_b².
-        generator: Where W and b are drawn from.
-        dtype: Of the parameters.
-        device: Of the parameters.
+        generator: Source of W and b.
+        dtype: Type of the parameters.
+        device: Device of the parameters.
 
     Raises:
         ValueError: If a size or s_w is not positive, or s_b is negative.
@@ -77,7 +77,7 @@ class NTKLinear(nn.Module):
 
     @property
     def linear_scales(self) -> tuple[float, float]:
-        """What W h and b are multiplied by: tells curvature that the layer is an affine map."""
+        """Factors of W h and of b: tell curvature that the layer is an affine map."""
         return self.weight_scale, self.bias_scale
 
     @torch.no_grad()

@@ -87,7 +87,8 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: Channels of the input.
         width: Channels inside.
-        stride: Of the 3×3 convolution that shrinks the image (in a bottleneck the middle one).
+        stride: Stride of the 3×3 convolution that shrinks the image (in a bottleneck
+            the middle one).
         bottleneck: 1×1, 3×3, 1×1 with 4·width outputs in place of two 3×3 layers.
         skips: Have a shortcut.
     """
@@ -132,9 +133,9 @@ class ResNet(nn.Module):
         config: The CIFAR form or the bottleneck form.
         input_shape: (channels, height, width).
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Raises:
         ValueError: If the inputs are no images or too small for the number of halvings.

@@ -107,9 +107,9 @@ class Transformer(nn.Module):
         input_shape: (channels, height, width) for images, cut into patches; (steps, features) for
             sequences of vectors; (steps,) for token indices.
         num_outputs: C.
-        generator: Where the parameters are drawn from.
-        dtype: Of the parameters; None is PyTorch's default.
-        device: Of the parameters; None is PyTorch's default.
+        generator: Source of the parameters.
+        dtype: Type of the parameters; None is PyTorch's default.
+        device: Device of the parameters; None is PyTorch's default.
 
     Raises:
         ValueError: If patches do not tile the image, or token indices come without a vocabulary.

@@ -21,8 +21,8 @@ from kobai.curvature.structures import LayerStructure, LowRank, TridiagonalStruc
 from kobai.curvature.structures.full import FullFisher, FullStructure
 from kobai.linalg import BlockDiagonal, Damped, Dense, conjugate_gradient
 from kobai.linalg.factor import cholesky, eigh
-from kobai.linalg.operator import LinearOperator
-from kobai.linalg.solvable import DampingForm, SolvableOperator
+from kobai.linalg.operators.operator import LinearOperator
+from kobai.linalg.operators.solvable import DampingForm, SolvableOperator
 
 LARGEST_SYSTEM = 5_000
 """Rows of the largest dense system; beyond, "full" is solved by conjugate gradients."""
@@ -70,7 +70,7 @@ def natural_direction(
         fisher: The matrix, at the point where the gradient was taken.
         gradient: Of the same objective.
         damping: λ.
-        damping_form: See `kobai.linalg.solvable.SolvableOperator`.
+        damping_form: See `kobai.linalg.operators.solvable.SolvableOperator`.
         largest: Rows of the largest dense system; default `LARGEST_SYSTEM`.
 
     Raises:

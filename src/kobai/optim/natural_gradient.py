@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kobai.curvature import STRUCTURES, Fisher
 from kobai.curvature.fisher import StructureName
 from kobai.curvature.scores import Labels
-from kobai.linalg.solvable import DampingForm
+from kobai.linalg.operators.solvable import DampingForm
 from kobai.optim.damping import (
     Damping,
     LevenbergMarquardt,

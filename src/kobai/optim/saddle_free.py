@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kobai.curvature import Hessian
 from kobai.linalg import LinearOperator, eigh
-from kobai.linalg.lanczos import KrylovBasis
+from kobai.linalg.spectra.lanczos import KrylovBasis
 from kobai.optim.damped_step import DAMPED_COUNTS, Proposal, exact_rule, take_step
 from kobai.optim.damping import Damping, LevenbergMarquardt, check_damping, first_damping
 from kobai.optim.objective_step import Counted, as_objective, leave_gradient_of

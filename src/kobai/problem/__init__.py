@@ -4,11 +4,16 @@ from kobai.layers import Call, Capture, attach, capture
 from kobai.problem.batch import Batch
 from kobai.problem.blocks import Block
 from kobai.problem.calling import call_arguments, output_tensor
-from kobai.problem.categorical import Categorical
-from kobai.problem.elementwise import Bernoulli, Gaussian
 from kobai.problem.examples import Examples
-from kobai.problem.likelihood import Likelihood
-from kobai.problem.losses import as_likelihood
+from kobai.problem.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    RecoveredTargets,
+    as_likelihood,
+    register_likelihood,
+)
 from kobai.problem.objective import Analytic, Objective, WeightedSum
 from kobai.problem.parameters import ParameterSpace
 from kobai.problem.problem import Problem
@@ -32,6 +37,7 @@ __all__ = [
     "Objective",
     "ParameterSpace",
     "Problem",
+    "RecoveredTargets",
     "Surface",
     "WeightedSum",
     "as_likelihood",
@@ -42,5 +48,6 @@ __all__ = [
     "impurities",
     "output_tensor",
     "pure",
+    "register_likelihood",
     "require_pure",
 ]

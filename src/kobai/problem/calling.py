@@ -1,4 +1,4 @@
-"""How a model is called: from a batch to its arguments, from what it returns to one tensor."""
+"""Calls of a model: from a batch to its arguments, from what it returns to one tensor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -54,7 +54,7 @@ def buffer_copies(module: nn.Module) -> dict[str, Tensor]:
 
 
 def call_with_copies(model: nn.Module, parameters: Mapping[str, Tensor], batch: Batch) -> Any:
-    """What the model returns with these parameters in place of its own.
+    """Call the model with these parameters in place of its own.
 
     Buffers enter as copies, so that a module which writes to them cannot change itself.
 

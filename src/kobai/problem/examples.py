@@ -1,4 +1,4 @@
-"""Where a problem's examples come from: tensors in memory, or a data set that is streamed."""
+"""Sources of a problem's examples: tensors in memory, or a data set that is streamed."""
 
 import abc
 import dataclasses

@@ -20,8 +20,7 @@ from kobai.problem.examples import (
     require_finite_inputs,
     split_off,
 )
-from kobai.problem.likelihood import Likelihood
-from kobai.problem.losses import as_likelihood
+from kobai.problem.likelihoods import Likelihood, as_likelihood
 from kobai.problem.parameters import ParameterSpace
 from kobai.problem.purity import evaluation_mode, exact_kernels
 from kobai.problem.risk import EmpiricalRisk
@@ -38,11 +37,13 @@ class Problem:
 
     Args:
         model: Any module from inputs to outputs, examples first.
-        likelihood: "categorical", "bernoulli", "gaussian", a kobai likelihood, or a torch loss
-            module (``CrossEntropyLoss``, ``BCEWithLogitsLoss``, ``MSELoss``), whose scale is kept.
+        likelihood: "categorical", "bernoulli", "gaussian", a name given to `register_likelihood`,
+            a `Likelihood` (also of one's own), or a torch loss module (``CrossEntropyLoss``,
+            ``BCEWithLogitsLoss``, ``MSELoss``), whose scale is kept.
         train: Training data: tensors (inputs, targets), a `Batch`, a `Dataset` or a `DataLoader`.
-        validation: Likewise, or a fraction of the training data, drawn by the generator.
-        test: Likewise, or None.
+        validation: Validation data in one of these forms, or a fraction of the training data, drawn
+            by the generator; None for none.
+        test: Test data in one of these forms; None for none.
         generator: Draws the validation split; needed only then.
 
     Raises:
@@ -126,10 +127,10 @@ class Problem:
 
         Args:
             batch: Only these examples; then `split` and `chunk` play no part.
-            split: Which data.
+            split: The split of the data.
             coupled: See `EmpiricalRisk`; the whole split becomes one batch.
-            chunk: Examples a forward pass. Default: as many as keep the saved activations, measured
-                by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
+            chunk: Examples per forward pass. Default: as many as keep the saved activations,
+                measured by one forward pass of two examples, under 1 GiB. Sums do not depend on it.
 
         Raises:
             ValueError: If there is no such split, or the chunk is not positive or cuts what
@@ -178,7 +179,7 @@ class Problem:
         return self
 
     def _probe(self, batch: Batch, state: dict[str, torch.Tensor]) -> Any:
-        """What the model returns in eval mode, leaving modes, buffers and random state alone."""
+        """Call the model in eval mode, leaving modes, buffers and random state alone."""
         devices = [self.space.device] if self.space.device.type == "cuda" else []
         with evaluation_mode(self.model), torch.random.fork_rng(devices=devices):
             args, kwargs = call_arguments(batch)

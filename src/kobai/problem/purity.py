@@ -50,7 +50,7 @@ def impurities(module: nn.Module, *, coupled: bool = False) -> list[str]:
 
 
 def _draws(part: nn.Module) -> bool:
-    """Whether a stock module draws random numbers in training mode."""
+    """Tell whether a stock module draws random numbers in training mode."""
     if isinstance(part, nn.modules.dropout._DropoutNd):
         return part.p > 0
     if isinstance(part, nn.RNNBase):

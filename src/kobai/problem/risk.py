@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kobai.problem.batch import Batch
 from kobai.problem.calling import call_arguments, call_with_copies, output_tensor
-from kobai.problem.likelihood import Likelihood
+from kobai.problem.likelihoods import Likelihood
 from kobai.problem.objective import Objective, sum_of_shares
 from kobai.problem.parameters import ParameterSpace
 from kobai.problem.purity import coupled_statistics, pure
@@ -20,8 +20,8 @@ from kobai.problem.purity import coupled_statistics, pure
 class EmpiricalRisk(Objective):
     """Mean negative log-likelihood of a model over batches.
 
-    L(θ) = Σ nll / Σ weight over all examples (see `kobai.problem.likelihood`). The batches are
-    chunks of memory, not of meaning: their shares add up to the whole to rounding.
+    L(θ) = Σ nll / Σ weight over all examples (see `kobai.problem.likelihoods.likelihood`). The
+    batches are chunks of memory, not of meaning: their shares add up to the whole to rounding.
 
     Args:
         model: A module from inputs to outputs, examples first.
@@ -105,7 +105,7 @@ class EmpiricalRisk(Objective):
         return self.likelihood.nll(outputs, batch.targets.to(outputs.device)).sum() / self.weight
 
     def differentiable(self, theta: Float[Tensor, " P"]) -> Iterable[Float[Tensor, ""]]:
-        """Shares of L(θ), one a batch, each with its graph to θ."""
+        """Shares of L(θ), one per batch, each with its graph to θ."""
         for batch in self.batches:
             with pure(self.model, coupled=self.coupled):
                 share = self.risk(theta, batch)

@@ -6,7 +6,6 @@ values, exactly once, whoever notices it first.
 
 import abc
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from kobai.studies.file_lock import lock
 from kobai.studies.storage import HEARTBEAT_SECONDS, Lease, is_alive
 
 WORKER = "worker"
@@ -87,7 +87,7 @@ class _Leases(Presence):
     def claiming(self) -> Iterator[None]:
         held = os.open(self._claims, os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            lock(held)
             yield
         finally:
             os.close(held)

@@ -5,7 +5,7 @@ PostgreSQL go by URL. Two things are added to Optuna's journal: a lock that the 
 releases when its holder is killed, and leases (below); databases have Optuna's own heartbeat.
 """
 
-import fcntl
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -17,6 +17,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
+
+from kobai.studies.file_lock import lock, try_lock
 
 JOURNAL = "study.log"
 
@@ -44,7 +46,7 @@ class ProcessLock(BaseJournalFileLock):
     def acquire(self) -> bool:
         """Wait for the lock."""
         self._held = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+        lock(self._held)
         _cut_torn_line(self._journal)
         return True
 
@@ -142,11 +144,12 @@ class Lease:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / worker
         self._held = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+        lock(self._held)
 
     def close(self) -> None:
         """Give the lease back and take its file away."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows keeps files that are open
+            self._path.unlink(missing_ok=True)
         os.close(self._held)
 
 
@@ -162,9 +165,6 @@ def is_alive(folder: Path, worker: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(found)
     finally:
         os.close(found)
-    return False

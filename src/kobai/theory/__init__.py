@@ -3,7 +3,7 @@
 NumPy in float64. Numbers theory does not have come back as NaN with a status and notes.
 """
 
-from kobai.theory.activations import (
+from kobai.theory.activations.activation import (
     GELU,
     Activation,
     Erf,
@@ -11,10 +11,15 @@ from kobai.theory.activations import (
     Linear,
     gaussian_average,
 )
-from kobai.theory.feature_metric import FeatureMetric, feature_metric
-from kobai.theory.fisher import fisher_statistics
-from kobai.theory.hard_tanh import HardTanh
-from kobai.theory.hermite import Smooth
+from kobai.theory.activations.hard_tanh import HardTanh
+from kobai.theory.activations.hermite import Smooth
+from kobai.theory.activations.lookup import ACTIVATIONS, activation
+from kobai.theory.fisher.feature_metric import FeatureMetric, feature_metric
+from kobai.theory.fisher.learning_rate import PredictedLearningRate, critical_learning_rate
+from kobai.theory.fisher.ntk import NTKStatistics, ntk_statistics
+from kobai.theory.fisher.prediction import fisher_statistics
+from kobai.theory.fisher.softmax import softmax_averages
+from kobai.theory.fisher.statistics import FisherStatistics
 from kobai.theory.isometry import (
     CriticalLine,
     IsometrySpectrum,
@@ -24,7 +29,6 @@ from kobai.theory.isometry import (
 )
 from kobai.theory.kernels import InfiniteWidthKernels, infinite_width_kernels
 from kobai.theory.layers import Dense, Nonlinearity, Normalize, Residual, layers_of_module
-from kobai.theory.learning_rate import PredictedLearningRate, critical_learning_rate
 from kobai.theory.linear_skips import (
     ExpectedFactors,
     LinearFactors,
@@ -34,7 +38,6 @@ from kobai.theory.linear_skips import (
     skip_terms,
     smallest_eigenvalue_bound,
 )
-from kobai.theory.lookup import ACTIVATIONS, activation
 from kobai.theory.mean_field import OrderParameters, order_parameters
 from kobai.theory.natural_gradient import (
     NaturalGradientAlpha,
@@ -42,9 +45,6 @@ from kobai.theory.natural_gradient import (
     tridiagonal_weights,
 )
 from kobai.theory.network import WideNetwork
-from kobai.theory.ntk_statistics import NTKStatistics, ntk_statistics
-from kobai.theory.softmax import softmax_averages
-from kobai.theory.statistics import FisherStatistics
 
 __all__ = [
     "ACTIVATIONS",

@@ -17,9 +17,9 @@ from scipy import special
 
 from kobai.results import register
 from kobai.results.fields import settle
-from kobai.theory.activations import Activation, Linear, gaussian_average
-from kobai.theory.hard_tanh import HardTanh
-from kobai.theory.lookup import activation as named_activation
+from kobai.theory.activations.activation import Activation, Linear, gaussian_average
+from kobai.theory.activations.hard_tanh import HardTanh
+from kobai.theory.activations.lookup import activation as named_activation
 
 
 @register
@@ -37,7 +37,7 @@ class IsometrySpectrum:
         lower: A lower bound, the mean eigenvalue.
         upper: An upper bound, Σ_j σ_w^{2(L−1−j)} q̂_j for |φ'| ≤ 1; infinite otherwise.
         atom: Share of eigenvalues at the largest one; NaN where there is no theory.
-        learning_rate: 2/(M λ_max): the largest for one example a step and loss ½‖f − y‖².
+        learning_rate: 2/(M λ_max): the largest for one example per step and loss ½‖f − y‖².
         status: ``ok`` or ``top eigenvalue not predicted``.
         notes: Domain of validity.
     """

@@ -261,7 +261,7 @@ def _accuracy(
 
 
 def _places(layers: Sequence[Layer], places: list[Nonlinearity | None]) -> None:
-    """What each entry of a record belongs to."""
+    """Say what each entry of a record belongs to."""
     for layer in layers:
         if isinstance(layer, Residual):
             _places(layer.branch, places)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from kobai.theory.activations import GELU, Activation, Erf, LeakyReLU
-from kobai.theory.hard_tanh import HardTanh
-from kobai.theory.hermite import tanh
-from kobai.theory.lookup import activation
+from kobai.theory.activations.activation import GELU, Activation, Erf, LeakyReLU
+from kobai.theory.activations.hard_tanh import HardTanh
+from kobai.theory.activations.hermite import tanh
+from kobai.theory.activations.lookup import activation
 from kobai.theory.network import WideNetwork
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from kobai.results import register
 from kobai.results.fields import settle
-from kobai.theory.activations import Activation, gaussian_average
+from kobai.theory.activations.activation import Activation, gaussian_average
 from kobai.theory.network import WideNetwork
 
 

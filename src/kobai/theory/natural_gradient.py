@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results import register
-from kobai.theory.activations import LeakyReLU
+from kobai.theory.activations.activation import LeakyReLU
 from kobai.theory.mean_field import order_parameters
 from kobai.theory.network import WideNetwork
 
@@ -30,7 +30,7 @@ _COEFFICIENTS = {
 @register
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NaturalGradientAlpha:
-    """What a Fisher structure does to the outputs as damping goes to 0.
+    """The effect of a Fisher structure on the outputs as damping goes to 0.
 
     Attributes:
         structure: Name.
@@ -119,7 +119,7 @@ def natural_gradient_alpha(
 
 
 def tridiagonal_weights(depth: int) -> Float[np.ndarray, " L"]:
-    """How much each layer takes part under the layer-tridiagonal Fisher matrix as damping → 0.
+    """The share of each layer in a step under the layer-tridiagonal Fisher matrix as damping → 0.
 
     c solves Σ c = 1 with Σ_ij = 1 for |i − j| ≤ 1, and α = Σ c_l = ⌈L/3⌉. Layers with weight 0 are
     not updated at all. Σ is singular where L = 3s + 2; c is then one of many, the shortest.

@@ -1,12 +1,12 @@
-"""What theory needs to know of a fully connected network: widths, variances, activation."""
+"""The description of a fully connected network: widths, variances, activation."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from kobai.theory.activations import Activation
-from kobai.theory.lookup import activation
+from kobai.theory.activations.activation import Activation
+from kobai.theory.activations.lookup import activation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from kobai.curvature.blocks.interface import Block
 from kobai.curvature.blocks.shifted_inverse import shifted_inverse
 from kobai.curvature.rows import Rows
-from kobai.linalg.leaves import Dense
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.leaves import Dense
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

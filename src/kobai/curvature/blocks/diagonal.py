@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kobai.curvature.blocks.interface import Block
 from kobai.curvature.rows import Rows
-from kobai.linalg.leaves import Diagonal
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.leaves import Diagonal
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

@@ -15,8 +15,8 @@ from kobai.curvature.blocks.factor_sums import FactorSums
 from kobai.curvature.blocks.interface import Block, past_weight
 from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.linalg import eigh
-from kobai.linalg.solvable import SolvableOperator
-from kobai.linalg.structured import KroneckerEigen
+from kobai.linalg.operators.kronecker import KroneckerEigen
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

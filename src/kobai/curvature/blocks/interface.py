@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kobai.curvature.blocks.shifted_inverse import REPLACED
 from kobai.curvature.rows import Rows
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.solvable import SolvableOperator
 
 STATISTICS_DECAY = 0.95
 """Weight of the past in a moving average once it is older than twenty updates; younger ones are

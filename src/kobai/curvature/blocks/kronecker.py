@@ -24,8 +24,8 @@ from kobai.curvature.blocks.shifted_inverse import (
     unread_inverse,
 )
 from kobai.layers.moments import multiplies_bfloat16
-from kobai.linalg.solvable import SolvableOperator
-from kobai.linalg.structured import Kronecker
+from kobai.linalg.operators.kronecker import Kronecker
+from kobai.linalg.operators.solvable import SolvableOperator
 
 _PIECES_ERROR = 0.01
 """Error of a step, relative to its length in the metric it is taken in, at which products in pieces

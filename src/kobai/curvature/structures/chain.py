@@ -29,7 +29,7 @@ from kobai.curvature.structures.coupled_layers import (
 from kobai.curvature.structures.interface import Structure
 from kobai.linalg import LinearOperator
 from kobai.linalg.factor import LU, Factor, cholesky, eigh, lu, worst
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 
 @final

@@ -17,8 +17,8 @@ from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import covered_layer, gram_cost, layers_of, row_numbers
 from kobai.linalg import LinearOperator
 from kobai.linalg.factor import LU, lu
-from kobai.linalg.leaves import Dense
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.leaves import Dense
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 LARGEST_SYSTEM = 20_000
 """Rows of the largest dense system that is solved."""

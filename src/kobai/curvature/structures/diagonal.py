@@ -7,8 +7,8 @@ import torch
 from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import Structure
-from kobai.linalg.leaves import Diagonal
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.leaves import Diagonal
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

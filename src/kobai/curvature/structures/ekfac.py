@@ -25,10 +25,10 @@ from kobai.curvature.structures.kronecker import (
     uncorrelated_block,
 )
 from kobai.curvature.structures.table_blocks import TableBlocks
-from kobai.linalg.blocks import BlockDiagonal
 from kobai.linalg.factor import eigh
-from kobai.linalg.solvable import SolvableOperator
-from kobai.linalg.structured import KroneckerEigen
+from kobai.linalg.operators.blocks import BlockDiagonal
+from kobai.linalg.operators.kronecker import KroneckerEigen
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

@@ -19,8 +19,8 @@ from kobai.curvature.structures.diagonal import row_squares
 from kobai.curvature.structures.interface import Structure, gram_cost, row_numbers
 from kobai.curvature.structures.low_rank import LowRank
 from kobai.linalg import LinearOperator, iterative_inverse
-from kobai.linalg.leaves import Dense
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.leaves import Dense
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 
 @final

@@ -7,7 +7,7 @@ from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.rows import Joined, Rows
 from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.rows.parts import Part
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 class Structure(ABC):

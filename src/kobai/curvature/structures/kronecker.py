@@ -17,10 +17,10 @@ from kobai.curvature.rows.parts import Part
 from kobai.curvature.structures.interface import Structure
 from kobai.curvature.structures.table_blocks import table_product
 from kobai.curvature.structures.unit import EqualBlocks
-from kobai.linalg.blocks import BlockDiagonal
-from kobai.linalg.leaves import Diagonal
-from kobai.linalg.solvable import SolvableOperator
-from kobai.linalg.structured import Kronecker
+from kobai.linalg.operators.blocks import BlockDiagonal
+from kobai.linalg.operators.kronecker import Kronecker
+from kobai.linalg.operators.leaves import Diagonal
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -9,9 +9,9 @@ from kobai.curvature.rows import Rows, Stacked
 from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.structures.interface import Structure, covered_layer, layers_of
 from kobai.curvature.structures.low_rank import LowRank
-from kobai.linalg.blocks import BlockDiagonal
-from kobai.linalg.leaves import Dense
-from kobai.linalg.solvable import SolvableOperator
+from kobai.linalg.operators.blocks import BlockDiagonal
+from kobai.linalg.operators.leaves import Dense
+from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final

@@ -10,7 +10,7 @@ from torch import Tensor
 from kobai.curvature.rows import Rows
 from kobai.linalg import LinearOperator
 from kobai.linalg.factor import JITTERS, Factor, cholesky, eigh
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 
 @final

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from kobai.linalg import LinearOperator
 from kobai.linalg.factor import eigh
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator, shifted_power
+from kobai.linalg.operators.solvable import (
+    DampingForm,
+    MatrixFunction,
+    SolvableOperator,
+    shifted_power,
+)
 
 
 @final

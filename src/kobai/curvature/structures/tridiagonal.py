@@ -23,7 +23,7 @@ from kobai.curvature.structures.coupled_layers import (
 )
 from kobai.curvature.structures.interface import Structure
 from kobai.linalg import LinearOperator
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator
+from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 
 
 @final

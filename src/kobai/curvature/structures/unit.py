@@ -11,9 +11,14 @@ from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures.interface import Structure, layers_of
 from kobai.linalg import LinearOperator
-from kobai.linalg.blocks import BlockDiagonal
 from kobai.linalg.factor import STATUSES, cholesky, eigh, worst
-from kobai.linalg.solvable import DampingForm, MatrixFunction, SolvableOperator, shifted_power
+from kobai.linalg.operators.blocks import BlockDiagonal
+from kobai.linalg.operators.solvable import (
+    DampingForm,
+    MatrixFunction,
+    SolvableOperator,
+    shifted_power,
+)
 
 
 @final

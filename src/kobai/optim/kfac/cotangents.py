@@ -12,59 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kobai.problem import Bernoulli, Categorical, Likelihood
+from kobai.problem import Likelihood
 
 Labels = Literal["sampled", "exact", "observed"]
-
-
-def placeholder_targets(likelihood: Likelihood, outputs: Tensor, gradient: Tensor) -> Tensor:
-    """Targets that say which terms are present, and nothing else.
-
-    Args:
-        likelihood: What the outputs mean.
-        outputs: The model's outputs.
-        gradient: Gradient of the user's loss in them. For `Categorical`, a term whose row of it is
-            exactly zero counts as ignored: its class index was `ignore_index`, or the loss left it
-            out. (A term predicted with certainty has a zero row too, and a zero Fisher matrix.)
-            For the other likelihoods every term counts as present.
-    """
-    if not isinstance(likelihood, Categorical):
-        return torch.zeros_like(outputs)
-    present = gradient.movedim(likelihood.axis, -1).ne(0).any(-1)
-    label = 0 if likelihood.ignore_index != 0 else 1
-    return torch.where(present, label, likelihood.ignore_index)
-
-
-def observed_targets(
-    likelihood: Likelihood, outputs: Tensor, gradient: Tensor, *, tolerance: float = 1e-5
-) -> Tensor | None:
-    """Hard labels read off the sign pattern of the output gradient, whatever the loss's scale.
-
-    The gradient of cross-entropy, p − y times a positive number, is negative at the label alone
-    (binary: negative exactly where y = 1).
-
-    Args:
-        likelihood: What the outputs mean.
-        outputs: The model's outputs.
-        gradient: Gradient of the loss in them.
-        tolerance: How far from 1 the cosine between gradient and residual may be.
-
-    Returns:
-        Targets whose residual is parallel to the gradient, or None if there are none such: soft
-        targets, label smoothing, regression, or another loss.
-    """
-    if isinstance(likelihood, Bernoulli):
-        targets = (gradient < 0).to(outputs.dtype)
-    elif isinstance(likelihood, Categorical) and not likelihood.label_smoothing:
-        rows = gradient.movedim(likelihood.axis, -1)
-        present = rows.ne(0).any(-1)
-        targets = torch.where(present, rows.argmin(-1), likelihood.ignore_index)
-    else:
-        return None
-    residual = likelihood.residual(outputs, targets)
-    inner = (residual * gradient).sum()
-    lengths = residual.norm() * gradient.norm()
-    return targets if bool(inner >= (1 - tolerance) * lengths) else None
 
 
 def cotangents(
@@ -98,9 +48,9 @@ def cotangents(
             examples estimate sums of squares. Labels drawn at random have one already.
 
     Returns:
-        The normaliser W (see `kobai.problem.likelihood`) and the cotangents.
+        The normaliser W (see `kobai.problem.likelihoods.likelihood`) and the cotangents.
     """
-    targets = placeholder_targets(likelihood, outputs, gradient)
+    targets = likelihood.placeholder_targets(outputs, gradient)
     weight = likelihood.weight(targets)
 
     root = (damping * likelihood.scale) ** 0.5
@@ -114,12 +64,12 @@ def cotangents(
                 unit = flat.view(outputs.shape)
                 yield likelihood.factor_product(outputs, targets, unit)
                 if damping:
-                    yield root * _effective(likelihood, targets, unit)
+                    yield root * likelihood.identifiable_part(targets, unit)
             return
         if labels == "sampled":
             u = likelihood.fisher_sample(outputs, targets, generator)
         else:
-            found = observed_targets(likelihood, outputs, gradient)
+            found = likelihood.hard_targets(outputs, gradient)
             residual = weight * gradient if found is None else likelihood.residual(outputs, found)
             # Labels drawn from the likelihood itself would have this scale; see fisher_sample.
             u = residual / likelihood.scale**0.5
@@ -127,7 +77,7 @@ def cotangents(
             noise = torch.randn(
                 outputs.shape, generator=generator, device=generator.device, dtype=outputs.dtype
             ).to(outputs.device)
-            u = u + root * _effective(likelihood, targets, noise)
+            u = u + root * likelihood.identifiable_part(targets, noise)
         yield u
 
     def flushed() -> Iterator[Tensor]:
@@ -144,12 +94,3 @@ def cotangents(
             yield torch.where(u.abs() < negligible, 0.0, u)
 
     return weight, flushed()
-
-
-def _effective(likelihood: Likelihood, targets: Tensor, change: Tensor) -> Tensor:
-    """The part of a change of outputs that changes predictions which count."""
-    if not isinstance(likelihood, Categorical):
-        return change
-    rows = change.movedim(likelihood.axis, -1)
-    present = (targets != likelihood.ignore_index).unsqueeze(-1)
-    return ((rows - rows.mean(-1, keepdim=True)) * present).movedim(-1, likelihood.axis)

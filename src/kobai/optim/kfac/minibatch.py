@@ -1,7 +1,7 @@
 """A minibatch that is run again: its model along directions, its losses after a step.
 
 It is made of the forward passes of one step, whose targets are read off the gradients of their
-outputs (`kobai.optim.targets`), or, where the loss has another form, of the user's closure.
+outputs (`Likelihood.recover_targets`), or, where the loss has another form, of the user's closure.
 
 A repetition with the same parameters returns the same: dropout has the same masks, and batch
 normalisation in training mode the statistics of the same batch, of whose dependence on the
@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kobai.optim.damping import ReductionRatio, reduction_ratio
-from kobai.optim.kfac.cotangents import placeholder_targets
 from kobai.optim.kfac.observe import ForwardPass, accelerators
 from kobai.optim.kfac.quadratic_model import QuadraticModel, quadratic_model
-from kobai.optim.targets import recover_targets
 from kobai.problem import Likelihood, output_tensor
 
 _UNFAITHFUL = 1e-3
@@ -111,7 +109,7 @@ class Minibatch:
             return self._joined(found)
         # The closure's loss is one number; its slopes are those of the gradients.
         masks = [
-            placeholder_targets(self.likelihood, f, self._gradient(one))
+            self.likelihood.placeholder_targets(f, self._gradient(one))
             for f, one in zip(outputs, self.passes, strict=True)
         ]
         bent = self._joined(quadratic_model(self.likelihood, outputs, masks, changes)).bend
@@ -225,17 +223,17 @@ class Minibatch:
             targets = []
             for f, one in zip(self._base(), self.passes, strict=True):
                 assert one.gradient is not None
-                found = recover_targets(
-                    self.likelihood, f, self._gradient(one), precision=one.gradient.dtype
+                found = self.likelihood.recover_targets(
+                    f, self._gradient(one), precision=one.gradient.dtype
                 )
                 if found.targets is None:
                     if self.closure is not None:
                         return None
                     raise RuntimeError(
-                        f"the loss is not the plain {self.likelihood.name} loss: {found.reason}. "
-                        "Call optimizer.step(closure) with a closure that returns the loss, give "
-                        "the optimizer the likelihood with the loss's own scale and reduction, or "
-                        "give lr and damping as numbers"
+                        f"the loss is not the plain {self.likelihood.name} loss, or hides its "
+                        f"targets: {found.reason}. Call optimizer.step(closure) with a closure "
+                        "that returns the loss, give the optimizer the likelihood with the loss's "
+                        "own scale and reduction, or give lr and damping as numbers"
                     )
                 targets.append(found.targets)
             self._targets = targets

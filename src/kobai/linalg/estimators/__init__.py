@@ -1,0 +1,1 @@
+"""Traces, diagonals and norms from random vectors, with their standard errors."""

@@ -1,0 +1,1 @@
+"""Matrices known through their products, those that solve, and what expressions build."""

@@ -1,0 +1,1 @@
+"""Iterative solutions of linear systems, and inverses made of them."""

@@ -1,0 +1,1 @@
+"""Eigenvalues, spectral densities, and the Krylov bases behind them."""

@@ -1,0 +1,1 @@
+"""Activations as theory sees them, one kind of Gaussian averages per file."""
