@@ -179,7 +179,7 @@ class BlockOptimizer(torch.optim.Optimizer, abc.ABC):
         self._counts["inversions_failed"] += self._side.failed()
 
     def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
-        """See `kobai.optim.state.Remembering`."""
+        """See `kobai.optim.state.keep_state`."""
         self._side.take_over()
         self._read()
         entries = {id(p): (p, dict(entry)) for p, entry in self._made().entries()}
@@ -207,7 +207,7 @@ class BlockOptimizer(torch.optim.Optimizer, abc.ABC):
     def _restore(
         self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
     ) -> None:
-        """See `kobai.optim.state.Remembering`."""
+        """See `kobai.optim.state.keep_state`."""
         self._side, self._device_step = SideRefresh(), DeviceStep()
         self._demoted = frozenset(shared["demoted"])
         self._blocks = None

@@ -1,12 +1,13 @@
 """What optimizers that are handed the objective share: checks, gradients, what they remember.
 
-They follow `torch.optim.LBFGS`: ``step(objective)``, one group of parameters, and a state of their
-own under one key of ``state``, as plain numbers and lists that load with ``weights_only=True``.
+They follow `torch.optim.LBFGS`: ``step(objective)``, one group of parameters, and a record of plain
+numbers and lists that loads with ``weights_only=True``.
 """
 
 import copy
 import dataclasses
 import math
+import types
 from typing import Any
 
 import torch
@@ -23,10 +24,8 @@ from kobai.optim.damping import (
 )
 from kobai.optim.function_space import Direction
 from kobai.optim.local_model import LocalModel, example_losses
+from kobai.optim.state import keep_state
 from kobai.problem import EmpiricalRisk, Likelihood
-
-KEY = "kobai"
-"""Where in ``optimizer.state`` the record of a run is."""
 
 
 def as_risk(
@@ -185,19 +184,21 @@ def is_finite(*tensors: Tensor) -> bool:
     )
 
 
-def start_record(optimizer: torch.optim.Optimizer, counts: tuple[str, ...]) -> None:
+def start_record(optimizer: Any, counts: tuple[str, ...]) -> None:
     """Begin the record of a run, and let it survive saving and loading."""
-    shared: Any = optimizer.state
-    shared[KEY] = {"counts": dict.fromkeys(("steps", *counts), 0), "last": {}, "decisions": []}
-    optimizer.register_state_dict_pre_hook(_publish)
-    optimizer.register_load_state_dict_pre_hook(_known)
-    optimizer.register_load_state_dict_post_hook(_adopt)
+    optimizer.record = {
+        "counts": dict.fromkeys(("steps", *counts), 0),
+        "last": {},
+        "decisions": [],
+    }
+    optimizer._export = types.MethodType(_export, optimizer)
+    optimizer._restore = types.MethodType(_restore, optimizer)
+    keep_state(optimizer, type(optimizer).__name__.lower())
 
 
-def record_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def record_of(optimizer: Any) -> dict[str, Any]:
     """The record: "counts", "last" (numbers of the latest step) and "decisions"."""
-    shared: Any = optimizer.state
-    return shared[KEY]
+    return optimizer.record
 
 
 def log_decision(
@@ -237,26 +238,23 @@ def diagnostics_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def _publish(optimizer: torch.optim.Optimizer) -> None:
-    generator = getattr(optimizer, "generator", None)
-    if generator is not None:
-        record_of(optimizer)["generator"] = generator.get_state()
+def _export(optimizer: Any) -> tuple[list[tuple[Tensor, dict[str, Any]]], dict[str, Any]]:
+    name, generator = type(optimizer).__name__.lower(), getattr(optimizer, "generator", None)
+    entries = [(p, {k: v for k, v in e.items() if k != name}) for p, e in optimizer.state.items()]
+    draws = {} if generator is None else {"generator": generator.get_state()}
+    return entries, {**optimizer.record, **draws}
 
 
-def _known(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    if KEY not in state_dict["state"]:
-        raise ValueError(
-            f"this state was not saved by {type(optimizer).__name__}; its entry {KEY!r} is missing"
-        )
-
-
-def _adopt(optimizer: torch.optim.Optimizer) -> None:
-    """After loading: own what was loaded, and go on with its random draws."""
-    shared: Any = optimizer.state
-    shared[KEY] = copy.deepcopy(shared[KEY])
-    generator = getattr(optimizer, "generator", None)
-    if generator is not None:
-        generator.set_state(shared[KEY]["generator"].cpu())
+def _restore(
+    optimizer: Any, entries: list[tuple[Tensor, dict[str, Any]]], shared: dict[str, Any]
+) -> None:
+    """Own what was loaded, and go on with its random draws."""
+    for parameter, entry in entries:
+        optimizer.state[parameter] = {k: v.to(parameter).clone() for k, v in entry.items()}
+    optimizer.record = copy.deepcopy({k: v for k, v in shared.items() if k != "layout"})
+    draws = optimizer.record.pop("generator", None)
+    if draws is not None:
+        optimizer.generator.set_state(draws.cpu())
 
 
 def reduced(optimizer: Any, settings: tuple[str, ...]) -> tuple[Any, ...]:
