@@ -22,7 +22,7 @@ from kobai.optim import (
     default_space,
 )
 from kobai.optim.full_batch_configs import FULL_BATCH
-from kobai.optim.search import Exact
+from kobai.optim.line_search import Exact
 from kobai.problem import Problem
 from kobai.training import train
 from laws import optimizers as laws

@@ -9,7 +9,7 @@ import torch
 import cases
 from kobai.curvature import Hessian
 from kobai.optim import LevenbergMarquardt, Newton, SaddleFreeNewton, TrustRegion
-from kobai.optim.saddle_free import krylov_spectrum
+from kobai.optim.second_order.saddle_free import krylov_spectrum
 from kobai.problem import SURFACES, Analytic, WeightedSum, surfaces
 from laws import optimizers as laws
 

@@ -1,8 +1,6 @@
 """Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
-from kobai.optim.conjugate_gradient import NonlinearCG
-from kobai.optim.coordinate import CoordinateDescent
 from kobai.optim.coverage import Coverage
 from kobai.optim.curvature_configs import (
     GaussNewtonConfig,
@@ -42,17 +40,19 @@ from kobai.optim.full_batch_configs import (
     SaddleFreeNewtonConfig,
     SteepestDescentConfig,
 )
-from kobai.optim.gauss_newton import GaussNewton
-from kobai.optim.hessian_free import HessianFree
 from kobai.optim.kfac import KFAC
+from kobai.optim.line_search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
 from kobai.optim.muon import MuonAdamW
-from kobai.optim.natural_gradient import NaturalGradient
-from kobai.optim.newton import Newton
-from kobai.optim.quasi_newton import BFGS
-from kobai.optim.saddle_free import SaddleFreeNewton
-from kobai.optim.search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
+from kobai.optim.second_order.conjugate_gradient import NonlinearCG
+from kobai.optim.second_order.coordinate import CoordinateDescent
+from kobai.optim.second_order.gauss_newton import GaussNewton
+from kobai.optim.second_order.hessian_free import HessianFree
+from kobai.optim.second_order.natural_gradient import NaturalGradient
+from kobai.optim.second_order.newton import Newton
+from kobai.optim.second_order.quasi_newton import BFGS
+from kobai.optim.second_order.saddle_free import SaddleFreeNewton
+from kobai.optim.second_order.steepest_descent import SteepestDescent
 from kobai.optim.spaces import default_space
-from kobai.optim.steepest_descent import SteepestDescent
 from kobai.optim.trust_region import TrustRegion
 
 __all__ = [

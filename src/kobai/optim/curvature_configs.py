@@ -10,9 +10,9 @@ from kobai.curvature.fisher import StructureName
 from kobai.curvature.scores import Labels
 from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.first_order import check_decay, check_fraction, check_positive
-from kobai.optim.gauss_newton import GaussNewton
-from kobai.optim.hessian_free import HESSIAN_FREE, HessianFree
-from kobai.optim.natural_gradient import NaturalGradient, StepSize
+from kobai.optim.second_order.gauss_newton import GaussNewton
+from kobai.optim.second_order.hessian_free import HESSIAN_FREE, HessianFree
+from kobai.optim.second_order.natural_gradient import NaturalGradient, StepSize
 from kobai.problem import Likelihood
 
 

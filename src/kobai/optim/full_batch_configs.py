@@ -6,14 +6,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kobai.optim.conjugate_gradient import BETAS, Beta, NonlinearCG
-from kobai.optim.coordinate import CoordinateDescent
 from kobai.optim.first_order import check_positive
-from kobai.optim.newton import Newton
-from kobai.optim.quasi_newton import BFGS
-from kobai.optim.saddle_free import SaddleFreeNewton
-from kobai.optim.search import SEARCHES
-from kobai.optim.steepest_descent import SteepestDescent
+from kobai.optim.line_search import SEARCHES
+from kobai.optim.second_order.conjugate_gradient import BETAS, Beta, NonlinearCG
+from kobai.optim.second_order.coordinate import CoordinateDescent
+from kobai.optim.second_order.newton import Newton
+from kobai.optim.second_order.quasi_newton import BFGS
+from kobai.optim.second_order.saddle_free import SaddleFreeNewton
+from kobai.optim.second_order.steepest_descent import SteepestDescent
 from kobai.optim.trust_region import TrustRegion
 
 SearchName = Literal["backtracking", "strong-wolfe", "exact", "constant"]

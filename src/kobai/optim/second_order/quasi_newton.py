@@ -6,15 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.optim.objective_step import (
-    LINE_COUNTS,
-    Asked,
-    Move,
-    check_iterations,
-    descend,
-    line_diagnostics,
-)
-from kobai.optim.risk_step import (
+from kobai.optim.line_search import Search, as_search
+from kobai.optim.second_order.base import (
     check_lr,
     rebuild,
     record_of,
@@ -22,7 +15,14 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
-from kobai.optim.search import Search, as_search
+from kobai.optim.second_order.evaluator import (
+    LINE_COUNTS,
+    Asked,
+    Move,
+    check_iterations,
+    descend,
+    line_diagnostics,
+)
 
 _LARGEST = 2**31
 """Bytes of the largest matrix that is made."""

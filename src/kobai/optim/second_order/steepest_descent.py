@@ -5,15 +5,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.objective_step import (
-    LINE_COUNTS,
-    Asked,
-    check_iterations,
-    descend,
-    first_trial,
-    line_diagnostics,
-)
-from kobai.optim.risk_step import (
+from kobai.optim.line_search import Search, as_search
+from kobai.optim.second_order.base import (
     check_lr,
     rebuild,
     record_of,
@@ -21,7 +14,14 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
-from kobai.optim.search import Search, as_search
+from kobai.optim.second_order.evaluator import (
+    LINE_COUNTS,
+    Asked,
+    check_iterations,
+    descend,
+    first_trial,
+    line_diagnostics,
+)
 
 
 @final

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kobai.curvature import Hessian
 from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
 from kobai.optim.damping import check_damping
-from kobai.optim.objective_step import as_objective, leave_gradient_of, line_diagnostics
-from kobai.optim.risk_step import (
+from kobai.optim.line_search import Backtracking, Line
+from kobai.optim.second_order.base import (
     check_lr,
     is_finite,
     rebuild,
@@ -20,7 +20,7 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
-from kobai.optim.search import Backtracking, Line
+from kobai.optim.second_order.evaluator import as_objective, leave_gradient_of, line_diagnostics
 from kobai.problem import Objective, ParameterSpace
 from kobai.problem.blocks import BlockKind
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kobai.optim.control_state import same_examples
 from kobai.optim.damping import LevenbergMarquardt, ReductionRatio, reduction_ratio
-from kobai.optim.local_model import example_losses
-from kobai.optim.risk_step import Start, recall, record_of, remember
+from kobai.optim.second_order.base import Start, recall, record_of, remember
+from kobai.optim.second_order.example_model import example_losses
 from kobai.problem import EmpiricalRisk
 from kobai.problem.batch import input_tensors
 

@@ -22,8 +22,8 @@ from kobai.optim.damping import (
     check_damping,
     reduction_ratio,
 )
-from kobai.optim.function_space import Direction
-from kobai.optim.local_model import LocalModel, example_losses
+from kobai.optim.second_order.example_model import LocalModel, example_losses
+from kobai.optim.second_order.fisher_solve import Direction
 from kobai.optim.state import keep_state
 from kobai.problem import EmpiricalRisk, Likelihood
 

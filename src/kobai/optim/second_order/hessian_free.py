@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from kobai.curvature import GGN, Fisher
 from kobai.linalg import Damped, Diagonal, conjugate_gradient
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
-from kobai.optim.fresh_examples import await_fresh, judge_last_step
-from kobai.optim.local_model import local_model
-from kobai.optim.risk_step import (
+from kobai.optim.second_order.base import (
     Start,
     begin_step,
     check_lr,
@@ -27,6 +25,8 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
+from kobai.optim.second_order.example_model import local_model
+from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
 from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
 
 HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, noise=0.0)

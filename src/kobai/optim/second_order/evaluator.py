@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from kobai.curvature import Hessian
 from kobai.linalg import LinearOperator
-from kobai.optim.risk_step import is_finite, record_of
-from kobai.optim.search import Line, LineSearch
+from kobai.optim.line_search import Line, LineSearch
+from kobai.optim.second_order.base import is_finite, record_of
 from kobai.problem import Objective
 
 LINE_COUNTS = (

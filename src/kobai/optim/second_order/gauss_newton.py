@@ -7,10 +7,7 @@ from torch import nn
 
 from kobai.curvature import Fisher
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
-from kobai.optim.fresh_examples import await_fresh, judge_last_step
-from kobai.optim.function_space import natural_direction
-from kobai.optim.local_model import local_model
-from kobai.optim.risk_step import (
+from kobai.optim.second_order.base import (
     Start,
     begin_step,
     check_lr,
@@ -25,6 +22,9 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
+from kobai.optim.second_order.example_model import local_model
+from kobai.optim.second_order.fisher_solve import natural_direction
+from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
 from kobai.problem import Likelihood, as_likelihood
 
 LEVENBERG_MARQUARDT = LevenbergMarquardt(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, reduction_ratio
-from kobai.optim.risk_step import is_finite, log_decision
+from kobai.optim.second_order.base import is_finite, log_decision
 from kobai.problem import Objective
 
 EXACT_RATIO = LevenbergMarquardt(

@@ -17,10 +17,7 @@ from kobai.optim.damping import (
     first_damping,
     reduction_ratio,
 )
-from kobai.optim.fresh_examples import await_fresh, judge_last_step
-from kobai.optim.function_space import Direction, natural_direction
-from kobai.optim.local_model import LocalModel, example_losses, local_model
-from kobai.optim.risk_step import (
+from kobai.optim.second_order.base import (
     Start,
     begin_step,
     check_lr,
@@ -36,6 +33,9 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
+from kobai.optim.second_order.example_model import LocalModel, example_losses, local_model
+from kobai.optim.second_order.fisher_solve import Direction, natural_direction
+from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
 from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
 
 StepSize = Literal["fixed", "model"]

@@ -5,7 +5,16 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.objective_step import (
+from kobai.optim.line_search import Search, StrongWolfe, as_search
+from kobai.optim.second_order.base import (
+    check_lr,
+    rebuild,
+    record_of,
+    refuse_second_group,
+    start_record,
+    trainable,
+)
+from kobai.optim.second_order.evaluator import (
     LINE_COUNTS,
     Asked,
     Move,
@@ -16,15 +25,6 @@ from kobai.optim.objective_step import (
     line_diagnostics,
     recall,
 )
-from kobai.optim.risk_step import (
-    check_lr,
-    rebuild,
-    record_of,
-    refuse_second_group,
-    start_record,
-    trainable,
-)
-from kobai.optim.search import Search, StrongWolfe, as_search
 
 Beta = Literal["polak-ribiere+", "polak-ribiere", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 

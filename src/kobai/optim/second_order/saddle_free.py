@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from kobai.curvature import Hessian
 from kobai.linalg import LinearOperator, eigh
 from kobai.linalg.lanczos import KrylovBasis
-from kobai.optim.damped_step import DAMPED_COUNTS, Proposal, exact_rule, take_step
 from kobai.optim.damping import Damping, LevenbergMarquardt, check_damping, first_damping
-from kobai.optim.objective_step import Counted, as_objective, leave_gradient_of
-from kobai.optim.risk_step import (
+from kobai.optim.second_order.base import (
     check_lr,
     diagnostics_of,
     is_finite,
@@ -23,6 +21,8 @@ from kobai.optim.risk_step import (
     start_record,
     trainable,
 )
+from kobai.optim.second_order.evaluator import Counted, as_objective, leave_gradient_of
+from kobai.optim.second_order.globalisation import DAMPED_COUNTS, Proposal, exact_rule, take_step
 
 
 def krylov_spectrum(
