@@ -12,8 +12,8 @@ from kobai.curvature import Hessian
 from kobai.linalg import conjugate_gradient
 from kobai.optim import NonlinearCG, SteepestDescent
 from kobai.optim.line_search import Constant, Exact, StrongWolfe
+from kobai.optim.second_order.base import Move
 from kobai.optim.second_order.conjugate_gradient import BETAS, beta_of
-from kobai.optim.second_order.evaluator import Move
 from kobai.problem import SURFACES, Analytic, surfaces
 from laws import optimizers as laws
 

@@ -1,54 +1,37 @@
 """Hessian-free optimization: conjugate gradients on the Gauss-Newton matrix, products alone."""
 
 import math
-from typing import Any, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.curvature import GGN, Fisher
-from kobai.linalg import Damped, Diagonal, conjugate_gradient
-from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, first_damping
-from kobai.optim.second_order.base import (
-    Start,
-    begin_step,
-    check_lr,
-    diagnostics_of,
-    is_finite,
-    log_decision,
-    ratio_at,
-    recall,
-    record_of,
-    reduced,
-    refuse_second_group,
-    remember,
-    start_record,
-    trainable,
-)
-from kobai.optim.second_order.example_model import local_model
-from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
-from kobai.problem import EmpiricalRisk, Likelihood, as_likelihood
+from kobai.linalg import Damped, Diagonal, LinearOperator, conjugate_gradient
+from kobai.optim.damping import Damping, LevenbergMarquardt
+from kobai.optim.line_search import Line, LineSearch, LineStep
+from kobai.optim.second_order.base import Globalisation, SecondOrder
+from kobai.optim.second_order.descent import Proposal, RiskModel
+from kobai.optim.second_order.evaluator import Start, inner, is_finite
+from kobai.optim.trust_region import TrustRegion
+from kobai.problem import Likelihood, as_likelihood
 
 HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, noise=0.0)
 """What "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
 
 _SUFFICIENT = 1e-2
+"""Share of the predicted decrease that is asked for [Martens 2010, §4.8]."""
 _SHRINK = 0.5
-_LINE_SEARCH = 20
+_TRIALS = 20
+"""Halvings of a step: the shortest is a millionth of it."""
 _SOLUTION = "solution"
 _PRECONDITIONER_POWER = -0.75
-_COUNTS = (
-    "skipped_steps",
-    "rejected_steps",
-    "backtracked_steps",
-    "shortened_steps",
-    "negative_curvature",
-    "cg_iterations",
-)
+"""Power of the diagonal [Martens 2010, §4.7]."""
 
 
 @final
-class HessianFree(torch.optim.Optimizer):
+class HessianFree(SecondOrder):
     r"""θ ← θ + α p, p from truncated conjugate gradients on (G + λ) p = −∇L, G the Gauss-Newton.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(problem.objective())``. Memory is a few
@@ -65,8 +48,11 @@ class HessianFree(torch.optim.Optimizer):
         damping: λ: a number, a schedule step ↦ number, "auto" (by the reduction ratio of p: × 3/2
             below 1/4, × 2/3 above 3/4, taken as exact; on minibatches the next examples are asked
             as well, see `kobai.optim.damping`), or a `LevenbergMarquardt` rule.
-        max_iterations: Most iterations of conjugate gradients a step.
-        progress: Relative improvement of the model an iteration below which they end.
+        search: None for the backtracking above; a line search by name or object in place of it; a
+            `TrustRegion`, within which conjugate gradients then stay (λ is a number, and 0 for
+            "auto"); or a `LevenbergMarquardt` rule, as for `damping`.
+        max_iterations: Most iterations of conjugate gradients per step.
+        progress: Relative improvement of the model per iteration below which they end.
         warm_start: Share of the last solution to start from, in [0, 1]; 0 starts from zero.
         preconditioner: "diagonal": (d + λ)^(−3/4) with d the diagonal of the empirical Fisher
             matrix; None for none.
@@ -75,11 +61,18 @@ class HessianFree(torch.optim.Optimizer):
         ValueError: If a number is out of range, a name unknown, or nothing is trainable.
         TypeError: If the damping is none of its forms.
 
-    Cost of a step: a gradient, a product with G (about two gradients) an iteration, a forward pass
+    Cost of a step: a gradient, a product with G (about two gradients) per iteration, a forward pass
     for each iterate that is tried, and a Jacobian product.
+
+    `diagnostics` counts "backtracked_steps" (an earlier iterate was better), "negative_curvature"
+    (rounding made G look indefinite) and "cg_iterations"; of the last step "iterations" is their
+    number, and "chosen" the iterate taken.
 
     Source: Martens 2010, Deep learning via Hessian-free optimization (§4.1, 4.4 to 4.8).
     """
+
+    needs = "risk"
+    exact = False
 
     def __init__(
         self,
@@ -88,197 +81,128 @@ class HessianFree(torch.optim.Optimizer):
         *,
         lr: float = 1.0,
         damping: Damping = "auto",
+        search: Globalisation | None = None,
         max_iterations: int = 250,
         progress: float = 5e-4,
         warm_start: float = 0.95,
         preconditioner: Literal["diagonal"] | None = None,
     ) -> None:
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
         if not (math.isfinite(progress) and progress >= 0):
             raise ValueError(f"progress must be non-negative and finite, got {progress}")
         if not 0 <= warm_start <= 1:
             raise ValueError(f"warm_start must lie in [0, 1], got {warm_start}")
         if preconditioner not in (None, "diagonal"):
             raise ValueError(f"preconditioner is 'diagonal' or None, got {preconditioner!r}")
-        self.model = model
         self.likelihood = as_likelihood(likelihood)
-        self.damping: Damping = as_rule(damping, HESSIAN_FREE)
         self.max_iterations = max_iterations
         self.progress = progress
         self.warm_start = warm_start
         self.preconditioner: Literal["diagonal"] | None = preconditioner
         super().__init__(
-            trainable(model), {"lr": check_lr(lr), "damping": first_damping(self.damping)}
-        )
-        start_record(self, _COUNTS)
-
-    def __repr__(self) -> str:
-        group = self.param_groups[0]
-        return (
-            f"HessianFree(lr={group['lr']:g}, damping={group['damping']:g}, "
-            f"max_iterations={self.max_iterations}, progress={self.progress:g}, "
-            f"warm_start={self.warm_start:g}, preconditioner={self.preconditioner!r}, "
-            f"{self.likelihood!r})"
+            model,
+            lr=lr,
+            search=search,
+            damping=damping,
+            automatic=HESSIAN_FREE,
+            counts=("backtracked_steps", "negative_curvature", "cg_iterations"),
         )
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What happened so far.
+    def globalisation(self) -> LineSearch | TrustRegion:
+        """Search along lines by halving where no other search is chosen."""
+        if isinstance(self.search, LineSearch | TrustRegion):
+            return self.search
+        return Halving()
 
-        Returns:
-            Counts: "steps", "skipped_steps" (something was not finite), "rejected_steps" (no
-            decrease was found), "backtracked_steps" (an earlier iterate was better),
-            "shortened_steps" (by the line search), "negative_curvature" (rounding made G look
-            indefinite) and "cg_iterations". Of the last step: "status" of conjugate gradients,
-            their "iterations", "chosen" (the iterate taken) and "step_scale". "damping" of the next
-            step and "decisions"; see `NaturalGradient.diagnostics`.
-        """
-        return diagnostics_of(self)
+    def model_at(self, start: Start) -> "PathModel":
+        """Take the Gauss-Newton matrix by its products."""
+        return PathModel(self, start)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes the one group of the constructor.
 
-        Raises:
-            ValueError: At a second group.
-        """
-        super().add_param_group(param_group)
-        refuse_second_group(self)
+@final
+class PathModel(RiskModel):
+    """The model with B = G, minimised as far as conjugate gradients come."""
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step.
+    def __init__(self, optimizer: HessianFree, start: Start) -> None:
+        self.start, self._optimizer = start, optimizer
 
-        Args:
-            closure: An `EmpiricalRisk` of the model, such as ``problem.objective()``.
+    def operator(self) -> LinearOperator:
+        """Give the Gauss-Newton matrix."""
+        return GGN(self.start.risk, self.start.theta)
 
-        Returns:
-            Its value before the step.
+    def curvature(self, direction: Float[Tensor, " P"]) -> float:
+        """Compute pᵀGp."""
+        return inner(direction, self.operator() @ direction)
 
-        Raises:
-            TypeError: If it is anything else, such as a plain closure.
-            ValueError: If it belongs to another model, or the model is not a function of θ now.
-        """
-        start = begin_step(self, closure)
-        judge_last_step(self, start)
-        group, record = self.param_groups[0], record_of(self)
-        if not start.finite:
-            record["counts"]["skipped_steps"] += 1
-        elif group["lr"]:
-            self._advance(start, group, record)
-        record["counts"]["steps"] += 1
-        return start.loss
-
-    def _advance(self, start: Start, group: dict[str, Any], record: dict[str, Any]) -> None:
-        """Directions, the best of them, how far, and the damping of the next step."""
-        counts, lr = record["counts"], group["lr"]
-        risk, theta, gradient = start.risk, start.theta, start.gradient
-        path, steps, record["last"] = self._path(risk, theta, gradient, group["damping"])
-        counts["cg_iterations"] += record["last"]["iterations"]
-        counts["negative_curvature"] += record["last"]["status"] == "negative-curvature"
+    def propose(self, damping: float) -> Proposal | None:
+        """Take the iterate of conjugate gradients with the lowest loss."""
+        optimizer, start = self._optimizer, self.start
+        counts, lr = optimizer.record["counts"], optimizer.param_groups[0]["lr"]
+        path, status = self._path(damping)
         if not path:
             counts["skipped_steps"] += 1
-            remember(self, risk, _SOLUTION, None)
-            if isinstance(self.damping, LevenbergMarquardt):
-                group["damping"], _ = self.damping.raised(group["damping"])
-            return
+            optimizer.drop(_SOLUTION)
+            return None
         best, at = math.inf, len(path) - 1
         for position in reversed(range(len(path))):
-            value = _value(risk, theta + lr * path[position])
+            value = float(start.function.value(start.theta + lr * path[position][0]))
             if value < best:
                 best, at = value, position
             elif math.isfinite(best):
                 break
         counts["backtracked_steps"] += at < len(path) - 1
-        step = lr * path[at]
-        scale = self._line_search(
-            risk, theta, step, float(start.loss), best, float(gradient @ step)
-        )
-        record["last"] |= {"chosen": steps[at], "step_scale": scale}
-        counts["shortened_steps"] += 0 < scale < 1
-        if isinstance(self.damping, LevenbergMarquardt):
-            self._judge(risk, theta, step, scale)
-        if scale > 0:
-            risk.space.assign(theta + scale * step)
-        else:
-            counts["rejected_steps"] += 1
-        remember(self, risk, _SOLUTION, path[-1])
+        direction, number = path[at]
+        optimizer.record["last"]["chosen"] = number
+        optimizer.remember(start, _SOLUTION, path[-1][0])
+        return Proposal(direction=direction, status=status, value=best)
 
-    def _path(
-        self, risk: EmpiricalRisk, theta: Tensor, gradient: Tensor, damping: float
-    ) -> tuple[list[Tensor], list[int], dict[str, Any]]:
-        """Finite iterates of conjugate gradients in order, their numbers, and how it ended."""
+    def _path(self, damping: float) -> tuple[list[tuple[Tensor, int]], str]:
+        """Give the finite iterates in order, each with its number, and how they ended."""
+        optimizer, start = self._optimizer, self.start
         preconditioner = None
-        if self.preconditioner == "diagonal":
-            squares = Fisher(risk, "diagonal", "observed", theta=theta).diagonal()
+        if optimizer.preconditioner == "diagonal":
+            fisher = Fisher(start.risk, "diagonal", "observed", theta=start.theta)
+            squares = fisher.diagonal()
             shifted = squares + max(damping, float(squares.max()) * 1e-12, 1e-30)
             preconditioner = Diagonal(shifted**_PRECONDITIONER_POWER)
-        start = recall(self, risk, _SOLUTION) if self.warm_start else None
+        last = optimizer.recall(start, _SOLUTION) if optimizer.warm_start else None
         solution = conjugate_gradient(
-            Damped(GGN(risk, theta), damping),
-            -gradient,
+            Damped(self.operator(), damping),
+            -start.gradient,
             preconditioner=preconditioner,
-            start=None if start is None else self.warm_start * start,
-            tol=math.sqrt(torch.finfo(theta.dtype).eps),
-            progress=self.progress,
-            max_iterations=self.max_iterations,
+            start=None if last is None else optimizer.warm_start * last,
+            tol=math.sqrt(torch.finfo(start.theta.dtype).eps),
+            progress=optimizer.progress,
+            max_iterations=optimizer.max_iterations,
             keep="geometric",
         )
+        counts = optimizer.record["counts"]
+        counts["cg_iterations"] += solution.iterations
+        counts["negative_curvature"] += solution.status == "negative-curvature"
+        optimizer.record["last"] |= {"status": solution.status, "iterations": solution.iterations}
         pairs = zip(solution.iterates, solution.iterate_steps, strict=True)
-        finite = [(p, number) for p, number in pairs if is_finite(p)]
-        last = {"status": solution.status, "iterations": solution.iterations}
-        return [p for p, _ in finite], [number for _, number in finite], last
-
-    def _line_search(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        step: Tensor,
-        loss: float,
-        value: float,
-        slope: float,
-    ) -> float:
-        """The largest of 1, ½, ¼, … with a sufficient decrease; 0 if there is none."""
-        scale = 1.0
-        for _ in range(_LINE_SEARCH):
-            if value <= loss + _SUFFICIENT * scale * min(slope, 0.0) and value < loss:
-                return scale
-            scale *= _SHRINK
-            value = _value(risk, theta + scale * step)
-        return 0.0
-
-    def _judge(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        step: Tensor,
-        scale: float,
-    ) -> None:
-        """Set the next damping by how the model predicted the step, of which `scale` is made."""
-        assert isinstance(self.damping, LevenbergMarquardt)
-        group, model = self.param_groups[0], local_model(risk, theta, step)
-        ratio = ratio_at(risk, model, theta + step)
-        following, action = group["damping"], "kept"
-        if abs(ratio.predicted) > ratio.resolution:
-            following, action = self.damping.decide(group["damping"], ratio)
-        log_decision(
-            record_of(self),
-            damping=group["damping"],
-            ratio=ratio,
-            action=action,
-            following=following,
-        )
-        group["damping"] = following
-        if scale > 0:
-            predicted = float(model.change(scale).sum()) / model.weight
-            await_fresh(self, risk, scale * step, predicted, ratio)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return reduced(
-            self, ("damping", "max_iterations", "progress", "warm_start", "preconditioner")
-        )
+        return [(p, number) for p, number in pairs if is_finite(p)], solution.status
 
 
-def _value(risk: EmpiricalRisk, theta: Tensor) -> float:
-    """The loss, infinite where it is not finite."""
-    value = float(risk.value(theta))
-    return value if math.isfinite(value) else math.inf
+@final
+class Halving(LineSearch):
+    """Take the largest of 1, ½, ¼, … times the first step with a sufficient decrease.
+
+    A direction that leads uphill to first order may be taken where the loss falls none the less.
+    """
+
+    downhill: ClassVar[bool] = False
+
+    def resume(self, step: float, ratio: float) -> float | None:
+        """Begin with the learning rate again."""
+        return None
+
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for values only."""
+        origin, step = line.origin, first
+        for _ in range(_TRIALS):
+            value = line.value(step).value
+            enough = origin.value + _SUFFICIENT * step * min(origin.slope, 0.0)
+            if value <= enough and value < origin.value:
+                return LineStep(step=step, value=value, slope=math.nan, status="ok")
+            step *= _SHRINK
+        return LineStep(step=0.0, value=origin.value, slope=origin.slope, status="max-evaluations")

@@ -1,28 +1,15 @@
 """BFGS: an approximation of the inverse Hessian that every move improves by rank two."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kobai.optim.line_search import Search, as_search
-from kobai.optim.second_order.base import (
-    check_lr,
-    rebuild,
-    record_of,
-    refuse_second_group,
-    start_record,
-    trainable,
-)
-from kobai.optim.second_order.evaluator import (
-    LINE_COUNTS,
-    Asked,
-    Move,
-    check_iterations,
-    descend,
-    line_diagnostics,
-)
+from kobai.linalg import Dense, Identity, LinearOperator
+from kobai.optim.second_order.base import Globalisation, Move, SecondOrder
+from kobai.optim.second_order.descent import LossModel, Proposal
+from kobai.optim.second_order.evaluator import Start, inner
 
 _LARGEST = 2**31
 """Bytes of the largest matrix that is made."""
@@ -31,10 +18,10 @@ _LARGEST = 2**31
 def bfgs_update(
     inverse: Float[Tensor, "P P"], s: Float[Tensor, " P"], y: Float[Tensor, " P"]
 ) -> Float[Tensor, "P P"]:
-    """(I − ρ s yᵀ) M (I − ρ y sᵀ) + ρ s sᵀ with ρ = 1 / sᵀy, written so that symmetry is exact.
+    """Compute (I − ρ s yᵀ) M (I − ρ y sᵀ) + ρ s sᵀ with ρ = 1 / sᵀy, symmetric to the bit.
 
     Args:
-        inverse: M, symmetric.
+        inverse: The symmetric matrix M.
         s: Change of θ.
         y: Change of the gradient, with sᵀy > 0.
 
@@ -48,7 +35,7 @@ def bfgs_update(
 
 
 @final
-class BFGS(torch.optim.Optimizer):
+class BFGS(SecondOrder):
     r"""θ ← θ − ε* M ∇L with M ≈ H⁻¹ from the changes of the gradient, ε* from a line search.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(objective)`` or ``optimizer.step(closure)``.
@@ -60,9 +47,10 @@ class BFGS(torch.optim.Optimizer):
     Args:
         model: The model; for a formula, ``objective.space.module``.
         lr: Trial step along −M g, usually 1; the first iteration tries lr / max(1, ‖g‖).
-        search: "strong-wolfe", "exact", "backtracking", "constant", or a `LineSearch`.
+        search: "strong-wolfe", "exact", "backtracking", "constant", or a `LineSearch`; a
+            `TrustRegion` or a `LevenbergMarquardt` rule for the model with B = M⁻¹, which costs P³.
         scale_first: Whether to scale the first M; False leaves it the identity.
-        iterations: Iterations a step, all on the same data.
+        iterations: Iterations per step, all on the same data.
         tol: Largest magnitude of a gradient component at which nothing is moved any more.
 
     Raises:
@@ -71,119 +59,104 @@ class BFGS(torch.optim.Optimizer):
 
     Cost of an iteration: two gradients or so for the search, 4 P² multiplications.
 
+    `diagnostics` counts as "restarts" returns to the identity, and "skipped_updates", moves without
+    sᵀy > 0.
+
     Source: Broyden, Fletcher, Goldfarb and Shanno 1970; Nocedal and Wright 2006, Numerical
     Optimization, Algorithm 6.1.
     """
+
+    needs = "closure"
+    damped, iterative, restarts, learns = False, True, True, True
 
     def __init__(
         self,
         model: nn.Module,
         *,
         lr: float = 1.0,
-        search: Search = "strong-wolfe",
+        search: Globalisation = "strong-wolfe",
         scale_first: bool = True,
         iterations: int = 1,
         tol: float = 0.0,
     ) -> None:
-        check_iterations(iterations, tol)
-        parameters = trainable(model)
-        size = sum(p.numel() for p in parameters)
-        if size**2 * parameters[0].element_size() > _LARGEST:
+        sizes = [p for p in model.parameters() if p.requires_grad]
+        size = sum(p.numel() for p in sizes)
+        if sizes and size**2 * sizes[0].element_size() > _LARGEST:
             raise ValueError(
                 f"BFGS holds a {size} x {size} matrix, more than 2 GiB; "
                 'use torch.optim.LBFGS (by name "lbfgs") for so many parameters'
             )
-        self.model = model
-        self.search = as_search(search)
         self.scale_first = scale_first
         self.iterations, self.tol = iterations, tol
-        super().__init__(parameters, {"lr": check_lr(lr)})
-        start_record(self, (*LINE_COUNTS, "skipped_updates"))
-
-    def __repr__(self) -> str:
-        return (
-            f"BFGS(lr={self.param_groups[0]['lr']:g}, search={self.search}, "
-            f"scale_first={self.scale_first}, iterations={self.iterations})"
-        )
+        super().__init__(model, lr=lr, search=search, counts=("skipped_updates",))
 
     @property
     def inverse_hessian(self) -> Float[Tensor, "P P"] | None:
         """M; None before the first update."""
-        return record_of(self).get("inverse")
+        return self.record.get("inverse")
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What happened so far; see `SteepestDescent.diagnostics`.
+    def model_at(self, start: Start) -> "SecantModel":
+        """Take the matrix as it is."""
+        return SecantModel(self, start)
 
-        "restarts" counts returns to the identity, "skipped_updates" moves without sᵀy > 0.
-        """
-        return line_diagnostics(self)
+    def learn(self, start: Start, move: Move) -> None:
+        """Update the matrix if curvature along the move is positive."""
+        s, y = move.step * move.direction, move.after - move.before
+        along = inner(s, y)
+        if along <= torch.finfo(s.dtype).eps * float(s.norm()) * float(y.norm()):
+            self.record["counts"]["skipped_updates"] += 1
+            return
+        inverse = self.inverse_hessian
+        if inverse is None or len(inverse) != len(s):
+            scale = along / inner(y, y) if self.scale_first else 1.0
+            inverse = scale * torch.eye(len(s), dtype=s.dtype, device=s.device)
+        self.record["inverse"] = bfgs_update(inverse.to(s), s, y)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes the one group of the constructor.
+    def forget(self) -> None:
+        """Begin with the identity again."""
+        self.record.pop("inverse", None)
 
-        Raises:
-            ValueError: At a second group.
-        """
-        super().add_param_group(param_group)
-        refuse_second_group(self)
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step.
+@final
+class SecantModel(LossModel):
+    """The model with B = M⁻¹."""
 
-        Args:
-            closure: An `Objective` of the model, or a closure.
+    def __init__(self, optimizer: BFGS, start: Start) -> None:
+        self.start, self._optimizer = start, optimizer
 
-        Returns:
-            Its value before the step.
+    @property
+    def _inverse(self) -> Tensor | None:
+        inverse = self._optimizer.inverse_hessian
+        # Parameters that were frozen or freed since make the matrix useless.
+        size = len(self.start.gradient)
+        return None if inverse is None or len(inverse) != size else inverse.to(self.start.theta)
 
-        Raises:
-            TypeError: If it cannot be asked.
-            ValueError: If it belongs to another model, or the model is not a function of θ now.
-        """
-        asked = Asked(closure, self, self.model)
-        lr, record = self.param_groups[0]["lr"], record_of(self)
+    def propose(self, damping: float) -> Proposal:
+        """Compute −(M⁻¹ + α)⁻¹ g = −M (1 + αM)⁻¹ g."""
+        gradient, inverse = self.start.gradient, self._inverse
+        if inverse is None:
+            lr = self._optimizer.param_groups[0]["lr"]
+            first = lr / max(1.0, float(gradient.norm()))
+            return Proposal(direction=-gradient / (1.0 + damping), first=first)
+        if damping:
+            identity = torch.eye(len(gradient), dtype=inverse.dtype, device=inverse.device)
+            gradient = torch.linalg.solve(identity + damping * inverse, gradient)
+        return Proposal(direction=-(inverse @ gradient))
 
-        def direct(gradient: Tensor) -> tuple[Tensor, float]:
-            inverse = record.get("inverse")
-            # Parameters that were frozen or freed since make the matrix useless.
-            if inverse is None or len(inverse) != len(gradient):
-                return -gradient, lr / max(1.0, float(gradient.norm()))
-            return -(inverse @ gradient), lr
+    def operator(self) -> LinearOperator:
+        """Give M⁻¹."""
+        inverse = self._inverse
+        if inverse is None:
+            size, theta = len(self.start.theta), self.start.theta
+            return Identity(size, dtype=theta.dtype, device=theta.device)
+        matrix = torch.linalg.inv(inverse)
+        return Dense((matrix + matrix.T) / 2, symmetric=True)
 
-        def learn(move: Move) -> None:
-            s, y = move.step * move.direction, move.after - move.before
-            along = float((s * y).double().sum())
-            if along <= torch.finfo(s.dtype).eps * float(s.norm()) * float(y.norm()):
-                record["counts"]["skipped_updates"] += 1
-                return
-            inverse = record.get("inverse")
-            if inverse is None or len(inverse) != len(s):
-                scale = along / float((y * y).double().sum()) if self.scale_first else 1.0
-                inverse = scale * torch.eye(len(s), dtype=s.dtype, device=s.device)
-            record["inverse"] = bfgs_update(inverse, s, y)
-
-        def forget() -> None:
-            record.pop("inverse", None)
-
-        return descend(
-            self,
-            asked,
-            search=self.search,
-            iterations=self.iterations,
-            tol=self.tol,
-            direct=direct,
-            learn=learn,
-            forget=forget,
-        )
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "lr": self.defaults["lr"],
-            "search": self.search,
-            "scale_first": self.scale_first,
-            "iterations": self.iterations,
-            "tol": self.tol,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+    def curvature(self, direction: Float[Tensor, " P"]) -> float:
+        """Ask the objective's Hessian for pᵀHp along lines, and M⁻¹ under damping."""
+        if self._optimizer.rule is None:
+            start = self.start
+            return start.function.curvature(start.theta, direction)
+        inverse = self._inverse
+        image = direction if inverse is None else torch.linalg.solve(inverse, direction)
+        return inner(direction, image)

@@ -1,31 +1,18 @@
 """Steepest descent: along the negative gradient, as far as a line search says."""
 
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kobai.optim.line_search import Search, as_search
-from kobai.optim.second_order.base import (
-    check_lr,
-    rebuild,
-    record_of,
-    refuse_second_group,
-    start_record,
-    trainable,
-)
-from kobai.optim.second_order.evaluator import (
-    LINE_COUNTS,
-    Asked,
-    check_iterations,
-    descend,
-    first_trial,
-    line_diagnostics,
-)
+from kobai.optim.line_search import Search
+from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.second_order.descent import LineModel, Proposal
+from kobai.optim.second_order.evaluator import Start
+from kobai.optim.second_order.first_trial import first_trial
 
 
 @final
-class SteepestDescent(torch.optim.Optimizer):
+class SteepestDescent(SecondOrder):
     r"""θ ← θ − ε* ∇L with ε* from a line search.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(objective)`` or ``optimizer.step(closure)``.
@@ -37,14 +24,20 @@ class SteepestDescent(torch.optim.Optimizer):
         lr: First trial step of the first iteration; later ones begin where the last one ended. With
             ``search="constant"`` the step itself.
         search: "backtracking", "strong-wolfe", "exact", "constant", or a `LineSearch`.
-        iterations: Iterations a step, all on the same data.
+        iterations: Iterations per step, all on the same data.
         tol: Largest magnitude of a gradient component at which nothing is moved any more.
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or nothing is trainable.
 
+    The "status" of a step in `diagnostics` is "max-iterations", "stationary", "no-step",
+    "no-decrease" or "non-finite".
+
     Source: Cauchy 1847; Goodfellow, Bengio and Courville 2016, Deep Learning, §8.6.2.
     """
+
+    needs = "closure"
+    damped, quadratic, iterative, restarts = False, False, True, True
 
     def __init__(
         self,
@@ -55,70 +48,27 @@ class SteepestDescent(torch.optim.Optimizer):
         iterations: int = 1,
         tol: float = 0.0,
     ) -> None:
-        check_iterations(iterations, tol)
-        self.model = model
-        self.search = as_search(search)
         self.iterations, self.tol = iterations, tol
-        super().__init__(trainable(model), {"lr": check_lr(lr)})
-        start_record(self, LINE_COUNTS)
+        super().__init__(model, lr=lr, search=search)
 
-    def __repr__(self) -> str:
-        lr = self.param_groups[0]["lr"]
-        return f"SteepestDescent(lr={lr:g}, search={self.search}, iterations={self.iterations})"
+    def model_at(self, start: Start) -> "GradientModel":
+        """Take the gradient alone."""
+        return GradientModel(self, start)
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What happened so far.
+    def forget(self) -> None:
+        """Begin with the learning rate again."""
+        self.record.pop("trial", None)
 
-        Returns:
-            Counts: "steps", "iterations", "values" and "gradients" asked for, "products" with the
-            Hessian, "skipped_steps" (the loss or gradient was not finite), "failed_searches" (no
-            decrease was found) and "restarts". Of the last step: its "status" ("max-iterations",
-            "stationary", "no-step", "no-decrease" or "non-finite"), the status "line" of its last
-            search and the "step" it found.
-        """
-        return line_diagnostics(self)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes the one group of the constructor.
+@final
+class GradientModel(LineModel):
+    """The direction of the negative gradient."""
 
-        Raises:
-            ValueError: At a second group.
-        """
-        super().add_param_group(param_group)
-        refuse_second_group(self)
+    def __init__(self, optimizer: SteepestDescent, start: Start) -> None:
+        self.start, self._optimizer = start, optimizer
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step.
-
-        Args:
-            closure: An `Objective` of the model, or a closure.
-
-        Returns:
-            Its value before the step.
-
-        Raises:
-            TypeError: If it cannot be asked.
-            ValueError: If it belongs to another model, or the model is not a function of θ now.
-        """
-
-        def direct(gradient: Tensor) -> tuple[Tensor, float]:
-            slope = -float(gradient.double().square().sum())
-            return -gradient, first_trial(self, self.search, slope)
-
-        return descend(
-            self,
-            Asked(closure, self, self.model),
-            search=self.search,
-            iterations=self.iterations,
-            tol=self.tol,
-            direct=direct,
-            learn=None,
-            forget=lambda: record_of(self).pop("trial", None),
-        )
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {"search": self.search, "iterations": self.iterations, "tol": self.tol}
-        arguments["lr"] = self.defaults["lr"]
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+    def propose(self, damping: float) -> Proposal:
+        """Go against the gradient."""
+        gradient = self.start.gradient
+        slope = -float(gradient.double().square().sum())
+        return Proposal(direction=-gradient, first=first_trial(self._optimizer, slope))
