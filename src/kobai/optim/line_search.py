@@ -421,7 +421,10 @@ SEARCHES: dict[str, type[LineSearch]] = {
 }
 """The line searches by name, each with defaults for all settings."""
 
-Search = Literal["constant", "backtracking", "strong-wolfe", "exact"] | LineSearch
+SearchName = Literal["backtracking", "strong-wolfe", "exact", "constant"]
+"""Names of line searches."""
+
+Search = SearchName | LineSearch
 """What optimizers take: a name, or a search with settings of its own."""
 
 

@@ -43,7 +43,6 @@ COUNTS = (
     "iterations",
     "values",
     "gradients",
-    "products",
     "skipped_steps",
     "ascent_steps",
     "rejected_trials",
@@ -114,6 +113,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
     """Whether there is a damping without asking for one by `search`."""
     quadratic: ClassVar[bool] = True
     """Whether there is a matrix for trust regions and damping to act on."""
+    generator: torch.Generator | None = None
     max_trials: int = 20
     max_iterations: int = 250
     iterations: int = 1
@@ -154,6 +154,8 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
             "last": {},
             "decisions": [],
         }
+        if self.needs != "risk":  # products with Fisher matrices are not counted
+            self.record["counts"]["products"] = 0
         keep_state(self, type(self).__name__.lower())
 
     def _compatible(
@@ -187,7 +189,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
                 )
             damping = 0.0 if damping in (None, "auto") else damping
         elif search is not None or not self.damped:
-            search = as_search(search)
+            search = as_search(search)  # pyright: ignore[reportArgumentType]
         if damping is None and not self.damped:
             return search, None
         damping = as_rule(check_damping(damping) if damping is None else damping, automatic)
@@ -399,8 +401,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
             (p, {key: value for key, value in own.items() if isinstance(value, Tensor)})
             for p, own in self.state.items()
         ]
-        generator = getattr(self, "generator", None)
-        draws = {} if generator is None else {"generator": generator.get_state()}
+        draws = {} if self.generator is None else {"generator": self.generator.get_state()}
         return entries, {**self.record, **draws}
 
     def _restore(
@@ -412,7 +413,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         draws = record.pop("generator", None)
         record["counts"] = self.record["counts"] | record["counts"]
         self.record = record
-        if draws is not None:
+        if draws is not None and self.generator is not None:
             self.generator.set_state(draws.cpu())
 
     def _arguments(self, *, current: bool = False) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Nonlinear conjugate gradients: each direction keeps what the one before it has gained."""
 
+import dataclasses
 from typing import Literal, final
 
 from torch import nn
 
-from kobai.optim.line_search import Search, StrongWolfe
+from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
+from kobai.optim.line_search import Search, SearchName, StrongWolfe
 from kobai.optim.second_order.base import Move, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
 from kobai.optim.second_order.evaluator import Start, inner
-from kobai.optim.second_order.first_trial import first_trial
+from kobai.optim.second_order.first_trial import check_line, first_trial
 
 Beta = Literal["polak-ribiere+", "polak-ribiere", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 
@@ -42,6 +44,28 @@ def beta_of(name: Beta, move: Move) -> float:
 
 
 _KEPT = "kept_direction"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NonlinearCGConfig:
+    """Nonlinear conjugate gradients."""
+
+    lr: float = 1.0
+    """First trial step of the first search."""
+    beta: Beta = "polak-ribiere+"
+    """Formula for the share of the last direction."""
+    search: SearchName = "strong-wolfe"
+    """How far to go along a direction."""
+    restart_every: int | None = None
+    """Iterations between restarts from the gradient (count); none: the number of parameters."""
+    iterations: int = 1
+    """Iterations per minibatch (count)."""
+
+    def __post_init__(self) -> None:
+        check_line("nonlinear-cg", self.lr, self.search, self.iterations)
+        check_choice("nonlinear-cg", "beta", self.beta, BETAS)
+        if self.restart_every is not None:
+            check_positive("nonlinear-cg", "restart_every", self.restart_every)
 
 
 @final
@@ -155,3 +179,15 @@ class ConjugateModel(LineModel):
         direction = -gradient if kept is None else kept - gradient
         first = first_trial(optimizer, inner(gradient, direction))
         return Proposal(direction=direction, first=first)
+
+
+ENTRY = OptimizerEntry(
+    name="nonlinear-cg",
+    config=NonlinearCGConfig,
+    make=lambda model, likelihood, config, generator: NonlinearCG(model, **settings_of(config)),
+    space={"lr": (1e-3, 1.0, "log")},
+    label="nonlinear CG",
+    color="#1fb39a",
+    dash="dashdot",
+    on_all_data=True,
+)

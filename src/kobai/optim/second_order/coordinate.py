@@ -1,5 +1,6 @@
 """Coordinate descent: one coordinate, or one block of parameters, at a time."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from kobai.curvature import Hessian
 from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
 from kobai.optim.damping import check_damping
+from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
+from kobai.optim.entry import check_damping as check_damping_flag
 from kobai.optim.line_search import Line, LineSearch, LineStep, Search
 from kobai.optim.second_order.base import SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
@@ -63,6 +66,35 @@ def lasso(
         if float((h - before).abs().max()) <= tol * float(h.abs().max().clamp(min=1e-300)):
             break
     return h
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoordinateDescentConfig:
+    """Newton steps within one block of parameters at a time."""
+
+    lr: float = 1.0
+    """First trial step within a block."""
+    blocks: Literal["coordinate", "parameter", "layer", "unit", "filter"] = "layer"
+    """What is moved together."""
+    order: Literal["cyclic", "random", "greedy"] = "cyclic"
+    """Which block is next."""
+    updates: int | None = 1
+    """Blocks per minibatch (count); none: all."""
+    damping: float = 0.1
+    """Multiple of the identity added to a block's Hessian."""
+    max_iterations: int = 10
+    """Most iterations of the solve of a large block (count)."""
+
+    def __post_init__(self) -> None:
+        name = "coordinate-descent"
+        check_positive(name, "lr", self.lr)
+        check_positive(name, "max_iterations", self.max_iterations)
+        check_damping_flag(name, self.damping)
+        kinds = ("coordinate", "parameter", "layer", "unit", "filter")
+        check_choice(name, "blocks", self.blocks, kinds)
+        check_choice(name, "order", self.order, ("cyclic", "random", "greedy"))
+        if self.updates is not None:
+            check_positive(name, "updates", self.updates)
 
 
 @final
@@ -275,3 +307,18 @@ class Trusted(LineSearch):
         if found.value <= origin.value + line.rounding:
             return LineStep(step=first, value=found.value, slope=found.slope, status="ok")
         return LineStep(step=0.0, value=origin.value, slope=origin.slope, status="max-evaluations")
+
+
+ENTRY = OptimizerEntry(
+    name="coordinate-descent",
+    config=CoordinateDescentConfig,
+    make=lambda model, likelihood, config, generator: CoordinateDescent(
+        model, **settings_of(config), generator=generator
+    ),
+    space={"lr": (1e-3, 10.0, "log")},
+    label="coordinate descent",
+    color="#b09cf0",
+    dash="dashdot",
+    needs_objective=True,
+    on_all_data=True,
+)

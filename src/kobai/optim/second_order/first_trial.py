@@ -1,6 +1,7 @@
-"""Begin a line search along a direction that has no length of its own."""
+"""Share what methods of line searches have in common: where a search begins, and settings."""
 
-from kobai.optim.line_search import LineSearch
+from kobai.optim.entry import check_choice, check_positive
+from kobai.optim.line_search import SEARCHES, LineSearch
 from kobai.optim.second_order.base import SecondOrder
 
 
@@ -18,3 +19,10 @@ def first_trial(optimizer: SecondOrder, slope: float) -> float:
         return lr
     resumed = optimizer.search.resume(trial["step"], trial["slope"] / slope if slope else 1.0)
     return lr if resumed is None else resumed * (lr / optimizer.defaults["lr"])
+
+
+def check_line(name: str, lr: float, search: str, iterations: int) -> None:
+    """Refuse settings of a method of line searches that are out of range, naming their flags."""
+    check_positive(name, "lr", lr)
+    check_choice(name, "search", search, tuple(SEARCHES))
+    check_positive(name, "iterations", iterations)

@@ -33,7 +33,8 @@ class FisherModel(RiskModel):
         damping_form: DampingForm = "exact",
     ) -> None:
         self.start, self.optimizer = start, optimizer
-        self._fisher, self._form = fisher, damping_form
+        self._fisher = fisher
+        self._form: DampingForm = damping_form
 
     def solve(self, damping: float) -> Direction:
         """Compute (F + λ)⁻¹ g and count what the solve took."""

@@ -1,16 +1,35 @@
 """Levenberg-Marquardt: damped Gauss-Newton steps that are made only if the loss falls."""
 
-from typing import final
+import dataclasses
+from typing import Literal, final
 
 from torch import nn
 
 from kobai.curvature import Fisher
 from kobai.optim.damping import Damping
+from kobai.optim.entry import OptimizerEntry, check_damping, check_positive, settings_of
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal
 from kobai.optim.second_order.evaluator import Start
 from kobai.optim.second_order.fisher_model import SOLVE_COUNTS, FisherModel
 from kobai.problem import Likelihood, as_likelihood
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussNewtonConfig:
+    """Levenberg-Marquardt: damped Gauss-Newton steps that are made only if the loss falls."""
+
+    lr: float = 1.0
+    """Factor on the step."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Gauss-Newton matrix; auto: by the reduction ratio."""
+    max_trials: int = 10
+    """Trials per step with growing damping (count)."""
+
+    def __post_init__(self) -> None:
+        check_positive("gauss-newton", "lr", self.lr)
+        check_positive("gauss-newton", "max_trials", self.max_trials)
+        check_damping("gauss-newton", self.damping, positive=True)
 
 
 @final
@@ -75,3 +94,17 @@ class GaussNewtonModel(FisherModel):
         """Solve (G + λ) p = −g."""
         found = self.solve(damping)
         return Proposal(direction=-found.value, status=found.status)
+
+
+ENTRY = OptimizerEntry(
+    name="gauss-newton",
+    config=GaussNewtonConfig,
+    make=lambda model, likelihood, config, generator: GaussNewton(
+        model, likelihood, **settings_of(config)
+    ),
+    space={"lr": (0.1, 1.0)},
+    label="Gauss-Newton",
+    color="#2b6cb8",
+    dash="dot",
+    needs_objective=True,
+)

@@ -1,7 +1,8 @@
 """Hessian-free optimization: conjugate gradients on the Gauss-Newton matrix, products alone."""
 
+import dataclasses
 import math
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from kobai.curvature import GGN, Fisher
 from kobai.linalg import Damped, Diagonal, LinearOperator, conjugate_gradient
 from kobai.optim.damping import Damping, LevenbergMarquardt
+from kobai.optim.entry import (
+    OptimizerEntry,
+    check_damping,
+    check_decay,
+    check_positive,
+    settings_of,
+)
 from kobai.optim.line_search import Line, LineSearch, LineStep
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal, RiskModel
@@ -20,6 +28,9 @@ from kobai.problem import Likelihood, as_likelihood
 HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, noise=0.0)
 """What "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
 
+FIRST_RULE = dataclasses.replace(HESSIAN_FREE, initial=1e-2)
+"""What "auto" stands for by name: it starts lower, and minibatches send it back to there."""
+
 _SUFFICIENT = 1e-2
 """Share of the predicted decrease that is asked for [Martens 2010, §4.8]."""
 _SHRINK = 0.5
@@ -28,6 +39,30 @@ _TRIALS = 20
 _SOLUTION = "solution"
 _PRECONDITIONER_POWER = -0.75
 """Power of the diagonal [Martens 2010, §4.7]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HessianFreeConfig:
+    """Truncated conjugate gradients on the damped Gauss-Newton matrix."""
+
+    lr: float = 1.0
+    """Factor on the direction before the line search."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Gauss-Newton matrix; auto: by the reduction ratio."""
+    max_iterations: int = 50
+    """Most iterations of conjugate gradients a step (count)."""
+    progress: float = 5e-4
+    """Relative improvement of the quadratic model an iteration below which they end."""
+    warm_start: float = 0.95
+    """Share of the last solution to start from."""
+
+    def __post_init__(self) -> None:
+        check_positive("hessian-free", "lr", self.lr)
+        check_positive("hessian-free", "max_iterations", self.max_iterations)
+        check_decay("hessian-free", self.progress)
+        if not 0 <= self.warm_start <= 1:
+            raise ValueError(f"--hessian-free.warm_start must lie in [0, 1], got {self.warm_start}")
+        check_damping("hessian-free", self.damping, positive=True)
 
 
 @final
@@ -206,3 +241,24 @@ class Halving(LineSearch):
                 return LineStep(step=step, value=value, slope=math.nan, status="ok")
             step *= _SHRINK
         return LineStep(step=0.0, value=origin.value, slope=origin.slope, status="max-evaluations")
+
+
+def _make(
+    model: nn.Module, likelihood: Any, config: HessianFreeConfig, generator: Any
+) -> HessianFree:
+    settings = settings_of(config)
+    if settings["damping"] == "auto":
+        settings["damping"] = FIRST_RULE
+    return HessianFree(model, likelihood, **settings)
+
+
+ENTRY = OptimizerEntry(
+    name="hessian-free",
+    config=HessianFreeConfig,
+    make=_make,
+    space={"lr": (0.1, 1.0), "max_iterations": (10, 100, "integer log")},
+    label="Hessian-free",
+    color="#1fb39a",
+    dash="dot",
+    needs_objective=True,
+)

@@ -1,7 +1,8 @@
 """Natural gradient with any structure of the Fisher matrix, handed the objective step by step."""
 
+import dataclasses
 import math
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,15 @@ from kobai.curvature.scores import Labels
 from kobai.curvature.structures import KroneckerStructure, TridiagonalStructure
 from kobai.linalg.solvable import DampingForm
 from kobai.optim.damping import Damping, LevenbergMarquardt
+from kobai.optim.entry import (
+    Dash,
+    OptimizerEntry,
+    check_damping,
+    check_decay,
+    check_fraction,
+    check_positive,
+    settings_of,
+)
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal
 from kobai.optim.second_order.evaluator import Start, is_finite
@@ -22,7 +32,41 @@ from kobai.problem import Likelihood, as_likelihood
 
 StepSize = Literal["fixed", "model"]
 
+FIRST_RULE = LevenbergMarquardt(initial=1e-2)
+"""What a damping of "auto" stands for by name: lower than for the class itself, since step and
+divergence are bounded otherwise there; minibatches send it back to where it starts."""
+
 _VELOCITY = "momentum_buffer"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NaturalGradientConfig:
+    """Natural gradient with the Fisher matrix, or a structure of it, of each minibatch."""
+
+    lr: float = 1.0
+    """Learning rate; a factor on the model's own step size where that is asked for."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Fisher matrix; auto: from 0.01 by the reduction ratios
+    of the step's own examples and, on minibatches, of the next ones."""
+    momentum: float = 0.0
+    """Share of the last update kept."""
+    weight_decay: float = 0.0
+    """Share of the parameters, times the learning rate, taken off each step."""
+    labels: Labels | Literal["auto"] = "auto"
+    """Whose labels: all of them weighted by the model, drawn from it, or the data's; auto: drawn
+    for ngd-tridiagonal, whose dense system has a row for each of them and layer, else all."""
+    step_size: StepSize = "model"
+    """Step: the minimiser of the quadratic model along it, or the learning rate as it is."""
+    kl_bound: float | None = 0.1
+    """Largest squared length of a step in the Fisher metric, against overfitted minibatches."""
+
+    def __post_init__(self) -> None:
+        check_positive("ngd", "lr", self.lr)
+        check_damping("ngd", self.damping, positive=True)
+        check_fraction("ngd", "momentum", self.momentum)
+        check_decay("ngd", self.weight_decay)
+        if self.kl_bound is not None:
+            check_positive("ngd", "kl_bound", self.kl_bound)
 
 
 @final
@@ -240,3 +284,52 @@ class NaturalModel(FisherModel):
             scale = math.sqrt(optimizer.kl_bound / model.length)
             optimizer.record["counts"]["bounded_steps"] += 1
         return scale
+
+
+_LOOKS: dict[str, tuple[StructureName, str, Dash]] = {
+    "ngd": ("full", "#be1e56", "dot"),
+    "ngd-layer": ("layer", "#be1e56", "dashdot"),
+    "ngd-tridiagonal": ("tridiagonal", "#1fb39a", "dashdot"),
+    "ngd-unit": ("unit", "#2b6cb8", "dashdot"),
+    "ngd-kronecker": ("kronecker", "#b09cf0", "dashdot"),
+    "ngd-ekfac": ("ekfac", "#eaa21a", "dashdot"),
+    "ngd-diagonal": ("diagonal", "#d9601a", "dashdot"),
+}
+"""Structure, colour and dash of each name."""
+
+
+def _entry(name: str) -> OptimizerEntry:
+    structure, color, dash = _LOOKS[name]
+
+    def make(
+        model: nn.Module,
+        likelihood: Any,
+        config: NaturalGradientConfig,
+        generator: torch.Generator | None,
+    ) -> NaturalGradient:
+        settings = settings_of(config)
+        if settings["damping"] == "auto":
+            settings["damping"] = FIRST_RULE
+        if settings["labels"] == "auto":
+            settings["labels"] = "sampled" if structure == "tridiagonal" else "exact"
+        return NaturalGradient(
+            model, likelihood, structure=structure, **settings, generator=generator
+        )
+
+    return OptimizerEntry(
+        name=name,
+        config=NaturalGradientConfig,
+        make=make,
+        space={
+            "lr": (1e-2, 1.0, "log"),
+            "damping": (1e-4, 1.0, "log"),
+            "momentum": (0.0, 0.95),
+        },
+        label="natural gradient" if structure == "full" else f"natural gradient, {structure}",
+        color=color,
+        dash=dash,
+        needs_objective=True,
+    )
+
+
+ENTRIES = tuple(_entry(name) for name in _LOOKS)

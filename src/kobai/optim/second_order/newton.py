@@ -1,6 +1,7 @@
 """Newton's method with a damped Hessian: dense or matrix-free, adaptive or pure."""
 
-from typing import Literal, final
+import dataclasses
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -9,12 +10,45 @@ from torch import Tensor, nn
 from kobai.curvature import Hessian
 from kobai.linalg import Damped, Dense, LinearOperator, cholesky, conjugate_gradient, lu, minres
 from kobai.optim.damping import Damping
+from kobai.optim.entry import (
+    OptimizerEntry,
+    check_choice,
+    check_damping,
+    check_positive,
+    settings_of,
+)
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
 from kobai.optim.second_order.evaluator import Counted, Start, inner
 from kobai.optim.trust_region import TrustRegion
 
 Solver = Literal["auto", "cholesky", "cg", "minres"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewtonConfig:
+    """Newton's method with a damped Hessian; matrix-free beyond 500 parameters."""
+
+    lr: float = 1.0
+    """Factor on the step; first trial of a line search."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the Hessian; auto: by the reduction ratio."""
+    max_iterations: int = 20
+    """Most iterations of a matrix-free solve (count)."""
+    search: Literal["none", "backtracking", "strong-wolfe", "exact", "trust-region"] = "none"
+    """What shortens the step; a trust region wants a number for the damping."""
+
+    def __post_init__(self) -> None:
+        check_positive("newton", "lr", self.lr)
+        check_positive("newton", "max_iterations", self.max_iterations)
+        check_damping("newton", self.damping)
+        searches = ("none", "backtracking", "strong-wolfe", "exact", "trust-region")
+        check_choice("newton", "search", self.search, searches)
+        if self.search == "trust-region" and self.damping == "auto":
+            raise ValueError(
+                "--newton.search trust-region takes the place of adaptive damping; "
+                "give --newton.damping a number such as 0"
+            )
 
 
 @final
@@ -144,3 +178,23 @@ class HessianModel(LossModel):
             # Not one step was possible: what is left is the gradient itself.
             return right, found.status
         return found.value, found.status
+
+
+def _make(model: nn.Module, likelihood: Any, config: NewtonConfig, generator: Any) -> Newton:
+    settings = settings_of(config)
+    chosen = settings.pop("search")
+    search = {"none": None, "trust-region": TrustRegion()}.get(chosen, chosen)
+    return Newton(model, search=search, **settings)
+
+
+ENTRY = OptimizerEntry(
+    name="newton",
+    config=NewtonConfig,
+    make=_make,
+    space={"lr": (1e-2, 1.0, "log"), "damping": (1e-4, 1.0, "log")},
+    label="Newton",
+    color="#d9601a",
+    dash="dot",
+    needs_objective=True,
+    on_all_data=True,
+)

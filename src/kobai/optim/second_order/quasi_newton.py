@@ -1,15 +1,19 @@
 """BFGS: an approximation of the inverse Hessian that every move improves by rank two."""
 
-from typing import final
+import dataclasses
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.linalg import Dense, Identity, LinearOperator
+from kobai.optim.entry import OptimizerEntry, check_positive, settings_of
+from kobai.optim.line_search import SearchName
 from kobai.optim.second_order.base import Globalisation, Move, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
 from kobai.optim.second_order.evaluator import Start, inner
+from kobai.optim.second_order.first_trial import check_line
 
 _LARGEST = 2**31
 """Bytes of the largest matrix that is made."""
@@ -32,6 +36,38 @@ def bfgs_update(
     cross = torch.outer(s, image)
     scale = rho * (1.0 + rho * torch.dot(y, image))
     return inverse - rho * (cross + cross.T) + scale * torch.outer(s, s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BFGSConfig:
+    """Quasi-Newton with a dense approximation of the inverse Hessian, for small networks."""
+
+    lr: float = 1.0
+    """First trial step of each search."""
+    search: SearchName = "strong-wolfe"
+    """How far to go along a direction."""
+    iterations: int = 1
+    """Iterations per minibatch (count)."""
+
+    def __post_init__(self) -> None:
+        check_line("bfgs", self.lr, self.search, self.iterations)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LBFGSConfig:
+    """Quasi-Newton from the last few moves (torch's), strong Wolfe line search."""
+
+    lr: float = 1.0
+    """First trial step of each search."""
+    history: int = 10
+    """Moves remembered (count)."""
+    iterations: int = 4
+    """Iterations per minibatch (count)."""
+
+    def __post_init__(self) -> None:
+        check_positive("lbfgs", "lr", self.lr)
+        check_positive("lbfgs", "history", self.history)
+        check_positive("lbfgs", "iterations", self.iterations)
 
 
 @final
@@ -160,3 +196,38 @@ class SecantModel(LossModel):
         inverse = self._inverse
         image = direction if inverse is None else torch.linalg.solve(inverse, direction)
         return inner(direction, image)
+
+
+def _make_limited(
+    model: nn.Module, likelihood: Any, config: LBFGSConfig, generator: Any
+) -> torch.optim.LBFGS:
+    return torch.optim.LBFGS(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.lr,
+        max_iter=config.iterations,
+        history_size=config.history,
+        line_search_fn="strong_wolfe",
+    )
+
+
+ENTRY = OptimizerEntry(
+    name="bfgs",
+    config=BFGSConfig,
+    make=lambda model, likelihood, config, generator: BFGS(model, **settings_of(config)),
+    space={"lr": (1e-2, 1.0, "log")},
+    label="BFGS",
+    color="#eaa21a",
+    dash="dot",
+    on_all_data=True,
+)
+
+LIMITED_ENTRY = OptimizerEntry(
+    name="lbfgs",
+    config=LBFGSConfig,
+    make=_make_limited,
+    space={"lr": (1e-2, 1.0, "log")},
+    label="L-BFGS",
+    color="#eaa21a",
+    dash="dashdot",
+    on_all_data=True,
+)

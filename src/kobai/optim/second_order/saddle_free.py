@@ -1,6 +1,7 @@
 """Saddle-free Newton: |H| in place of H, so that negative curvature repels."""
 
-from typing import final
+import dataclasses
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from kobai.curvature import Hessian
 from kobai.linalg import Function, LinearOperator, eigh
 from kobai.linalg.lanczos import KrylovBasis
 from kobai.optim.damping import Damping
+from kobai.optim.entry import OptimizerEntry, check_damping, check_positive, settings_of
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
 from kobai.optim.second_order.evaluator import Counted, Start, is_finite
@@ -41,6 +43,23 @@ def krylov_spectrum(
         frontier = list(basis.frontier)
     ritz = basis.ritz()
     return ritz.values, basis.vectors(ritz.coefficients)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaddleFreeNewtonConfig:
+    """Newton's method with the absolute Hessian, which negative curvature repels."""
+
+    lr: float = 1.0
+    """Factor on the step."""
+    damping: float | Literal["auto"] = "auto"
+    """Multiple of the identity added to the absolute Hessian; auto: by the reduction ratio."""
+    subspace: int = 20
+    """Dimension of the Krylov space beyond 500 parameters (count)."""
+
+    def __post_init__(self) -> None:
+        check_positive("saddle-free-newton", "lr", self.lr)
+        check_positive("saddle-free-newton", "subspace", self.subspace)
+        check_damping("saddle-free-newton", self.damping)
 
 
 @final
@@ -164,3 +183,18 @@ class AbsoluteModel(LossModel):
             products, (size, size), dtype=start.theta.dtype, device=start.theta.device,
             symmetric=True,
         )  # fmt: skip
+
+
+ENTRY = OptimizerEntry(
+    name="saddle-free-newton",
+    config=SaddleFreeNewtonConfig,
+    make=lambda model, likelihood, config, generator: SaddleFreeNewton(
+        model, **settings_of(config)
+    ),
+    space={"lr": (1e-2, 1.0, "log"), "damping": (1e-4, 1.0, "log")},
+    label="saddle-free Newton",
+    color="#b09cf0",
+    dash="dot",
+    needs_objective=True,
+    on_all_data=True,
+)

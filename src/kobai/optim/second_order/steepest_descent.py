@@ -1,14 +1,31 @@
 """Steepest descent: along the negative gradient, as far as a line search says."""
 
+import dataclasses
 from typing import final
 
 from torch import nn
 
-from kobai.optim.line_search import Search
+from kobai.optim.entry import OptimizerEntry, settings_of
+from kobai.optim.line_search import Search, SearchName
 from kobai.optim.second_order.base import SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
 from kobai.optim.second_order.evaluator import Start
-from kobai.optim.second_order.first_trial import first_trial
+from kobai.optim.second_order.first_trial import check_line, first_trial
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SteepestDescentConfig:
+    """Gradient descent with a line search."""
+
+    lr: float = 1.0
+    """First trial step of the first search."""
+    search: SearchName = "backtracking"
+    """How far to go along the gradient."""
+    iterations: int = 1
+    """Iterations per minibatch (count)."""
+
+    def __post_init__(self) -> None:
+        check_line("steepest-descent", self.lr, self.search, self.iterations)
 
 
 @final
@@ -72,3 +89,15 @@ class GradientModel(LineModel):
         gradient = self.start.gradient
         slope = -float(gradient.double().square().sum())
         return Proposal(direction=-gradient, first=first_trial(self._optimizer, slope))
+
+
+ENTRY = OptimizerEntry(
+    name="steepest-descent",
+    config=SteepestDescentConfig,
+    make=lambda model, likelihood, config, generator: SteepestDescent(model, **settings_of(config)),
+    space={"lr": (1e-3, 10.0, "log")},
+    label="steepest descent",
+    color="#2b6cb8",
+    dash="dash",
+    on_all_data=True,
+)

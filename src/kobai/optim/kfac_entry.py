@@ -1,4 +1,4 @@
-"""Every optimizer by name, with its settings."""
+"""K-FAC and EKFAC by name: settings, default space, label and colour."""
 
 import dataclasses
 import math
@@ -10,28 +10,16 @@ from torch import nn
 from kobai.curvature.factor_sums import Sharing
 from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.cotangents import Labels
-from kobai.optim.curvature_configs import CURVATURE, CurvatureConfig, with_curvature
 from kobai.optim.ekfac import EKFAC
-from kobai.optim.first_order import (
-    AdadeltaConfig,
-    AdagradConfig,
-    AdamConfig,
-    AdamWConfig,
-    FirstOrderConfig,
-    MomentumConfig,
-    MuonConfig,
-    NesterovConfig,
-    RMSpropConfig,
-    SGDConfig,
+from kobai.optim.entry import (
+    OptimizerEntry,
     check_decay,
     check_fraction,
     check_positive,
-    first_order,
+    settings_of,
 )
-from kobai.optim.full_batch_configs import FULL_BATCH, FullBatchConfig, full_batch
 from kobai.optim.kfac import KFAC
 from kobai.optim.statistics_part import StatisticsExamples, check_examples
-from kobai.problem import Likelihood
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,67 +88,41 @@ class KFACConfig:
         check_decay("kfac", self.weight_decay)
 
 
-OptimizerConfig = FirstOrderConfig | KFACConfig | CurvatureConfig | FullBatchConfig
-
-CONFIGS: dict[str, type[Any]] = {
-    "sgd": SGDConfig,
-    "momentum": MomentumConfig,
-    "nesterov": NesterovConfig,
-    "adagrad": AdagradConfig,
-    "rmsprop": RMSpropConfig,
-    "adadelta": AdadeltaConfig,
-    "adam": AdamConfig,
-    "adamw": AdamWConfig,
-    "muon": MuonConfig,
-    "kfac": KFACConfig,
-    "ekfac": KFACConfig,
-    **CURVATURE,
-    **FULL_BATCH,
-}
-"""The settings that belong to each name: frozen dataclasses, all fields with defaults."""
+def _settings(config: KFACConfig) -> dict[str, Any]:
+    precision = torch.float64 if config.factor_dtype == "float64" else None
+    return {**settings_of(config), "factor_dtype": precision}
 
 
-def build(
-    name: str,
-    model: nn.Module,
-    likelihood: str | Likelihood | nn.Module = "categorical",
-    config: OptimizerConfig | None = None,
-    *,
-    generator: torch.Generator | None = None,
-) -> torch.optim.Optimizer:
-    """Make an optimizer for all trainable parameters of a model.
+def _kfac(
+    model: nn.Module, likelihood: Any, config: KFACConfig, generator: torch.Generator | None
+) -> KFAC:
+    return KFAC(model, likelihood, **_settings(config), generator=generator)
 
-    Args:
-        name: One of `CONFIGS`.
-        model: The model.
-        likelihood: What its outputs mean; first-order methods do not need it.
-        config: Settings of the class `CONFIGS` has for the name; default: its defaults.
-        generator: Draws what the optimizer draws, such as labels; default: the optimizer's own.
 
-    Raises:
-        ValueError: If the name is unknown or the model has nothing to train.
-        TypeError: If the settings belong to another optimizer.
-    """
-    if name not in CONFIGS:
-        raise ValueError(f"unknown optimizer {name!r}; choose from {', '.join(CONFIGS)}")
-    chosen: OptimizerConfig = CONFIGS[name]() if config is None else config
-    if not isinstance(chosen, CONFIGS[name]):
-        raise TypeError(
-            f"{name} takes settings of type {CONFIGS[name].__name__}, got {type(chosen).__name__}"
-        )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(
-            f"{type(model).__name__} has no trainable parameters; "
-            "set requires_grad=True on those to be learned"
-        )
-    if isinstance(chosen, KFACConfig):
-        settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen)}
-        precision = torch.float64 if chosen.factor_dtype == "float64" else None
-        settings["factor_dtype"] = precision
-        kind = EKFAC if name == "ekfac" else KFAC
-        return kind(model, likelihood, **settings, generator=generator)
-    if isinstance(chosen, CurvatureConfig):
-        return with_curvature(name, model, likelihood, chosen, generator=generator)
-    if isinstance(chosen, FullBatchConfig):
-        return full_batch(model, chosen, generator=generator)
-    return first_order(name, model, chosen)
+def _ekfac(
+    model: nn.Module, likelihood: Any, config: KFACConfig, generator: torch.Generator | None
+) -> EKFAC:
+    return EKFAC(model, likelihood, **_settings(config), generator=generator)
+
+
+_SPACE = {"lr": (1e-3, 1.0, "log"), "momentum": (0.0, 0.99), "damping": (1e-4, 1.0, "log")}
+
+ENTRIES = (
+    OptimizerEntry(
+        name="kfac",
+        config=KFACConfig,
+        make=_kfac,
+        space=_SPACE,
+        label="K-FAC",
+        color="#be1e56",
+    ),
+    OptimizerEntry(
+        name="ekfac",
+        config=KFACConfig,
+        make=_ekfac,
+        space=_SPACE,
+        label="EKFAC",
+        color="#be1e56",
+        dash="dash",
+    ),
+)
