@@ -464,7 +464,7 @@ def test_dual_systems_in_float32_are_solved_as_in_float64(condition):
         damping = 1e-6
         damped = matrix.double() + damping * torch.eye(60, dtype=torch.float64)
     expected = np.linalg.solve(damped.numpy(), right.double().numpy())
-    found, status = fisher_solve._dual_solution(matrix, right, damping)
+    found, status = fisher_solve.dual_solution(matrix, right, damping)
     assert status == "ok"
     assert found.dtype == torch.float32
     assert float(_relative(found.double(), torch.from_numpy(expected))) < 3e-7

@@ -211,7 +211,7 @@ class NaturalGradient(SecondOrder):
         fisher = Fisher(
             start.risk, self.structure, self.labels, generator=self.generator, theta=start.theta
         )
-        return NaturalModel(self, start, fisher)
+        return NaturalModel(self, start, fisher, self.damping_form)
 
     def accept(self, start: Start) -> None:
         """Keep the velocity of the step that is made."""
