@@ -11,9 +11,9 @@ import cases
 from kobai.curvature import Hessian
 from kobai.linalg import conjugate_gradient
 from kobai.optim import NonlinearCG, SteepestDescent
-from kobai.optim.conjugate_gradient import BETAS, beta_of
-from kobai.optim.objective_step import Move
-from kobai.optim.search import Constant, Exact, StrongWolfe
+from kobai.optim.line_search import Constant, Exact, StrongWolfe
+from kobai.optim.second_order.base import Move
+from kobai.optim.second_order.conjugate_gradient import BETAS, beta_of
 from kobai.problem import SURFACES, Analytic, surfaces
 from laws import optimizers as laws
 

@@ -11,7 +11,7 @@ from torch import nn
 import cases
 from kobai.curvature import Hessian
 from kobai.optim import CoordinateDescent
-from kobai.optim.coordinate import lasso, soft_threshold
+from kobai.optim.second_order.coordinate import lasso, soft_threshold
 from kobai.problem import SURFACES, Analytic, ParameterSpace, surfaces
 from laws import optimizers as laws
 

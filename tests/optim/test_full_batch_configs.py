@@ -10,6 +10,7 @@ import cases
 from kobai.optim import (
     BFGS,
     CONFIGS,
+    OPTIMIZERS,
     BFGSConfig,
     CoordinateDescent,
     Newton,
@@ -21,8 +22,7 @@ from kobai.optim import (
     build,
     default_space,
 )
-from kobai.optim.full_batch_configs import FULL_BATCH
-from kobai.optim.search import Exact
+from kobai.optim.line_search import Exact
 from kobai.problem import Problem
 from kobai.training import train
 from laws import optimizers as laws
@@ -39,7 +39,8 @@ CLASSES = {
 
 
 def test_every_name_has_its_class_and_search_space():
-    assert set(CLASSES) == set(FULL_BATCH) <= set(CONFIGS)
+    on_all_data = {name for name, entry in OPTIMIZERS.items() if entry.on_all_data}
+    assert set(CLASSES) == on_all_data <= set(CONFIGS)
     for name, kind in CLASSES.items():
         assert isinstance(build(name, cases.problem("mlp").model), kind)
         assert default_space(name)

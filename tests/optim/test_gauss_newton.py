@@ -11,7 +11,7 @@ import cases
 from kobai.curvature import GGN
 from kobai.optim import CONFIGS, GaussNewton, HessianFree, LevenbergMarquardt, build
 from kobai.optim.damping import ReductionRatio, reduction_ratio
-from kobai.optim.local_model import example_losses, local_model
+from kobai.optim.second_order.example_model import example_losses, example_model
 from kobai.problem import Problem
 from laws import optimizers as laws
 
@@ -112,13 +112,13 @@ def test_model_that_is_right_for_every_example_has_no_error():
     assert found.error < 1e-12
 
 
-def test_local_model_adds_up_to_gradient_and_gauss_newton_matrix(generator):
+def test_model_of_examples_adds_up_to_gradient_and_gauss_newton_matrix(generator):
     problem = cases.problem("mlp")
     risk, theta = problem.objective(chunk=4), problem.space.theta()
     step = torch.randn(theta.shape, generator=generator).double()
-    found = local_model(risk, theta, step)
+    found = example_model(risk, theta, step)
     assert found.slope == pytest.approx(float(risk.grad(theta) @ step))
-    assert found.bend == pytest.approx(float(step @ (GGN(risk) @ step)))
+    assert found.length == pytest.approx(float(step @ (GGN(risk) @ step)))
     assert float(found.losses.sum()) / risk.weight == pytest.approx(float(risk.value(theta)))
     torch.testing.assert_close(example_losses(risk, theta), found.losses)
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import cases
 from kobai.curvature import GGN, STRUCTURES, Fisher
-from kobai.optim import GaussNewton, LevenbergMarquardt, NaturalGradient, function_space
+from kobai.optim import GaussNewton, LevenbergMarquardt, NaturalGradient
+from kobai.optim.second_order import fisher_solve
 from kobai.problem import Gaussian, Problem, WeightedSum
 from laws import optimizers as laws
 
@@ -152,7 +153,7 @@ def test_chunks_do_not_change_the_step():
 def test_conjugate_gradients_above_the_bound_give_the_same_step(monkeypatch):
     problem, twin = cases.problem("mlp"), cases.problem("mlp")
     direct = _step(NaturalGradient(problem.model, problem.likelihood, damping=1e-2), problem)
-    monkeypatch.setattr("kobai.optim.function_space.LARGEST_SYSTEM", 5)
+    monkeypatch.setattr("kobai.optim.second_order.fisher_solve.LARGEST_SYSTEM", 5)
     optimizer = NaturalGradient(twin.model, twin.likelihood, damping=1e-2)
     assert _relative(_step(optimizer, twin), direct) < 1e-4
     assert optimizer.diagnostics()["cg_iterations"] > 0
@@ -463,7 +464,7 @@ def test_dual_systems_in_float32_are_solved_as_in_float64(condition):
         damping = 1e-6
         damped = matrix.double() + damping * torch.eye(60, dtype=torch.float64)
     expected = np.linalg.solve(damped.numpy(), right.double().numpy())
-    found, status = function_space._dual_solution(matrix, right, damping)
+    found, status = fisher_solve.dual_solution(matrix, right, damping)
     assert status == "ok"
     assert found.dtype == torch.float32
     assert float(_relative(found.double(), torch.from_numpy(expected))) < 3e-7

@@ -9,7 +9,7 @@ import torch
 import cases
 from kobai.curvature import Hessian
 from kobai.optim import LevenbergMarquardt, Newton, SaddleFreeNewton, TrustRegion
-from kobai.optim.saddle_free import krylov_spectrum
+from kobai.optim.second_order.saddle_free import krylov_spectrum
 from kobai.problem import SURFACES, Analytic, WeightedSum, surfaces
 from laws import optimizers as laws
 
@@ -78,7 +78,9 @@ def test_what_has_no_hessian_is_refused(kind):
 def test_settings_that_exclude_each_other_are_refused():
     model = cases.problem("mlp").model
     with pytest.raises(ValueError, match="trust region"):
-        Newton(model, search=TrustRegion())
+        Newton(model, damping=LevenbergMarquardt(noise=0.0), search=TrustRegion())
+    with pytest.raises(ValueError, match="leave damping out"):
+        Newton(model, damping=0.1, search=LevenbergMarquardt(noise=0.0))
     with pytest.raises(Exception, match="solver"):
         Newton(model, solver="qr")
     with pytest.raises(ValueError, match="subspace"):

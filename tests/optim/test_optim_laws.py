@@ -4,9 +4,7 @@ import pytest
 import torch
 
 import cases
-from kobai.optim import CONFIGS, KFAC, build
-from kobai.optim.curvature_configs import CURVATURE
-from kobai.optim.full_batch_configs import FULL_BATCH
+from kobai.optim import KFAC, OPTIMIZERS, build
 from laws import optimizers as laws
 
 TORCH = {
@@ -29,9 +27,9 @@ def _trainable(make):
 
 MAKERS = {name: _trainable(make) for name, make in TORCH.items()} | {
     name: lambda model, likelihood, name=name: build(name, model, likelihood)
-    for name in CONFIGS
+    for name, entry in OPTIMIZERS.items()
     # Those that are handed the objective have their laws beside their own tests.
-    if name not in CURVATURE and name not in FULL_BATCH
+    if not (entry.needs_objective or entry.on_all_data)
 }
 SLOW = {"adagrad", "adadelta", "rmsprop", "adam", "adamw", "muon"}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import cases
 from kobai.curvature import Hessian
 from kobai.optim import BFGS, NonlinearCG
-from kobai.optim.quasi_newton import bfgs_update
+from kobai.optim.second_order.quasi_newton import bfgs_update
 from kobai.problem import SURFACES, Analytic, Problem, WeightedSum, surfaces
 from laws import optimizers as laws
 

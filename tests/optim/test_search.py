@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kobai.optim.search import (
+from kobai.optim.line_search import (
     Backtracking,
     Constant,
     Exact,

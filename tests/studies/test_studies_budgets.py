@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kobai import data, optim
-from kobai.optim.full_batch_configs import FULL_BATCH
+from kobai.optim import OPTIMIZERS
 from kobai.plots import panels
 from kobai.problem import surfaces
 from kobai.results import UNITS, BudgetRun, BudgetRuns, identical, load
@@ -204,7 +204,9 @@ def test_the_grid_is_judged_on_a_seed_that_counts_for_nothing_else(splits):
 
 def test_all_of_the_chapters_methods_are_there():
     for name in CHAPTER8:
-        assert method_named(name).on_all_data == (name in FULL_BATCH)
+        assert method_named(name).on_all_data == (
+            name in OPTIMIZERS and OPTIMIZERS[name].on_all_data
+        )
     with pytest.raises(ValueError, match="unknown optimizer"):
         method_named("rprop")
 

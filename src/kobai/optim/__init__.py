@@ -1,13 +1,5 @@
 """Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
-from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
-from kobai.optim.conjugate_gradient import NonlinearCG
-from kobai.optim.coordinate import CoordinateDescent
-from kobai.optim.curvature_configs import (
-    GaussNewtonConfig,
-    HessianFreeConfig,
-    NaturalGradientConfig,
-)
 from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.domains import (
     Choice,
@@ -19,6 +11,7 @@ from kobai.optim.domains import (
     When,
     parse_domain,
 )
+from kobai.optim.entry import OptimizerEntry
 from kobai.optim.first_order import (
     FIRST_ORDER,
     AdadeltaConfig,
@@ -31,26 +24,19 @@ from kobai.optim.first_order import (
     RMSpropConfig,
     SGDConfig,
 )
-from kobai.optim.full_batch_configs import (
-    BFGSConfig,
-    CoordinateDescentConfig,
-    LBFGSConfig,
-    NewtonConfig,
-    NonlinearCGConfig,
-    SaddleFreeNewtonConfig,
-    SteepestDescentConfig,
-)
-from kobai.optim.gauss_newton import GaussNewton
-from kobai.optim.hessian_free import HessianFree
-from kobai.optim.kfac import EKFAC, KFAC, Coverage, KFACSettings
+from kobai.optim.kfac import EKFAC, KFAC, Coverage, KFACConfig, KFACSettings
+from kobai.optim.line_search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
 from kobai.optim.muon import MuonAdamW
-from kobai.optim.natural_gradient import NaturalGradient
-from kobai.optim.newton import Newton
-from kobai.optim.quasi_newton import BFGS
-from kobai.optim.saddle_free import SaddleFreeNewton
-from kobai.optim.search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
-from kobai.optim.spaces import default_space
-from kobai.optim.steepest_descent import SteepestDescent
+from kobai.optim.registry import CONFIGS, OPTIMIZERS, OptimizerConfig, build, default_space
+from kobai.optim.second_order.conjugate_gradient import NonlinearCG, NonlinearCGConfig
+from kobai.optim.second_order.coordinate import CoordinateDescent, CoordinateDescentConfig
+from kobai.optim.second_order.gauss_newton import GaussNewton, GaussNewtonConfig
+from kobai.optim.second_order.hessian_free import HessianFree, HessianFreeConfig
+from kobai.optim.second_order.natural_gradient import NaturalGradient, NaturalGradientConfig
+from kobai.optim.second_order.newton import Newton, NewtonConfig
+from kobai.optim.second_order.quasi_newton import BFGS, BFGSConfig, LBFGSConfig
+from kobai.optim.second_order.saddle_free import SaddleFreeNewton, SaddleFreeNewtonConfig
+from kobai.optim.second_order.steepest_descent import SteepestDescent, SteepestDescentConfig
 from kobai.optim.trust_region import TrustRegion
 
 __all__ = [
@@ -59,6 +45,7 @@ __all__ = [
     "EKFAC",
     "FIRST_ORDER",
     "KFAC",
+    "OPTIMIZERS",
     "AdadeltaConfig",
     "AdagradConfig",
     "AdamConfig",
@@ -96,6 +83,7 @@ __all__ = [
     "NonlinearCG",
     "NonlinearCGConfig",
     "OptimizerConfig",
+    "OptimizerEntry",
     "RMSpropConfig",
     "SGDConfig",
     "SaddleFreeNewton",

@@ -1,31 +1,20 @@
-"""First-order methods: a table from names to torch's own classes and their settings."""
+"""First-order methods: torch's own classes by name, with their settings."""
 
 import dataclasses
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from kobai.optim.entry import (
+    OptimizerEntry,
+    check_decay,
+    check_fraction,
+    check_positive,
+    settings_of,
+)
 from kobai.optim.muon import MuonAdamW
-
-
-def check_positive(name: str, flag: str, value: float | int) -> None:
-    """Refuse a setting that must be positive, naming its flag."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"--{name}.{flag} must be positive and finite, got {value}")
-
-
-def check_fraction(name: str, flag: str, value: float | int) -> None:
-    """Refuse a setting outside [0, 1), naming its flag."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"--{name}.{flag} must lie in [0, 1), got {value}")
-
-
-def check_decay(name: str, value: float | int) -> None:
-    """Refuse a negative weight decay."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"--{name}.weight_decay must be non-negative and finite, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,18 +195,6 @@ class MuonConfig:
         check_decay("muon", self.weight_decay)
 
 
-FirstOrderConfig = (
-    SGDConfig
-    | MomentumConfig
-    | NesterovConfig
-    | AdagradConfig
-    | RMSpropConfig
-    | AdadeltaConfig
-    | AdamConfig
-    | AdamWConfig
-    | MuonConfig
-)
-
 FIRST_ORDER: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "momentum": torch.optim.SGD,
@@ -232,16 +209,100 @@ FIRST_ORDER: dict[str, type[torch.optim.Optimizer]] = {
 """The class behind each name."""
 
 
-def first_order(name: str, model: nn.Module, config: FirstOrderConfig) -> torch.optim.Optimizer:
-    """Make the optimizer behind a name for all trainable parameters of a model."""
-    settings: dict[str, Any] = dataclasses.asdict(config)
-    if isinstance(config, MuonConfig):
-        return MuonAdamW(model, **settings)
-    if "beta1" in settings:
-        settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
-    if "decay" in settings:
-        settings["alpha"] = settings.pop("decay")
-    if isinstance(config, NesterovConfig):
-        settings["nesterov"] = True
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return FIRST_ORDER[name](parameters, **settings)
+def _make(name: str) -> Callable[[nn.Module, Any, Any, Any], torch.optim.Optimizer]:
+    """Make the function that makes torch's optimizer behind a name."""
+
+    def make(
+        model: nn.Module, likelihood: Any, config: Any, generator: Any
+    ) -> torch.optim.Optimizer:
+        settings = settings_of(config)
+        if "beta1" in settings:
+            settings["betas"] = (settings.pop("beta1"), settings.pop("beta2"))
+        if "decay" in settings:
+            settings["alpha"] = settings.pop("decay")
+        if name == "nesterov":
+            settings["nesterov"] = True
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return FIRST_ORDER[name](parameters, **settings)
+
+    return make
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="sgd",
+        config=SGDConfig,
+        make=_make("sgd"),
+        space={"lr": (1e-4, 10.0, "log")},
+        label="SGD",
+        color="#2b6cb8",
+    ),
+    OptimizerEntry(
+        name="momentum",
+        config=MomentumConfig,
+        make=_make("momentum"),
+        space={"lr": (1e-4, 1.0, "log"), "momentum": (0.0, 0.99)},
+        label="momentum",
+        color="#1fb39a",
+    ),
+    OptimizerEntry(
+        name="nesterov",
+        config=NesterovConfig,
+        make=_make("nesterov"),
+        space={"lr": (1e-4, 1.0, "log"), "momentum": (0.1, 0.99)},
+        label="Nesterov",
+        color="#1fb39a",
+        dash="dash",
+    ),
+    OptimizerEntry(
+        name="adagrad",
+        config=AdagradConfig,
+        make=_make("adagrad"),
+        space={"lr": (1e-4, 1.0, "log")},
+        label="Adagrad",
+        color="#d9601a",
+    ),
+    OptimizerEntry(
+        name="rmsprop",
+        config=RMSpropConfig,
+        make=_make("rmsprop"),
+        space={"lr": (1e-5, 1e-1, "log"), "decay": [0.9, 0.99, 0.999], "momentum": (0.0, 0.99)},
+        label="RMSprop",
+        color="#b09cf0",
+    ),
+    OptimizerEntry(
+        name="adadelta",
+        config=AdadeltaConfig,
+        make=_make("adadelta"),
+        space={"lr": (1e-2, 10.0, "log"), "rho": (0.8, 0.99)},
+        label="Adadelta",
+        color="#b09cf0",
+        dash="dash",
+    ),
+    OptimizerEntry(
+        name="adam",
+        config=AdamConfig,
+        make=_make("adam"),
+        space={"lr": (1e-5, 1e-1, "log"), "beta1": (0.5, 0.99), "beta2": [0.99, 0.999]},
+        label="Adam",
+        color="#eaa21a",
+    ),
+    OptimizerEntry(
+        name="adamw",
+        config=AdamWConfig,
+        make=_make("adamw"),
+        space={"lr": (1e-5, 1e-1, "log"), "beta1": (0.5, 0.99), "weight_decay": (1e-4, 1.0, "log")},
+        label="AdamW",
+        color="#eaa21a",
+        dash="dash",
+    ),
+    OptimizerEntry(
+        name="muon",
+        config=MuonConfig,
+        make=lambda model, likelihood, config, generator: MuonAdamW(model, **settings_of(config)),
+        space={"lr": (1e-4, 1e-1, "log"), "momentum": (0.5, 0.99)},
+        label="Muon",
+        color="#d9601a",
+        dash="dash",
+    ),
+)

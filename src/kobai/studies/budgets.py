@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai import optim, seeds
-from kobai.optim.full_batch_configs import FULL_BATCH
 from kobai.problem import EmpiricalRisk, Objective, Problem, Surface
 from kobai.results import BudgetRun
 from kobai.studies.setting import Setting
@@ -79,7 +78,7 @@ class Method:
     @property
     def on_all_data(self) -> bool:
         """Whether every step asks for all training data; else for minibatches."""
-        return self.optimizer in FULL_BATCH
+        return optim.OPTIMIZERS[self.optimizer].on_all_data
 
     def make(
         self, module: torch.nn.Module, likelihood: Any, rate: float, *, seed: int

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from kobai.optim.full_batch_configs import FULL_BATCH
+from kobai.optim import OPTIMIZERS
 from kobai.results import (
     BudgetTable,
     Claim,
@@ -22,6 +22,9 @@ from kobai.studies.suite import IN_USE
 
 RATIO = 4.0
 """Within this factor of the best method a method counts as never far behind."""
+
+ON_ALL_DATA = {name for name, entry in OPTIMIZERS.items() if entry.on_all_data}
+"""Methods that take all training data at every step."""
 
 RATES = ("default rate", "best of the grid")
 
@@ -68,7 +71,7 @@ def profiles(
         all_data: Draw the methods that take all data at every step, else those on minibatches;
             ratios are to the best of all methods either way.
     """
-    members = [m for m in tables[0].methods if (m in FULL_BATCH) == all_data]
+    members = [m for m in tables[0].methods if (m in ON_ALL_DATA) == all_data]
     panels = []
     for table in tables:
         cost = _costs(table, networks, tuned)
@@ -171,7 +174,7 @@ def _second_order(tables: Sequence[BudgetTable]) -> tuple[list[Finding], Verdict
     """Whether Newton's methods need fewer steps, but more evaluations, than minibatch methods."""
     by_name = {table.unit: table for table in tables}
     second = [m for m in ("newton", "saddle-free-newton") if m in tables[0].methods]
-    first = [m for m in tables[0].methods if m not in FULL_BATCH]
+    first = [m for m in tables[0].methods if m not in ON_ALL_DATA]
     if not second or not first:
         return [], Verdict(claim="8.6-cost", verdict="not run",
                            because="needs Newton's method and one on minibatches")  # fmt: skip

@@ -2,6 +2,6 @@
 
 from kobai.optim.kfac.optimizer import EKFAC, KFAC
 from kobai.optim.kfac.plan import Coverage
-from kobai.optim.kfac.settings import KFACSettings
+from kobai.optim.kfac.settings import KFACConfig, KFACSettings
 
-__all__ = ["EKFAC", "KFAC", "Coverage", "KFACSettings"]
+__all__ = ["EKFAC", "KFAC", "Coverage", "KFACConfig", "KFACSettings"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kobai.optim.damping import LevenbergMarquardt, check_damping
+from kobai.optim.entry import OptimizerEntry, settings_of
 from kobai.optim.kfac.distribution import joined, ranks
 from kobai.optim.kfac.gradient_rows import RowNotes
 from kobai.optim.kfac.measured import Measured
@@ -16,7 +17,7 @@ from kobai.optim.kfac.observe import Observation, Observer
 from kobai.optim.kfac.plan import Coverage, plan_blocks
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.refresh import Refresh
-from kobai.optim.kfac.settings import GROUP, KFACSettings, all_finite, check_group
+from kobai.optim.kfac.settings import GROUP, SPACE, KFACSettings, all_finite, check_group
 from kobai.optim.kfac.statistics import Statistics
 from kobai.optim.kfac.step_size import Directions, Fixed, StepSize, finite_on_device
 from kobai.optim.state import keep_state
@@ -536,8 +537,7 @@ def _rebuild(
     state_dict: dict[str, Any],
 ) -> KFAC:
     """Make a copied or unpickled optimizer, which watches the copied model."""
-    fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    optimizer = kind(model, likelihood, **fields)
+    optimizer = kind(model, likelihood, **settings_of(settings))
     optimizer.param_groups[0]["params"] = groups[0]
     for parameters in groups[1:]:
         optimizer.add_param_group({"params": parameters})
@@ -558,3 +558,28 @@ def _signature(kind: type[KFAC]) -> inspect.Signature:
 
 for _kind in (KFAC, EKFAC):
     _kind.__signature__ = _signature(_kind)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _make(
+    model: nn.Module, likelihood: Any, config: KFACSettings, generator: torch.Generator | None
+) -> KFAC:
+    return KFAC(model, likelihood, **settings_of(config), generator=generator)
+
+
+def _make_ekfac(
+    model: nn.Module, likelihood: Any, config: KFACSettings, generator: torch.Generator | None
+) -> KFAC:
+    return EKFAC(
+        model, likelihood, generator=generator, **{**settings_of(config), "structure": "ekfac"}
+    )
+
+
+ENTRIES = (
+    OptimizerEntry(
+        name="kfac", config=KFACSettings, make=_make, space=SPACE, label="K-FAC", color="#be1e56"
+    ),
+    OptimizerEntry(
+        name="ekfac", config=KFACSettings, make=_make_ekfac, space=SPACE, label="EKFAC",
+        color="#be1e56", dash="dash",
+    ),
+)  # fmt: skip

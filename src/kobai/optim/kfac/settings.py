@@ -28,6 +28,9 @@ KFAC_RULE = LevenbergMarquardt(
 FIXED_BOUND = 0.03
 """The bound of kl_bound="auto" beside a learning rate in numbers, in nats."""
 
+SPACE = {"lr": (1e-3, 1.0, "log"), "momentum": (0.0, 0.99), "damping": (1e-4, 1.0, "log")}
+"""What is worth searching; see `kobai.optim.entry.Space`."""
+
 GROUP = ("lr", "damping", "momentum", "weight_decay")
 """Settings of a parameter group."""
 
@@ -232,6 +235,10 @@ class KFACSettings:
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
         }
+
+
+KFACConfig = KFACSettings
+"""The older name of `KFACSettings`."""
 
 
 def check_group(group: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from kobai.curvature.blocks.interface import factor_dtype, past_weight
 from kobai.curvature.blocks.shifted_inverse import REPLACED
 from kobai.optim.kfac.gradient_rows import GradientRows
 from kobai.optim.kfac.plan import DiagonalParameter, KroneckerLayer, PlanEntry, UnitLayer
+from kobai.optim.state import copy_entry
 
 
 @final
@@ -238,11 +239,11 @@ class Stack:
             ValueError: If it does not fit.
         """
         for name, tensor in self._tensors():
-            _copy(tensor[span.slice], name, span.entry.name, entry)
+            copy_entry(tensor[span.slice], name, span.entry.name, entry)
         span.count = int(entry["updates"])
         span.inverted = bool(entry.get("inverted", span.count > 0))
         if "preconditioned" in entry:
-            _copy(self.direction[span.slice], "preconditioned", span.entry.name, entry)
+            copy_entry(self.direction[span.slice], "preconditioned", span.entry.name, entry)
             self.settled = True
 
     def names(self) -> set[str]:
@@ -279,23 +280,6 @@ def _kept_share(momentum: float, finite: Tensor | None) -> float | Tensor:
     """Share of the momentum that is kept: all of it where the gradient is not taken."""
     # Numbers of the host enter kernels as arguments; as tensors they would have to be copied.
     return momentum if finite is None else 1.0 - (1.0 - momentum) * finite.to(torch.float64)
-
-
-def _copy(target: Tensor, name: str, owner: str, entry: dict[str, Any]) -> None:
-    """Copy one saved tensor into its place.
-
-    Raises:
-        ValueError: If it is missing or of another size.
-    """
-    value = entry.get(name)
-    known = None if value is None else torch.as_tensor(value)
-    if known is None or known.numel() != target.numel():
-        found = "nothing" if known is None else tuple(known.shape)
-        raise ValueError(
-            f"the saved state of {owner} has {found} for {name}, this model needs "
-            f"{tuple(target.shape)}; it belongs to another model or another optimizer"
-        )
-    target.copy_(known.view(target.shape))
 
 
 def inner(a: Tensor, b: Tensor) -> float | Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kobai import seeds
 from kobai.optim import CoordinateDescent, SteepestDescent
-from kobai.optim.coordinate import lasso
+from kobai.optim.second_order.coordinate import lasso
 from kobai.problem import Analytic, ParameterSpace
 from kobai.reproductions.chapter8.config import Config
 from kobai.reproductions.chapter8.networks import classifier, endless, pictures

@@ -16,7 +16,7 @@ from kobai.problem import EmpiricalRisk, pure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LocalModel:
+class ExampleModel:
     """Losses of single examples and their model along a step δ, float64.
 
     Attributes:
@@ -37,7 +37,7 @@ class LocalModel:
         return float(self.linear.sum()) / self.weight
 
     @property
-    def bend(self) -> float:
+    def length(self) -> float:
         """δᵀGδ with G the Gauss-Newton matrix: to second order twice the KL divergence."""
         return float(self.curvature.sum()) / self.weight
 
@@ -46,9 +46,9 @@ class LocalModel:
         return scale * self.linear + 0.5 * scale**2 * self.curvature
 
 
-def local_model(
+def example_model(
     risk: EmpiricalRisk, theta: Float[Tensor, " P"], step: Float[Tensor, " P"]
-) -> LocalModel:
+) -> ExampleModel:
     """The model of every example along `step`. Cost: about two forward and two backward passes."""
     losses, linear, curvature = [], [], []
     for batch in Linearization(risk, theta, keep=False):
@@ -58,7 +58,7 @@ def local_model(
         losses.append(likelihood.nll(outputs, targets).double())
         linear.append((likelihood.residual(outputs, targets) * u).flatten(1).double().sum(1))
         curvature.append((likelihood.hvp(outputs, targets, u) * u).flatten(1).double().sum(1))
-    return LocalModel(
+    return ExampleModel(
         losses=torch.cat(losses),
         linear=torch.cat(linear),
         curvature=torch.cat(curvature),

@@ -1,7 +1,8 @@
 """Coordinate descent: one coordinate, or one block of parameters, at a time."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -10,18 +11,13 @@ from torch import Tensor, nn
 from kobai.curvature import Hessian
 from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
 from kobai.optim.damping import check_damping
-from kobai.optim.objective_step import as_objective, leave_gradient_of, line_diagnostics
-from kobai.optim.risk_step import (
-    check_lr,
-    is_finite,
-    rebuild,
-    record_of,
-    refuse_second_group,
-    start_record,
-    trainable,
-)
-from kobai.optim.search import Backtracking, Line
-from kobai.problem import Objective, ParameterSpace
+from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
+from kobai.optim.entry import check_damping as check_damping_flag
+from kobai.optim.line_search import Line, LineSearch, LineStep, Search
+from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.second_order.descent import LineModel, Proposal
+from kobai.optim.second_order.evaluator import Evaluator, Start, is_finite
+from kobai.problem import ParameterSpace
 from kobai.problem.blocks import BlockKind
 
 Blocks = (
@@ -31,15 +27,6 @@ Blocks = (
 Order = Literal["cyclic", "random", "greedy"]
 Minimizer = Callable[[Tensor], Tensor]
 
-_COUNTS = (
-    "updates",
-    "values",
-    "gradients",
-    "products",
-    "skipped_steps",
-    "gradient_updates",
-    "failed_searches",
-)
 _KINDS = ("coordinate", "parameter", "layer", "unit", "filter")
 
 
@@ -81,8 +68,37 @@ def lasso(
     return h
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoordinateDescentConfig:
+    """Newton steps within one block of parameters at a time."""
+
+    lr: float = 1.0
+    """First trial step within a block."""
+    blocks: Literal["coordinate", "parameter", "layer", "unit", "filter"] = "layer"
+    """What is moved together."""
+    order: Literal["cyclic", "random", "greedy"] = "cyclic"
+    """Which block is next."""
+    updates: int | None = 1
+    """Blocks per minibatch (count); none: all."""
+    damping: float = 0.1
+    """Multiple of the identity added to a block's Hessian."""
+    max_iterations: int = 10
+    """Most iterations of the solve of a large block (count)."""
+
+    def __post_init__(self) -> None:
+        name = "coordinate-descent"
+        check_positive(name, "lr", self.lr)
+        check_positive(name, "max_iterations", self.max_iterations)
+        check_damping_flag(name, self.damping)
+        kinds = ("coordinate", "parameter", "layer", "unit", "filter")
+        check_choice(name, "blocks", self.blocks, kinds)
+        check_choice(name, "order", self.order, ("cyclic", "random", "greedy"))
+        if self.updates is not None:
+            check_positive(name, "updates", self.updates)
+
+
 @final
-class CoordinateDescent(torch.optim.Optimizer):
+class CoordinateDescent(SecondOrder):
     r"""Minimise over one block of θ with all others held fixed, then over the next.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(objective)``. The step of a block is Newton's
@@ -99,10 +115,11 @@ class CoordinateDescent(torch.optim.Optimizer):
             together hold every coordinate once.
         order: "cyclic"; "random", each block drawn anew; "greedy", the block with the largest
             gradient per root of its size (Gauss-Southwell).
-        updates: Blocks updated a step; None for as many as there are.
+        updates: Blocks updated per step; None for as many as there are.
         damping: α; on minibatches a positive one keeps blocks from fitting a single batch.
         minimizers: Block name → function from θ to the block's new values, in the order of its
             positions. Trusted unless the loss rises by it, which moves nothing.
+        search: Line search within a block, by name or object.
         dense_limit: Largest block solved densely; larger ones by conjugate gradients.
         max_iterations: Most iterations of those.
         generator: Draws the blocks of random order; default: its own, seed 0.
@@ -112,11 +129,16 @@ class CoordinateDescent(torch.optim.Optimizer):
             out, or nothing is trainable.
 
     Cost of an update: a gradient, as many products with the Hessian as the block is large (or as
-    conjugate gradients take), and a value a trial.
+    conjugate gradients take), and a value per trial.
+
+    `diagnostics` counts "updates" of blocks and "gradient_updates" (the block's curvature was not
+    positive), and has of the last update its "block" and "status".
 
     Source: Goodfellow, Bengio and Courville 2016, Deep Learning, §8.7.2; Wright 2015, Coordinate
     descent algorithms.
     """
+
+    quadratic = False
 
     def __init__(
         self,
@@ -127,6 +149,7 @@ class CoordinateDescent(torch.optim.Optimizer):
         order: Order = "cyclic",
         updates: int | None = 1,
         damping: float = 0.0,
+        search: Search = "backtracking",
         minimizers: Mapping[str, Minimizer] | None = None,
         dense_limit: int = 200,
         max_iterations: int = 50,
@@ -136,84 +159,37 @@ class CoordinateDescent(torch.optim.Optimizer):
             raise ValueError(f"blocks is one of {', '.join(_KINDS)} or a mapping; got {blocks!r}")
         if order not in ("cyclic", "random", "greedy"):
             raise ValueError(f"order is cyclic, random or greedy; got {order!r}")
-        for name, count in (("updates", updates), ("max_iterations", max_iterations)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        self.model = model
+        if updates is not None and updates < 1:
+            raise ValueError(f"updates must be at least 1, got {updates}")
         self.blocks, self.order, self.updates = blocks, order, updates
         self.minimizers = dict(minimizers or {})
         self.dense_limit, self.max_iterations = dense_limit, max_iterations
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
-        defaults = {"lr": check_lr(lr), "damping": check_damping(damping)}
-        super().__init__(trainable(model), defaults)
+        super().__init__(
+            model,
+            lr=lr,
+            search=search,
+            damping=check_damping(damping),
+            counts=("updates", "gradient_updates"),
+        )
         known = {name for name, _ in self._positions(ParameterSpace(model))}
         if strangers := set(self.minimizers) - known:
             raise ValueError(f"minimizers are for unknown blocks {sorted(strangers)}")
-        start_record(self, _COUNTS)
 
-    def __repr__(self) -> str:
-        blocks = self.blocks if isinstance(self.blocks, str) else tuple(self.blocks)
-        return (
-            f"CoordinateDescent(lr={self.param_groups[0]['lr']:g}, blocks={blocks!r}, "
-            f"order={self.order!r}, updates={self.updates})"
-        )
+    def rounds(self, function: Evaluator) -> int:
+        """Give the number of updates of a step."""
+        if self.updates is not None:
+            return self.updates
+        assert function.objective is not None
+        return len(self._positions(function.objective.space))
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What happened so far.
-
-        Returns:
-            Counts: "steps", "updates" of blocks, "values", "gradients" and "products" asked for,
-            "skipped_steps" (something was not finite), "gradient_updates" (the block's curvature
-            was not positive) and "failed_searches" (the loss could not be lowered: nothing was
-            moved). Of the last update: "block" and "status".
-        """
-        return line_diagnostics(self)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes the one group of the constructor.
-
-        Raises:
-            ValueError: At a second group.
-        """
-        super().add_param_group(param_group)
-        refuse_second_group(self)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step.
-
-        Args:
-            closure: An `Objective` of the model.
-
-        Returns:
-            Its value before the step.
-
-        Raises:
-            TypeError: If it is anything else, such as a plain closure.
-            ValueError: If it belongs to another model, or the model is not a function of θ now.
-        """
-        objective = as_objective(closure, self, self.model)
-        group, record = self.param_groups[0], record_of(self)
-        counts = record["counts"]
-        blocks = self._positions(objective.space)
-        returned: Any = None
-        for _ in range(len(blocks) if self.updates is None else self.updates):
-            theta = objective.theta()
-            counts["gradients"] += 1
-            loss, gradient = objective.value_and_grad(theta)
-            returned = loss if returned is None else returned
-            leave_gradient_of(objective, gradient)
-            if not is_finite(loss, gradient):
-                counts["skipped_steps"] += 1
-                break
-            if not group["lr"]:
-                break
-            name, index = self._choose(blocks, gradient, record)
-            record["last"] = {"block": name, "status": "ok"}
-            self._update(objective, theta, float(loss), gradient, name, index, record)
-            counts["updates"] += 1
-        counts["steps"] += 1
-        return returned
+    def model_at(self, start: Start) -> "BlockModel":
+        """Choose the next block."""
+        blocks = self._positions(start.objective.space)
+        name, index = self._choose(blocks, start.gradient, self.record)
+        self.record["last"] |= {"block": name, "status": "ok"}
+        self.record["counts"]["updates"] += 1
+        return BlockModel(self, start, name, index)
 
     def _positions(self, space: ParameterSpace) -> list[tuple[str, Tensor]]:
         """Name and positions of every block."""
@@ -263,83 +239,86 @@ class CoordinateDescent(torch.optim.Optimizer):
             )
         return blocks[at]
 
-    def _update(
-        self,
-        objective: Objective,
-        theta: Tensor,
-        loss: float,
-        gradient: Tensor,
-        name: str,
-        index: Tensor,
-        record: dict[str, Any],
+
+@final
+class BlockModel(LineModel):
+    """The direction of Newton's method in one block."""
+
+    def __init__(
+        self, optimizer: CoordinateDescent, start: Start, name: str, index: Tensor
     ) -> None:
-        """Move one block."""
-        counts, lr = record["counts"], self.param_groups[0]["lr"]
-        if name in self.minimizers:
-            moved = theta.clone()
-            moved[index] += lr * (self.minimizers[name](theta).reshape(-1) - theta[index])
-            counts["values"] += 1
-            after = objective.value(moved)
-            rounding = 8 * torch.finfo(theta.dtype).eps * abs(loss)
-            if is_finite(moved, after) and float(after) <= loss + rounding:
-                objective.space.assign(moved)
-                return
-            counts["failed_searches"] += 1
-            record["last"]["status"] = "no-decrease"
-            return
-        inside = gradient[index]
+        self.start, self._optimizer = start, optimizer
+        self._name, self._index = name, index
+
+    def propose(self, damping: float) -> Proposal | None:
+        """Compute −(H_bb + α)⁻¹ g_b, or go to the block's own minimiser."""
+        optimizer, start, index = self._optimizer, self.start, self._index
+        direction = torch.zeros_like(start.theta)
+        if self._name in optimizer.minimizers:
+            target = optimizer.minimizers[self._name](start.theta).reshape(-1)
+            direction[index] = target - start.theta[index]
+            return Proposal(direction=direction, search=Trusted())
+        inside = start.gradient[index]
         if not bool(inside.any()):
-            record["last"]["status"] = "stationary"
-            return
-        direction = torch.zeros_like(theta)
-        direction[index] = self._newton(Hessian(objective, theta)[index], inside, record)
+            optimizer.record["last"]["status"] = "stationary"
+            return None
+        operator = Hessian(start.objective, start.theta)[index]
+        direction[index], status = self._newton(operator, inside, damping)
+        return Proposal(direction=direction, status=status)
 
-        def value(at: Tensor) -> Tensor:
-            counts["values"] += 1
-            return objective.value(at)
-
-        line = Line(
-            objective.value_and_grad, value, theta, direction, start=loss, gradient=gradient
-        )
-        found = Backtracking().search(line, lr)
-        if found.step:
-            objective.space.assign(line.point(found.step))
-        else:
-            counts["failed_searches"] += 1
-            record["last"]["status"] = "no-decrease"
-
-    def _newton(self, operator: LinearOperator, inside: Tensor, record: dict[str, Any]) -> Tensor:
-        """−(H_bb + α)⁻¹ g_b, or −g_b."""
-        counts, damping = record["counts"], self.param_groups[0]["damping"]
+    def _newton(
+        self, operator: LinearOperator, inside: Tensor, damping: float
+    ) -> tuple[Tensor, str]:
+        """Solve the block's system; −g_b where its curvature is not positive."""
+        optimizer, counts = self._optimizer, self._optimizer.record["counts"]
         direction: Tensor | None = None
-        if len(inside) <= self.dense_limit:
+        if len(inside) <= optimizer.dense_limit:
             counts["products"] += len(inside)
             matrix = operator.dense()
             factor = cholesky((matrix + matrix.T) / 2, damping=damping)
             if factor.status in ("ok", "jittered"):
                 direction = -factor.solve(inside)
         else:
-            damped = Damped(operator, damping)
-            found = conjugate_gradient(damped, -inside, max_iterations=self.max_iterations)
+            found = conjugate_gradient(
+                Damped(operator, damping), -inside, max_iterations=optimizer.max_iterations
+            )
             counts["products"] += found.num_products
             if bool(found.value.any()):
                 direction = found.value
         if direction is None or not is_finite(direction):
             counts["gradient_updates"] += 1
-            record["last"]["status"] = "gradient"
-            return -inside
-        return direction
+            return -inside, "gradient"
+        return direction, "ok"
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "lr": self.defaults["lr"],
-            "damping": self.defaults["damping"],
-            "blocks": self.blocks,
-            "order": self.order,
-            "updates": self.updates,
-            "minimizers": self.minimizers,
-            "dense_limit": self.dense_limit,
-            "max_iterations": self.max_iterations,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+
+@final
+class Trusted(LineSearch):
+    """Take the first step unless the loss rises by it."""
+
+    downhill: ClassVar[bool] = False
+
+    def resume(self, step: float, ratio: float) -> float | None:
+        """Begin with the learning rate again."""
+        return None
+
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for one value."""
+        found, origin = line.value(first), line.origin
+        if found.value <= origin.value + line.rounding:
+            return LineStep(step=first, value=found.value, slope=found.slope, status="ok")
+        return LineStep(step=0.0, value=origin.value, slope=origin.slope, status="max-evaluations")
+
+
+ENTRY = OptimizerEntry(
+    name="coordinate-descent",
+    config=CoordinateDescentConfig,
+    make=lambda model, likelihood, config, generator: CoordinateDescent(
+        model, **settings_of(config), generator=generator
+    ),
+    space={"lr": (1e-3, 10.0, "log")},
+    label="coordinate descent",
+    color="#b09cf0",
+    dash="dashdot",
+    needs_objective=True,
+    on_all_data=True,
+)

@@ -6,25 +6,28 @@ it has the same ones, as on all data, there is nothing to ask.
 """
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.optim.damping import LevenbergMarquardt, ReductionRatio, reduction_ratio
+from kobai.optim.damping import ReductionRatio, reduction_ratio
 from kobai.optim.kfac.control_state import same_examples
-from kobai.optim.local_model import example_losses
-from kobai.optim.risk_step import Start, recall, record_of, remember
+from kobai.optim.second_order.evaluator import Start
+from kobai.optim.second_order.example_model import example_losses
 from kobai.problem import EmpiricalRisk
 from kobai.problem.batch import input_tensors
+
+if TYPE_CHECKING:
+    from kobai.optim.second_order.base import SecondOrder
 
 _STEP = "last_step"
 
 
 def await_fresh(
-    optimizer: torch.optim.Optimizer,
-    risk: EmpiricalRisk,
+    optimizer: "SecondOrder",
+    start: Start,
     step: Float[Tensor, " P"],
     predicted: float,
     own: ReductionRatio,
@@ -32,32 +35,32 @@ def await_fresh(
     """Keep a step that was made, and whose damping was decided on last, for `judge_last_step`.
 
     Args:
-        optimizer: Under automatic damping.
-        risk: The step's own objective.
+        optimizer: An optimizer under automatic damping.
+        start: The point where the step began.
         step: δ, as it was made.
         predicted: Change of the objective by the model of δ.
         own: The ratio on which the damping was decided.
     """
     if abs(predicted) <= own.resolution:
         return  # nothing left to judge
-    remember(optimizer, risk, _STEP, step)
-    record_of(optimizer)["pending"] = {"predicted": predicted, "own": dataclasses.asdict(own)}
+    optimizer.remember(start, _STEP, step)
+    optimizer.record["pending"] = {"predicted": predicted, "own": dataclasses.asdict(own)}
 
 
-def judge_last_step(optimizer: Any, start: Start) -> None:
+def judge_last_step(optimizer: "SecondOrder", start: Start) -> None:
     """Revise the damping by what the last step did to the examples of this one, if others.
 
     Cost: two forward passes, and a pass over the data to tell them from the last ones. Nothing is
     done unless the damping is automatic.
     """
-    rule, record = optimizer.damping, record_of(optimizer)
-    if not isinstance(rule, LevenbergMarquardt):
+    rule, record = optimizer.rule, optimizer.record
+    if rule is None:
         return
     seen = fingerprint(start.risk)
     others = not same_examples(record.get("examples", ()), seen)
     record["examples"] = seen
     pending = record.pop("pending", None)
-    step = recall(optimizer, start.risk, _STEP)
+    step = optimizer.recall(start, _STEP)
     if pending is None or step is None or not others:
         return
     risk = start.risk
@@ -82,7 +85,7 @@ def judge_last_step(optimizer: Any, start: Start) -> None:
 
 
 def fingerprint(risk: EmpiricalRisk) -> list[float]:
-    """Numbers that tell the data of an objective from others, whatever their order."""
+    """Give numbers that tell the data of an objective from others, whatever their order."""
     count, squares, shifted = 0, 0.0, 0.0
     for batch in risk.batches:
         for tensor in (*input_tensors(batch.inputs), batch.targets):

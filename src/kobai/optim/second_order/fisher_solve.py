@@ -141,7 +141,7 @@ def _block(
 ) -> tuple[Tensor, str]:
     """One block's share of the direction."""
     if isinstance(block, LowRank) and coordinates is not None:
-        inner, status = _dual_solution(block.dual(), coordinates, damping)
+        inner, status = dual_solution(block.dual(), coordinates, damping)
         return block.rows.transpose((inner / block.weight).unsqueeze(1)).squeeze(1), status
     if isinstance(block, Dense) and damping == 0:
         return _shortest(block.dense(), gradient)
@@ -149,7 +149,7 @@ def _block(
     return inverse @ gradient, inverse.status
 
 
-def _dual_solution(
+def dual_solution(
     matrix: Float[Tensor, "R R"], right: Float[Tensor, " R"], damping: float
 ) -> tuple[Float[Tensor, " R"], str]:
     """(K + λ)⁻¹ z: factorised in the precision of K, refined by residuals in float64.

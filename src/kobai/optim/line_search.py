@@ -8,8 +8,8 @@ asks, and keeps the gradient of the last point so that nobody pays for it twice.
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal, final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ SearchStatus = Literal["ok", "rounding", "max-evaluations", "non-finite", "unbou
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
+class LinePoint:
     """A point of a line.
 
     Attributes:
@@ -34,7 +34,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class LineStep:
     """The end of a line search.
 
     Attributes:
@@ -65,6 +65,7 @@ class Line:
         start: f(θ).
         gradient: ∇f(θ).
         curvature: p ↦ pᵀHp at θ, where there is a Hessian to ask.
+        known: Step → value of f there, where it was computed before.
     """
 
     def __init__(
@@ -77,30 +78,33 @@ class Line:
         start: float,
         gradient: Float[Tensor, " P"],
         curvature: Callable[[Tensor], float] | None = None,
+        known: Mapping[float, float] | None = None,
     ) -> None:
+        self._values = known or {}
         self._value_and_grad, self._value = value_and_grad, value
         self.theta, self.direction = theta, direction
         self._curvature = curvature
         slope = float((gradient * direction).double().sum())
-        self.origin = Trial(step=0.0, value=start, slope=slope)
+        self.origin = LinePoint(step=0.0, value=start, slope=slope)
         self.rounding = 8 * torch.finfo(theta.dtype).eps * abs(start)
-        self._known: tuple[Trial, Tensor, Tensor] | None = None
+        self._known: tuple[LinePoint, Tensor, Tensor] | None = None
 
     def point(self, step: float) -> Float[Tensor, " P"]:
         """θ + a p."""
         return self.theta + step * self.direction
 
-    def value(self, step: float) -> Trial:
+    def value(self, step: float) -> LinePoint:
         """φ(a) alone."""
-        found = float(self._value(self.point(step)))
+        found = self._values.get(step)
+        found = float(self._value(self.point(step))) if found is None else found
         known = found if math.isfinite(found) else math.inf
-        return Trial(step=step, value=known, slope=math.nan)
+        return LinePoint(step=step, value=known, slope=math.nan)
 
-    def slope(self, step: float) -> Trial:
+    def slope(self, step: float) -> LinePoint:
         """φ(a) and φ'(a); the gradient is kept for `gradient`."""
         value, gradient = self._value_and_grad(self.point(step))
         finite = bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
-        trial = Trial(
+        trial = LinePoint(
             step=step,
             value=float(value) if finite else math.inf,
             slope=float((gradient * self.direction).double().sum()) if finite else math.nan,
@@ -121,10 +125,13 @@ class Line:
 
 
 class LineSearch(abc.ABC):
-    """What every line search does."""
+    """Find how far to go along a line."""
+
+    downhill: ClassVar[bool] = True
+    """Whether the line must lead downhill."""
 
     @abc.abstractmethod
-    def search(self, line: Line, first: float) -> Found:
+    def search(self, line: Line, first: float) -> LineStep:
         """Find a step.
 
         Args:
@@ -149,11 +156,11 @@ class Constant(LineSearch):
     """The first step as it is, whatever it does to the function, unless that is not finite."""
 
     def resume(self, step: float, ratio: float) -> float | None:
-        """None."""
+        """Begin with the learning rate again."""
         return None
 
-    def search(self, line: Line, first: float) -> Found:
-        """One value."""
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for one value."""
         trial = line.value(first)
         if math.isinf(trial.value):
             return _nothing(line, "non-finite")
@@ -187,11 +194,11 @@ class Backtracking(LineSearch):
         _check_trials(self.max_trials)
 
     def resume(self, step: float, ratio: float) -> float | None:
-        """Twice the last step, since trials never grow."""
+        """Begin with twice the last step, since trials never grow."""
         return 2 * step
 
-    def search(self, line: Line, first: float) -> Found:
-        """Values only."""
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for values only."""
         origin, step = line.origin, first
         for _ in range(self.max_trials):
             trial = line.value(step)
@@ -199,8 +206,9 @@ class Backtracking(LineSearch):
                 return _found(trial, "ok")
             if trial.value <= origin.value and -origin.slope * step <= line.rounding:
                 return _found(trial, "rounding")
-            bend = trial.value - origin.value - step * origin.slope
-            share = -origin.slope * step / (2 * bend) if math.isfinite(bend) and bend > 0 else 0.0
+            excess = trial.value - origin.value - step * origin.slope
+            curved = math.isfinite(excess) and excess > 0
+            share = -origin.slope * step / (2 * excess) if curved else 0.0
             step *= min(max(share, self.shrink[0]), self.shrink[1])
         return _nothing(line, "max-evaluations")
 
@@ -240,11 +248,11 @@ class StrongWolfe(LineSearch):
         _check_trials(self.max_trials)
 
     def resume(self, step: float, ratio: float) -> float | None:
-        """By the slopes, a tenth to ten times the last step."""
+        """Begin where the slopes say, at a tenth to ten times the last step."""
         return step * min(max(ratio, 0.1), 10.0)
 
-    def search(self, line: Line, first: float) -> Found:
-        """Gradients at every trial."""
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for a gradient at every trial."""
         origin = line.origin
         low, high = origin, None
         step, last_width = first, math.inf
@@ -278,7 +286,7 @@ class StrongWolfe(LineSearch):
         finite = high is None or math.isfinite(high.value)
         return _nothing(line, "max-evaluations" if finite else "non-finite")
 
-    def _falls(self, line: Line, trial: Trial) -> bool:
+    def _falls(self, line: Line, trial: LinePoint) -> bool:
         """The first condition, in values or, where these cannot tell, in slopes."""
         origin = line.origin
         if trial.value <= origin.value + self.sufficient * trial.step * origin.slope:
@@ -288,7 +296,7 @@ class StrongWolfe(LineSearch):
             and trial.slope <= (2 * self.sufficient - 1) * origin.slope
         )
 
-    def _accepts(self, line: Line, trial: Trial) -> SearchStatus | None:
+    def _accepts(self, line: Line, trial: LinePoint) -> SearchStatus | None:
         origin = line.origin
         if not abs(trial.slope) <= -self.curvature * origin.slope:
             return None
@@ -323,17 +331,17 @@ class Exact(LineSearch):
         _check_trials(self.max_trials)
 
     def resume(self, step: float, ratio: float) -> float | None:
-        """By the slopes, a tenth to ten times the last step; of use where there is no Hessian."""
+        """Begin where the slopes say; of use where there is no Hessian."""
         return step * min(max(ratio, 0.1), 10.0)
 
-    def search(self, line: Line, first: float) -> Found:
-        """Gradients at every trial, and a product with the Hessian."""
+    def search(self, line: Line, first: float) -> LineStep:
+        """Ask for a gradient at every trial, and a product with the Hessian."""
         low, high = line.origin, None
-        bend = line.curvature()
+        curvature = line.curvature()
         longest = self.longest * first
         step = first
-        if bend > 0 and -low.slope <= longest * bend:
-            step = -low.slope / bend
+        if curvature > 0 and -low.slope <= longest * curvature:
+            step = -low.slope / curvature
         # Slopes of nearby points cannot be told apart better than this.
         floor = max(self.tol, 64 * torch.finfo(line.theta.dtype).eps) * abs(low.slope)
         falling, rising, last = low.slope, math.nan, ""
@@ -365,7 +373,7 @@ class Exact(LineSearch):
         return _nothing(line, "max-evaluations" if finite else "non-finite")
 
 
-def _inside(low: Trial, high: Trial, *, halve: bool) -> float:
+def _inside(low: LinePoint, high: LinePoint, *, halve: bool) -> float:
     """A point well inside a bracket: minimiser of the cubic, or of the parabola, or the middle."""
     width = high.step - low.step
     share = 0.5
@@ -378,26 +386,26 @@ def _inside(low: Trial, high: Trial, *, halve: bool) -> float:
                 below = high.slope - low.slope + 2 * turn
                 share = 1 - (high.slope + turn - a) / below if below else 0.5
         else:
-            bend = high.value - low.value - low.slope * width
-            share = -low.slope * width / (2 * bend) if bend > 0 else 0.5
+            excess = high.value - low.value - low.slope * width
+            share = -low.slope * width / (2 * excess) if excess > 0 else 0.5
     if not math.isfinite(share):
         share = 0.5
     return low.step + min(max(share, 0.1), 0.9) * width
 
 
-def _extrapolated(origin: Trial, trial: Trial) -> float:
+def _extrapolated(origin: LinePoint, trial: LinePoint) -> float:
     """A longer step: where the slope would vanish if it went on so, two to ten times as long."""
     fall = trial.slope - origin.slope
     ahead = -origin.slope / fall * trial.step if fall > 0 else math.inf
     return min(max(ahead, 2 * trial.step), 10 * trial.step)
 
 
-def _found(trial: Trial, status: SearchStatus) -> Found:
-    return Found(step=trial.step, value=trial.value, slope=trial.slope, status=status)
+def _found(trial: LinePoint, status: SearchStatus) -> LineStep:
+    return LineStep(step=trial.step, value=trial.value, slope=trial.slope, status=status)
 
 
-def _nothing(line: Line, status: SearchStatus) -> Found:
-    return Found(step=0.0, value=line.origin.value, slope=line.origin.slope, status=status)
+def _nothing(line: Line, status: SearchStatus) -> LineStep:
+    return LineStep(step=0.0, value=line.origin.value, slope=line.origin.slope, status=status)
 
 
 def _check_trials(count: int) -> None:
@@ -413,7 +421,10 @@ SEARCHES: dict[str, type[LineSearch]] = {
 }
 """The line searches by name, each with defaults for all settings."""
 
-Search = Literal["constant", "backtracking", "strong-wolfe", "exact"] | LineSearch
+SearchName = Literal["backtracking", "strong-wolfe", "exact", "constant"]
+"""Names of line searches."""
+
+Search = SearchName | LineSearch
 """What optimizers take: a name, or a search with settings of its own."""
 
 

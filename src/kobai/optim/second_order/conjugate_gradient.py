@@ -1,30 +1,16 @@
 """Nonlinear conjugate gradients: each direction keeps what the one before it has gained."""
 
-from typing import Any, Literal, final
+import dataclasses
+from typing import Literal, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kobai.optim.objective_step import (
-    LINE_COUNTS,
-    Asked,
-    Move,
-    check_iterations,
-    descend,
-    first_trial,
-    keep,
-    line_diagnostics,
-    recall,
-)
-from kobai.optim.risk_step import (
-    check_lr,
-    rebuild,
-    record_of,
-    refuse_second_group,
-    start_record,
-    trainable,
-)
-from kobai.optim.search import Search, StrongWolfe, as_search
+from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
+from kobai.optim.line_search import Search, SearchName, StrongWolfe
+from kobai.optim.second_order.base import Move, SecondOrder
+from kobai.optim.second_order.descent import LineModel, Proposal
+from kobai.optim.second_order.evaluator import Start, inner
+from kobai.optim.second_order.first_trial import check_line, first_trial
 
 Beta = Literal["polak-ribiere+", "polak-ribiere", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 
@@ -39,7 +25,7 @@ BETAS: tuple[Beta, ...] = (
 
 
 def beta_of(name: Beta, move: Move) -> float:
-    """β of the next direction p⁺ = −g⁺ + β p, with y = g⁺ − g.
+    """Compute β of the next direction p⁺ = −g⁺ + β p, with y = g⁺ − g.
 
     "fletcher-reeves" g⁺ᵀg⁺ / gᵀg, "polak-ribiere" g⁺ᵀy / gᵀg and its positive part, "hestenes-
     stiefel" g⁺ᵀy / pᵀy, "dai-yuan" g⁺ᵀg⁺ / pᵀy. On a quadratic with exact steps all are the same.
@@ -57,8 +43,33 @@ def beta_of(name: Beta, move: Move) -> float:
     return max(beta, 0.0) if name == "polak-ribiere+" else beta
 
 
+_KEPT = "kept_direction"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NonlinearCGConfig:
+    """Nonlinear conjugate gradients."""
+
+    lr: float = 1.0
+    """First trial step of the first search."""
+    beta: Beta = "polak-ribiere+"
+    """Formula for the share of the last direction."""
+    search: SearchName = "strong-wolfe"
+    """How far to go along a direction."""
+    restart_every: int | None = None
+    """Iterations between restarts from the gradient (count); none: the number of parameters."""
+    iterations: int = 1
+    """Iterations per minibatch (count)."""
+
+    def __post_init__(self) -> None:
+        check_line("nonlinear-cg", self.lr, self.search, self.iterations)
+        check_choice("nonlinear-cg", "beta", self.beta, BETAS)
+        if self.restart_every is not None:
+            check_positive("nonlinear-cg", "restart_every", self.restart_every)
+
+
 @final
-class NonlinearCG(torch.optim.Optimizer):
+class NonlinearCG(SecondOrder):
     r"""θ ← θ + ε* p with p = −∇L + β p_before and ε* from a line search.
 
     Called like `torch.optim.LBFGS`: ``optimizer.step(objective)`` or ``optimizer.step(closure)``.
@@ -78,15 +89,20 @@ class NonlinearCG(torch.optim.Optimizer):
             parameters.
         restart_above: Restart where |g⁺ᵀg| ≥ this times ‖g⁺‖², that is where successive gradients
             are far from orthogonal; None for never. A direction that leads uphill always restarts.
-        iterations: Iterations a step, all on the same data.
+        iterations: Iterations per step, all on the same data.
         tol: Largest magnitude of a gradient component at which nothing is moved any more.
 
     Raises:
         ValueError: If a number is out of range, a name unknown, or nothing is trainable.
 
+    `diagnostics` counts restarts of all kinds, and has of the last step also "beta".
+
     Source: Nocedal and Wright 2006, Numerical Optimization, §5.2; Powell 1977 (restarts);
     Goodfellow, Bengio and Courville 2016, Deep Learning, Algorithm 8.9.
     """
+
+    needs = "closure"
+    damped, quadratic, iterative, restarts, learns = False, False, True, True, True
 
     def __init__(
         self,
@@ -100,95 +116,45 @@ class NonlinearCG(torch.optim.Optimizer):
         iterations: int = 1,
         tol: float = 0.0,
     ) -> None:
-        check_iterations(iterations, tol)
         if beta not in BETAS:
             raise ValueError(f"unknown beta {beta!r}; choose from {', '.join(BETAS)}")
         if restart_every is not None and restart_every < 1:
             raise ValueError(f"restart_every is a number of iterations, got {restart_every}")
         if restart_above is not None and not restart_above > 0:
             raise ValueError(f"restart_above must be positive, got {restart_above}")
-        self.model = model
         self.beta: Beta = beta
-        self.search = StrongWolfe(curvature=0.1) if search == "strong-wolfe" else as_search(search)
         self.restart_every, self.restart_above = restart_every, restart_above
         self.iterations, self.tol = iterations, tol
-        super().__init__(trainable(model), {"lr": check_lr(lr)})
-        start_record(self, LINE_COUNTS)
+        chosen = StrongWolfe(curvature=0.1) if search == "strong-wolfe" else search
+        super().__init__(model, lr=lr, search=chosen)
 
-    def __repr__(self) -> str:
-        return (
-            f"NonlinearCG(lr={self.param_groups[0]['lr']:g}, beta={self.beta!r}, "
-            f"search={self.search}, restart_every={self.restart_every}, "
-            f"restart_above={self.restart_above}, iterations={self.iterations})"
-        )
+    def model_at(self, start: Start) -> "ConjugateModel":
+        """Take the gradient and the direction kept."""
+        return ConjugateModel(self, start)
 
-    def diagnostics(self) -> dict[str, Any]:
-        """What happened so far; see `SteepestDescent.diagnostics`. "restarts" counts all kinds.
+    def learn(self, start: Start, move: Move) -> None:
+        """Keep the share β of the direction."""
+        record = self.record
+        beta = beta_of(self.beta, move)
+        since = record.get("since_restart", 0) + 1
+        if self._is_far(move, since):
+            record["counts"]["restarts"] += 1
+            beta, since = 0.0, 0
+        record["since_restart"] = since
+        record["last"]["beta"] = beta
+        if beta:
+            self.remember(start, _KEPT, beta * move.direction)
+        else:
+            self.drop(_KEPT)
 
-        Of the last step also "beta".
-        """
-        return line_diagnostics(self)
+    def forget(self) -> None:
+        """Begin with the gradient and the learning rate again."""
+        self.drop(_KEPT)
+        self.record.pop("trial", None)
+        self.record["since_restart"] = 0
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes the one group of the constructor.
-
-        Raises:
-            ValueError: At a second group.
-        """
-        super().add_param_group(param_group)
-        refuse_second_group(self)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step.
-
-        Args:
-            closure: An `Objective` of the model, or a closure.
-
-        Returns:
-            Its value before the step.
-
-        Raises:
-            TypeError: If it cannot be asked.
-            ValueError: If it belongs to another model, or the model is not a function of θ now.
-        """
-        asked = Asked(closure, self, self.model)
-        record = record_of(self)
-
-        def direct(gradient: Tensor) -> tuple[Tensor, float]:
-            kept = recall(self, asked, "kept_direction")
-            direction = -gradient if kept is None else kept - gradient
-            slope = float((gradient * direction).double().sum())
-            return direction, first_trial(self, self.search, slope)
-
-        def learn(move: Move) -> None:
-            beta = beta_of(self.beta, move)
-            since = record.get("since_restart", 0) + 1
-            if self._restarts(move, since):
-                record["counts"]["restarts"] += 1
-                beta, since = 0.0, 0
-            record["since_restart"] = since
-            record["last"]["beta"] = beta
-            keep(self, asked, "kept_direction", beta * move.direction if beta else None)
-
-        def forget() -> None:
-            keep(self, asked, "kept_direction", None)
-            record.pop("trial", None)
-            record["since_restart"] = 0
-
-        return descend(
-            self,
-            asked,
-            search=self.search,
-            iterations=self.iterations,
-            tol=self.tol,
-            direct=direct,
-            learn=learn,
-            forget=forget,
-        )
-
-    def _restarts(self, move: Move, since: int) -> bool:
-        """Whether the next direction is to be the plain gradient."""
+    def _is_far(self, move: Move, since: int) -> bool:
+        """Tell if the next direction is to be the plain gradient."""
         every = move.before.numel() if self.restart_every is None else self.restart_every
         if since >= every:
             return True
@@ -198,15 +164,30 @@ class NonlinearCG(torch.optim.Optimizer):
         overlap = abs(float(after @ move.before.double()))
         return overlap >= self.restart_above * float(after @ after)
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        group = self.param_groups[0]
-        arguments = {
-            "lr": self.defaults["lr"],
-            "beta": self.beta,
-            "search": self.search,
-            "restart_every": self.restart_every,
-            "restart_above": self.restart_above,
-            "iterations": self.iterations,
-            "tol": self.tol,
-        }
-        return rebuild, (type(self), self.model, arguments, group["params"], self.state_dict())
+
+@final
+class ConjugateModel(LineModel):
+    """The direction −g + β p."""
+
+    def __init__(self, optimizer: NonlinearCG, start: Start) -> None:
+        self.start, self._optimizer = start, optimizer
+
+    def propose(self, damping: float) -> Proposal:
+        """Add what is kept of the last direction to the negative gradient."""
+        optimizer, gradient = self._optimizer, self.start.gradient
+        kept = optimizer.recall(self.start, _KEPT)
+        direction = -gradient if kept is None else kept - gradient
+        first = first_trial(optimizer, inner(gradient, direction))
+        return Proposal(direction=direction, first=first)
+
+
+ENTRY = OptimizerEntry(
+    name="nonlinear-cg",
+    config=NonlinearCGConfig,
+    make=lambda model, likelihood, config, generator: NonlinearCG(model, **settings_of(config)),
+    space={"lr": (1e-3, 1.0, "log")},
+    label="nonlinear CG",
+    color="#1fb39a",
+    dash="dashdot",
+    on_all_data=True,
+)
