@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kobai import data, seeds
 from kobai.landscape import Directions, evaluate_plane, random_directions
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose_evaluator
 from kobai.models.cnn import CNN, CNNConfig
 from kobai.models.mlp import MLP, MLPConfig
 from kobai.models.resnet import ResNet, ResNetConfig

@@ -4,12 +4,12 @@ from torch import nn
 
 import cases
 from kobai.landscape import random_directions, vector_directions
-from kobai.landscape.backends import LoopBackend, VmapBackend
-from kobai.landscape.evaluator import RiskEvaluator
-from kobai.landscape.held import HeldData
-from kobai.landscape.prefix import PrefixBackend
-from kobai.landscape.sites import find_sites
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose_evaluator
+from kobai.landscape.backends.data import HeldData
+from kobai.landscape.backends.evaluator import RiskEvaluator
+from kobai.landscape.backends.loop import LoopBackend, VmapBackend
+from kobai.landscape.backends.reusable_calls import find_sites
+from kobai.landscape.backends.reuse import PrefixBackend
 from kobai.problem import Analytic, Batch, Problem
 
 POINTS = [(0.0, 0.0), (0.5, -0.25), (0.5, 1.0), (-1.0, 0.125)]

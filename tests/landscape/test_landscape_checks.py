@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 import cases
-from kobai.landscape import checks, raise_if_failed, random_directions, shape_checks
-from kobai.landscape.differences import first_derivative, second_derivative
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, ValueEvaluator
-from kobai.landscape.sweep import sweep
+from kobai.landscape import Directions, raise_if_failed, random_directions
+from kobai.landscape.backends.evaluator import Evaluator, ValueEvaluator
+from kobai.landscape.checks import shape as shape_checks
+from kobai.landscape.checks import values as checks
+from kobai.landscape.checks.differences import first_derivative, second_derivative
+from kobai.landscape.grid.nodes import sweep
 from kobai.problem import Analytic, Problem
 
 AXES = (np.linspace(-0.5, 0.5, 5), np.linspace(-0.4, 0.6, 4))

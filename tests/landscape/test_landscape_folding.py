@@ -4,11 +4,11 @@ from torch import nn
 
 import cases
 from kobai.landscape import evaluate_plane, raise_if_failed, random_directions
-from kobai.landscape.backends import LoopBackend
-from kobai.landscape.evaluator import RiskEvaluator
-from kobai.landscape.folding import find_folds
-from kobai.landscape.held import HeldData
-from kobai.landscape.tune import Candidate, choose
+from kobai.landscape.backends.choice import Candidate, choose
+from kobai.landscape.backends.data import HeldData
+from kobai.landscape.backends.evaluator import RiskEvaluator
+from kobai.landscape.backends.folding import find_folds
+from kobai.landscape.backends.loop import LoopBackend
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.problem import Problem
 

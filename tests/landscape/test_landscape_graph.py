@@ -6,7 +6,7 @@ from torch import nn
 
 import cases
 from kobai.landscape import evaluate_plane, raise_if_failed, random_directions
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose_evaluator
 from kobai.problem import Problem
 
 pytestmark = pytest.mark.gpu

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.directions.subspace import Directions
 
 RATIO = 5.0
 """The grid ends where the loss along a direction first reaches this multiple of its centre's."""

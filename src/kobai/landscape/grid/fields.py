@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kobai.curvature import Hessian, eigenvalues
-from kobai.landscape.backends import Point
+from kobai.landscape.backends.evaluator import Evaluator, RiskEvaluator
+from kobai.landscape.backends.loop import Point
 from kobai.landscape.derivatives import plane_eigenvalues, projected_hessian, slopes
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, RiskEvaluator
+from kobai.landscape.directions.subspace import Directions
 from kobai.linalg import Lanczos
 from kobai.problem import Objective
 

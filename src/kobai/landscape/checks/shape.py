@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.checks.differences import first_derivative, second_derivative
 from kobai.landscape.derivatives import has_kinks, projected_hessian, slopes
-from kobai.landscape.differences import first_derivative, second_derivative
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective
 from kobai.results import Check
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.interpolate import make_interp_spline
 
-from kobai.landscape.collect import Collector
-from kobai.landscape.fields import positive_field
+from kobai.landscape.grid.blocks import Collector
+from kobai.landscape.grid.fields import positive_field
 
 COARSE = 7
 """Nodes along each side of the first grid."""

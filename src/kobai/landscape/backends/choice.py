@@ -9,19 +9,19 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from kobai.landscape.backends import Backend, GraphBackend, LoopBackend, Point, VmapBackend
-from kobai.landscape.batchnorm import (
+from kobai.landscape.backends.batchnorm import (
     BatchNormMode,
     InterpolatedBackend,
     RecalibratedBackend,
     Statistics,
 )
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, Precision, RiskEvaluator, ValueEvaluator
-from kobai.landscape.folding import Folds, find_folds
-from kobai.landscape.held import HeldData, Layout
-from kobai.landscape.prefix import MEMORY_BOUND, PrefixBackend
-from kobai.landscape.sites import find_sites, kept_bytes
+from kobai.landscape.backends.data import HeldData, Layout
+from kobai.landscape.backends.evaluator import Evaluator, Precision, RiskEvaluator, ValueEvaluator
+from kobai.landscape.backends.folding import Folds, find_folds
+from kobai.landscape.backends.loop import Backend, GraphBackend, LoopBackend, Point, VmapBackend
+from kobai.landscape.backends.reusable_calls import find_sites, kept_bytes
+from kobai.landscape.backends.reuse import MEMORY_BOUND, PrefixBackend
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import EmpiricalRisk, Objective
 
 BackendName = Literal["auto", "loop", "prefix", "vmap", "graph"]
@@ -55,7 +55,7 @@ class Variant:
     """What is computed, whichever way is fastest.
 
     Attributes:
-        batchnorm: Statistics of batch normalisation; see `kobai.landscape.batchnorm`.
+        batchnorm: Statistics of batch normalisation; see `kobai.landscape.backends.batchnorm`.
         statistics: For "interpolated", label of marked points to buffers.
         precision: "given" or "bfloat16".
         classes: Number of classes whose losses are measured too.

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.pca import principal_directions
-from kobai.landscape.sampled import random_directions
+from kobai.landscape.directions.gaussian import random_directions
+from kobai.landscape.directions.pca import principal_directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective, ParameterSpace
 
 

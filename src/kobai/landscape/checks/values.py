@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kobai.landscape.backends import Point
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator
-from kobai.landscape.sweep import sweep
+from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.backends.loop import Point
+from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.grid.nodes import sweep
 from kobai.problem import Objective
 from kobai.results import Check, Line, Plane, Volume
 

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.axes import Axis
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluation import Evaluated, evaluate
-from kobai.landscape.settings import GridOptions, Settings
+from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.grid.axes import Axis
+from kobai.landscape.grid.evaluation import Evaluated, evaluate
+from kobai.landscape.options import GridOptions, Settings
 from kobai.landscape.trajectories import project_trajectory
 from kobai.problem import Objective
 from kobai.results import Line, Plane, Trajectory, Volume
@@ -63,9 +63,9 @@ def evaluate_plane(
     Every node is evaluated on all data, unless `tol` or `budget` is given; then the field
     "evaluated" is 1 at the nodes that were, and the others are a spline. The data are kept on the
     device (they must fit there), and the fastest way to go over the grid is found by measurement
-    (`kobai.landscape.tune`) and noted. Where torch.distributed is initialised (torchrun), every
-    process calls this with the same arguments, the blocks of nodes are shared out, and every
-    process returns the whole plane.
+    (`kobai.landscape.backends.choice`) and noted. Where torch.distributed is initialised
+    (torchrun), every process calls this with the same arguments, the blocks of nodes are shared
+    out, and every process returns the whole plane.
 
     Args:
         objective: Any objective. Accuracy, standard error and classes need an `EmpiricalRisk`.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kobai.landscape.backends import Point
-from kobai.landscape.collect import Collector, Progress, Stop
-from kobai.landscape.evaluator import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.backends.loop import Point
+from kobai.landscape.grid.blocks import Collector, Progress, Stop
 
 
 def grid_points(axes: Sequence[np.ndarray]) -> list[Point]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 
-from kobai.landscape.backends import Point
-from kobai.landscape.evaluator import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.backends.loop import Point
 from kobai.results import atomic_write
 
 BLOCK_SECONDS = 0.25

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from kobai.landscape.batchnorm import BatchNormMode, Statistics
-from kobai.landscape.collect import Progress, Stop
-from kobai.landscape.evaluator import Precision
-from kobai.landscape.extent import RATIO
-from kobai.landscape.tune import BackendName
+from kobai.landscape.backends.batchnorm import BatchNormMode, Statistics
+from kobai.landscape.backends.choice import BackendName
+from kobai.landscape.backends.evaluator import Precision
+from kobai.landscape.grid.blocks import Progress, Stop
+from kobai.landscape.grid.extent import RATIO
 from kobai.problem import Objective
 
 Grid = Literal["centred", "source"]
@@ -55,12 +55,13 @@ class GridOptions(TypedDict, total=False):
             this multiple of its centre's.
         backend: "auto" (measured), "loop", "prefix", "vmap" or, on a GPU, "graph".
         batchnorm: "frozen" (default), "recalibrated" or "interpolated"; what each means, and why
-            frozen is the default, is told in `kobai.landscape.batchnorm`.
+            frozen is the default, is told in `kobai.landscape.backends.batchnorm`.
         statistics: For "interpolated", label of marked points to the model's buffers there.
         precision: "given", or "bfloat16" for overviews: refused where its error would show.
         tol: Evaluate only as many nodes as a spline needs to be right within this share of the loss
-            at nodes held out to verify it, an estimate and no bound (`kobai.landscape.refine`); the
-            field "evaluated" tells which nodes are values and which are spline. None: all nodes.
+            at nodes held out to verify it, an estimate and no bound
+            (`kobai.landscape.grid.refinement`); the field "evaluated" tells which nodes are values
+            and which are spline. None: all nodes.
         budget: Seconds for the grid: all nodes if they fit, else as with `tol` for as long.
         folder: Keep blocks of values here as they come; the same call again goes on where it was
             interrupted and gives the same result to the bit.

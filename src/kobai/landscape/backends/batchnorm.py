@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kobai.landscape.backends import Backend, Mover, Point, Reduce, one_point
-from kobai.landscape.directions import Directions
-from kobai.landscape.held import Chunk
+from kobai.landscape.backends.data import Chunk
+from kobai.landscape.backends.loop import Backend, Mover, Point, Reduce, one_point
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import EmpiricalRisk, ParameterSpace
 from kobai.problem.calling import call_arguments
 

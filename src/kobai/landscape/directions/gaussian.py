@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.selection import excluded_parameters
+from kobai.landscape.directions.selection import excluded_parameters
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective, ParameterSpace
 
 Norm = Literal["filter", "layer", "global", "none"]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
+from kobai.landscape.directions.subspace import Directions
 
 BLOCK = 2**22
 """Numbers of the centred snapshots held in float64 at a time."""

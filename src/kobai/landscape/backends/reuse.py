@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kobai.landscape.backends import Backend, Mover, Pending, Point, Reduce
-from kobai.landscape.directions import Directions
-from kobai.landscape.folding import Folded, Folds
-from kobai.landscape.held import Chunk
-from kobai.landscape.sites import LINEAR_TYPES, Site
+from kobai.landscape.backends.data import Chunk
+from kobai.landscape.backends.folding import Folded, Folds
+from kobai.landscape.backends.loop import Backend, Mover, Pending, Point, Reduce
+from kobai.landscape.backends.reusable_calls import LINEAR_TYPES, Site
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Batch, EmpiricalRisk, ParameterSpace, pure
 
 MEMORY_BOUND = 2**31

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 
 from kobai.curvature import Hessian, eigenvalues
-from kobai.landscape.directions import Directions
-from kobai.landscape.sampled import random_directions
+from kobai.landscape.directions.gaussian import random_directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective
 
 OUTLIERS = 10

@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.folding import Folded, Folds
-from kobai.landscape.held import Chunk
+from kobai.landscape.backends.data import Chunk
+from kobai.landscape.backends.folding import Folded, Folds
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import EmpiricalRisk, ParameterSpace
 
 Point = tuple[float, ...]

@@ -9,9 +9,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from kobai.landscape.backends import Backend, Mover, Point
-from kobai.landscape.directions import Directions
-from kobai.landscape.held import Chunk, HeldData, Layout
+from kobai.landscape.backends.data import Chunk, HeldData, Layout
+from kobai.landscape.backends.loop import Backend, Mover, Point
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import EmpiricalRisk, Objective, pure
 
 Precision = Literal["given", "bfloat16"]

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kobai.landscape import checks as proofs
-from kobai.landscape import shape_checks
-from kobai.landscape.backends import Point
-from kobai.landscape.batchnorm import InterpolatedBackend, plain_loss, recalibrated_statistics
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, RiskEvaluator
-from kobai.landscape.refine import Refined
-from kobai.landscape.settings import COARSE_PRECISION
-from kobai.landscape.sweep import grid_points
-from kobai.landscape.tune import Choice
+from kobai.landscape.backends.batchnorm import (
+    InterpolatedBackend,
+    plain_loss,
+    recalibrated_statistics,
+)
+from kobai.landscape.backends.choice import Choice
+from kobai.landscape.backends.evaluator import Evaluator, RiskEvaluator
+from kobai.landscape.backends.loop import Point
+from kobai.landscape.checks import shape as shape_checks
+from kobai.landscape.checks import values as proofs
+from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.grid.nodes import grid_points
+from kobai.landscape.grid.refinement import Refined
+from kobai.landscape.options import COARSE_PRECISION
 from kobai.problem import Categorical, EmpiricalRisk, Objective
 from kobai.results import Check
 

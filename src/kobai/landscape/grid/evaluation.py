@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from kobai.landscape.axes import Axis, coordinates, spread
-from kobai.landscape.backends import Point
-from kobai.landscape.checks import ModuleState, untouched
-from kobai.landscape.collect import STORED_SECONDS, Collector, Crew, Store
-from kobai.landscape.directions import Directions
-from kobai.landscape.evaluator import Evaluator, RiskEvaluator
-from kobai.landscape.extent import box_range, find_range
-from kobai.landscape.fields import CLASS_FIELD, FieldEvaluator, Wanted, resolve
-from kobai.landscape.proving import interpolation, prove, require_overview
-from kobai.landscape.refine import Refined, refine
-from kobai.landscape.settings import Estimate, Settings
-from kobai.landscape.sweep import grid_points, on_grid
-from kobai.landscape.tune import Candidate, Choice, Variant, choose
+from kobai.landscape.backends.choice import Candidate, Choice, Variant, choose
+from kobai.landscape.backends.evaluator import Evaluator, RiskEvaluator
+from kobai.landscape.backends.loop import Point
+from kobai.landscape.checks.proof import interpolation, prove, require_overview
+from kobai.landscape.checks.values import ModuleState, untouched
+from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.grid.axes import Axis, coordinates, spread
+from kobai.landscape.grid.blocks import STORED_SECONDS, Collector, Crew, Store
+from kobai.landscape.grid.extent import box_range, find_range
+from kobai.landscape.grid.fields import CLASS_FIELD, FieldEvaluator, Wanted, resolve
+from kobai.landscape.grid.nodes import grid_points, on_grid
+from kobai.landscape.grid.refinement import Refined, refine
+from kobai.landscape.options import Estimate, Settings
 from kobai.problem import Categorical, EmpiricalRisk, Objective
 from kobai.results import Check
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kobai.landscape.directions import Directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 LINEAR_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
