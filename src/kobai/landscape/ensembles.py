@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from kobai.landscape.backends.choice import BackendName
 from kobai.landscape.directions.gaussian import Norm, random_directions
 from kobai.landscape.grid.axes import Axis, spread
-from kobai.landscape.grid.blocks import Stop
+from kobai.landscape.options import BackendName, Stop
 from kobai.landscape.smoothness import smoothness
 from kobai.landscape.surfaces import evaluate_plane
 from kobai.problem import Objective

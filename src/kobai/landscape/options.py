@@ -1,18 +1,29 @@
-"""What an evaluation on a grid can be told, whatever the number of directions."""
+"""The options of an evaluation on a grid, whatever the number of directions."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
-from kobai.landscape.backends.batchnorm import BatchNormMode, Statistics
-from kobai.landscape.backends.choice import BackendName
-from kobai.landscape.backends.evaluator import Precision
-from kobai.landscape.grid.blocks import Progress, Stop
-from kobai.landscape.grid.extent import RATIO
+from torch import Tensor
+
 from kobai.problem import Objective
 
 Grid = Literal["centred", "source"]
+BackendName = Literal["auto", "loop", "prefix", "vmap", "graph"]
+BatchNormMode = Literal["frozen", "recalibrated", "interpolated"]
+Precision = Literal["given", "bfloat16"]
+Progress = Callable[[int, int], None]
+Stop = Callable[[], bool]
+
+Statistics = Mapping[str, Mapping[str, Tensor]]
+"""Label of a marked point to the buffers (or the state dict) of the model there."""
+
+CLASS_FIELD = "class_loss"
+"""The field that stands for the losses of all classes, as class_loss_0, class_loss_1, …"""
+
+RATIO = 5.0
+"""The grid ends where the loss along a direction first reaches this multiple of its centre's."""
 
 COARSE_PRECISION = 0.02
 """What bfloat16 may be off by, in shares of the range of the losses that are looked at."""
@@ -20,11 +31,11 @@ COARSE_PRECISION = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What an evaluation will take, before it starts.
+    """The time that an evaluation will take, told before it starts.
 
     Attributes:
         nodes: Nodes of the grid, all of which are evaluated unless a tolerance or budget is given.
-        each: Seconds a node, measured.
+        each: Seconds per node, measured.
         seconds: Seconds in all, with as many processes as share the work, checks left out.
         how: How nodes are evaluated.
     """
@@ -36,7 +47,7 @@ class Estimate:
 
 
 class GridOptions(TypedDict, total=False):
-    """What `evaluate_line`, `evaluate_plane` and `evaluate_volume` take besides axes, all by name.
+    """Options of `evaluate_line`, `evaluate_plane` and `evaluate_volume`, all by name.
 
     Attributes:
         fields: Some of "loss" (always there), "stderr" (of the mean over examples), "accuracy",
@@ -114,6 +125,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.grid not in ("centred", "source"):
             raise ValueError(f"grid must be 'centred' or 'source', got {self.grid!r}")
+        if self.backend not in get_args(BackendName):
+            raise ValueError(
+                f"backend must be one of {get_args(BackendName)}, got {self.backend!r}"
+            )
         if self.batchnorm not in ("frozen", "recalibrated", "interpolated"):
             raise ValueError(
                 "batchnorm must be 'frozen', 'recalibrated' or 'interpolated', got "

@@ -1,4 +1,4 @@
-"""Which running statistics batch normalisation uses away from the trained point.
+"""The running statistics that batch normalisation uses away from the trained point.
 
 A loss surface moves the weights, but the running mean and variance of a batch-normalisation layer
 are no parameters. There are three answers.
@@ -17,33 +17,30 @@ are no parameters. There are three answers.
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from kobai.landscape.backends.data import Chunk
-from kobai.landscape.backends.loop import Backend, Mover, Point, Reduce, one_point
+from kobai.landscape.backends.interface import Treatment
+from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.layer_kinds import running_statistics
+from kobai.landscape.options import Statistics
 from kobai.problem import EmpiricalRisk, ParameterSpace
 from kobai.problem.calling import call_arguments
 
-BatchNormMode = Literal["frozen", "recalibrated", "interpolated"]
 
-Statistics = Mapping[str, Mapping[str, Tensor]]
-"""Label of a marked point to the buffers (or the state dict) of the model there."""
-
-
-def normalisation_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Submodules that keep a running mean and variance over batches."""
-    return {
-        path: part
-        for path, part in model.named_modules()
-        if isinstance(getattr(part, "running_mean", None), Tensor)
-        and isinstance(getattr(part, "running_var", None), Tensor)
-        and not isinstance(part, nn.modules.instancenorm._InstanceNorm)
-    }
+def _layers(model: nn.Module, mode: str) -> dict[str, nn.Module]:
+    layers = running_statistics(model)
+    if not layers:
+        raise ValueError(
+            f"batchnorm={mode!r} needs a layer with running statistics, and the model has none; "
+            "leave it out"
+        )
+    return layers
 
 
 @contextlib.contextmanager
@@ -60,36 +57,20 @@ def lent_statistics(layers: Mapping[str, nn.Module]) -> Iterator[None]:
             layer._buffers.update(own[path])
 
 
-def recalibrate(
-    objective: EmpiricalRisk,
-    parameters: Mapping[str, Tensor],
-    chunks: Sequence[Chunk],
-    layers: Mapping[str, nn.Module],
-) -> None:
-    """Estimate running statistics from the data, in one pass, into the layers' own buffers.
-
-    Each chunk counts equally, as in torch's layers with ``momentum=None``; a last chunk that is
-    smaller counts like the others, so chunks of one size are best.
-    """
-    before = {path: (layer.training, layer.momentum) for path, layer in layers.items()}
-    try:
-        for layer in layers.values():
-            layer.running_mean.zero_()  # type: ignore[operator]
-            layer.running_var.fill_(1.0)  # type: ignore[operator]
-            layer.num_batches_tracked.zero_()  # type: ignore[operator]
-            layer.training, layer.momentum = True, None  # type: ignore[assignment]
-        places = objective.space.places(parameters)
-        for chunk in chunks:
-            args, kwargs = call_arguments(chunk.batch)
-            functional_call(objective.model, places, args, kwargs, tie_weights=False)
-    finally:
-        for path, layer in layers.items():
-            layer.training, layer.momentum = before[path]  # type: ignore[assignment]
+def _restart(layer: nn.Module) -> None:
+    """Let a layer average the statistics of all batches that come from now on, each equally."""
+    layer.running_mean.zero_()  # type: ignore[operator]
+    layer.running_var.fill_(1.0)  # type: ignore[operator]
+    layer.num_batches_tracked.zero_()  # type: ignore[operator]
+    layer.training, layer.momentum = True, None  # type: ignore[assignment]
 
 
 @final
-class RecalibratedBackend(Backend):
-    """The plain loop, with statistics estimated anew at each point from the chunks it is given.
+class Recalibrated(Treatment):
+    """Estimates statistics anew at each point from the chunks, in a pass of its own.
+
+    Each chunk counts equally, as in torch's layers with ``momentum=None``; a last chunk that is
+    smaller counts like the others, so chunks of one size are best.
 
     Raises:
         ValueError: If no layer keeps running statistics.
@@ -97,30 +78,33 @@ class RecalibratedBackend(Backend):
 
     name = "loop, statistics recalibrated"
 
-    def __init__(self, objective: EmpiricalRisk, directions: Directions) -> None:
+    def __init__(self, objective: EmpiricalRisk) -> None:
         self.objective = objective
-        self.layers = normalisation_layers(objective.model)
-        if not self.layers:
-            raise ValueError(
-                "batchnorm='recalibrated' needs a layer with running statistics, and the model has "
-                "none; leave it out"
-            )
-        self._mover = Mover(objective.space, directions)
+        self.layers = _layers(objective.model, "recalibrated")
 
-    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
-        """See `Backend.sums`."""
-        rows = []
-        with lent_statistics(self.layers):
-            for point in points:
-                parameters = self._mover.parameters(point)
-                recalibrate(self.objective, parameters, chunks, self.layers)
-                rows.append(one_point(self.objective, parameters, chunks, reduce))
-        return torch.stack(rows)
+    def during(self) -> contextlib.AbstractContextManager[None]:
+        """See `Treatment.during`."""
+        return lent_statistics(self.layers)
+
+    def move(self, point: Point, parameters: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> None:
+        """See `Treatment.move`."""
+        layers = self.layers.values()
+        before = [(layer.training, layer.momentum) for layer in layers]
+        try:
+            for layer in layers:
+                _restart(layer)
+            places = self.objective.space.places(parameters)
+            for chunk in chunks:
+                args, kwargs = call_arguments(chunk.batch)
+                functional_call(self.objective.model, places, args, kwargs, tie_weights=False)
+        finally:
+            for layer, (training, momentum) in zip(layers, before, strict=True):
+                layer.training, layer.momentum = training, momentum  # type: ignore[assignment]
 
 
 @final
-class InterpolatedBackend(Backend):
-    """The plain loop, with statistics interpolated between those of marked points.
+class Interpolated(Treatment):
+    """Interpolates statistics between those of marked points.
 
     Args:
         objective: The empirical risk.
@@ -139,13 +123,7 @@ class InterpolatedBackend(Backend):
     def __init__(
         self, objective: EmpiricalRisk, directions: Directions, statistics: Statistics
     ) -> None:
-        self.objective = objective
-        self.layers = normalisation_layers(objective.model)
-        if not self.layers:
-            raise ValueError(
-                "batchnorm='interpolated' needs a layer with running statistics, and the model "
-                "has none; leave it out"
-            )
+        self.layers = _layers(objective.model, "interpolated")
         unknown = sorted(set(statistics) - set(directions.points))
         if len(statistics) < 2 or unknown:
             raise ValueError(
@@ -166,25 +144,19 @@ class InterpolatedBackend(Backend):
                 values = torch.stack([b[key].detach().double().cpu() for b in statistics.values()])
                 values = values.log() if name == "running_var" else values
                 self._maps[path, name] = inverse @ values
-        self._mover = Mover(objective.space, directions)
 
-    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
-        """See `Backend.sums`."""
-        rows = []
-        with lent_statistics(self.layers):
-            for point in points:
-                self._set(point)
-                parameters = self._mover.parameters(point)
-                rows.append(one_point(self.objective, parameters, chunks, reduce))
-        return torch.stack(rows)
+    def during(self) -> contextlib.AbstractContextManager[None]:
+        """See `Treatment.during`."""
+        return lent_statistics(self.layers)
 
-    def _set(self, point: Point) -> None:
+    def move(self, point: Point, parameters: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> None:
+        """See `Treatment.move`."""
         for name, value in self.buffers_at(point).items():
             path, _, last = name.rpartition(".")
             getattr(self.layers[path], last).copy_(value)
 
     def buffers_at(self, point: Point) -> dict[str, Tensor]:
-        """The interpolated statistics by name, float64 on the CPU."""
+        """Interpolate the statistics; by name, float64 on the CPU."""
         place = torch.tensor((1.0, *point), dtype=torch.float64)
         found = {}
         for (path, name), coefficients in self._maps.items():
@@ -195,7 +167,7 @@ class InterpolatedBackend(Backend):
 
 
 def plain_loss(objective: EmpiricalRisk, theta: Tensor, buffers: Mapping[str, Tensor]) -> float:
-    """The loss of a copy of the model with these parameters and buffers: torch's own way."""
+    """Compute the loss of a copy of the model with these parameters and buffers, torch's way."""
     model = copy.deepcopy(objective.model)
     space = ParameterSpace(model)
     space.assign(theta)
@@ -209,18 +181,13 @@ def plain_loss(objective: EmpiricalRisk, theta: Tensor, buffers: Mapping[str, Te
 def recalibrated_statistics(
     objective: EmpiricalRisk, theta: Tensor, chunks: Sequence[Chunk]
 ) -> dict[str, Tensor]:
-    """Running statistics that a copy of the model gathers when it is called natively on chunks."""
+    """Gather running statistics by calling a copy of the model natively on chunks."""
     model = copy.deepcopy(objective.model)
     ParameterSpace(model).assign(theta)
-    layers = normalisation_layers(model)
     model.eval()
     with torch.no_grad():
-        for layer in layers.values():
-            layer.train()
-            layer.momentum = None  # type: ignore[assignment]
-            layer.running_mean.zero_()  # type: ignore[operator]
-            layer.running_var.fill_(1.0)  # type: ignore[operator]
-            layer.num_batches_tracked.zero_()  # type: ignore[operator]
+        for layer in running_statistics(model).values():
+            _restart(layer)
         for chunk in chunks:
             args, kwargs = call_arguments(chunk.batch)
             model(*args, **kwargs)

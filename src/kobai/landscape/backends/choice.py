@@ -1,30 +1,22 @@
-"""Which back-end is fastest here: measured on the spot, checked against the plain loop, noted."""
+"""The fastest back-end: measured on the spot, checked against the plain loop, noted."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
 
-from kobai.landscape.backends.batchnorm import (
-    BatchNormMode,
-    InterpolatedBackend,
-    RecalibratedBackend,
-    Statistics,
-)
-from kobai.landscape.backends.data import HeldData, Layout
-from kobai.landscape.backends.evaluator import Evaluator, Precision, RiskEvaluator, ValueEvaluator
-from kobai.landscape.backends.folding import Folds, find_folds
-from kobai.landscape.backends.loop import Backend, GraphBackend, LoopBackend, Point, VmapBackend
-from kobai.landscape.backends.reusable_calls import find_sites, kept_bytes
-from kobai.landscape.backends.reuse import MEMORY_BOUND, PrefixBackend
+from kobai.landscape.backends.candidates import Candidate, EvaluatorMaker
+from kobai.landscape.backends.data import DeviceData
+from kobai.landscape.backends.evaluator import ObjectiveEvaluator, ValueEvaluator
+from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
-from kobai.problem import EmpiricalRisk, Objective
-
-BackendName = Literal["auto", "loop", "prefix", "vmap", "graph"]
+from kobai.landscape.layer_kinds import has_convolutions
+from kobai.landscape.options import CLASS_FIELD, Settings
+from kobai.landscape.processes import Processes
+from kobai.problem import Categorical, EmpiricalRisk, Objective
 
 EXAMPLES = 1024
 """Examples a candidate is timed on, or one chunk of its own if that is larger."""
@@ -35,70 +27,76 @@ SHARE = 0.05
 FREE = 0.02
 """Seconds that comparing may take however small the grid is."""
 
-STACKED = 2**25
-"""Numbers that the parameters of one vmap pass may take."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One way to compute: a back-end, a chunk size, a memory layout."""
-
-    backend: Literal["loop", "prefix", "vmap", "graph", "recalibrated", "interpolated"]
-    chunk: int
-    layout: Layout = "given"
-    width: int = 1
-    fold: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-    """What is computed, whichever way is fastest.
-
-    Attributes:
-        batchnorm: Statistics of batch normalisation; see `kobai.landscape.backends.batchnorm`.
-        statistics: For "interpolated", label of marked points to buffers.
-        precision: "given" or "bfloat16".
-        classes: Number of classes whose losses are measured too.
-    """
-
-    batchnorm: BatchNormMode = "frozen"
-    statistics: Statistics = dataclasses.field(default_factory=dict)
-    precision: Precision = "given"
-    classes: int = 0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An evaluator, a sentence on how it was chosen, and what to ask for to get it again."""
+    """A way to evaluate an objective.
 
-    evaluator: Evaluator
+    Attributes:
+        evaluator: Measures the objective.
+        note: How it was chosen, as a sentence.
+        candidate: What to ask for to get the same again; None for the objective's own value.
+        splits: Name of a further objective to what measures it in the same way.
+    """
+
+    evaluator: ObjectiveEvaluator
     note: str
     candidate: Candidate | None
+    splits: Mapping[str, ObjectiveEvaluator] = dataclasses.field(default_factory=dict)
 
 
-def choose_evaluator(
+def choose_for_grid(
     objective: Objective,
     directions: Directions,
+    settings: Settings,
     *,
-    backend: BackendName = "auto",
-    points: int = 1000,
-) -> tuple[Evaluator, str]:
-    """Pick the fastest way to evaluate an objective on a subspace; see `choose`.
+    points: int,
+    processes: Processes,
+    kept: Mapping[str, Any] | None,
+) -> Choice:
+    """Choose a way to evaluate an objective and its further splits, the same in all processes.
 
-    Returns:
-        The evaluator and a sentence on how it was chosen.
+    Args:
+        objective: Any objective.
+        directions: The subspace.
+        settings: What is computed.
+        points: How many points will be evaluated.
+        processes: The first one chooses.
+        kept: What an interrupted run chose, as the folder's record has it.
+
+    Raises:
+        ValueError: If the back-end, a variant or a split does not apply.
     """
-    choice = choose(objective, directions, backend=backend, points=points)
-    return choice.evaluator, choice.note
+    if kept is None:
+        choice = None
+        if processes.rank == 0:
+            choice = choose(objective, directions, settings, points=points)
+        same = processes.agree(choice and (choice.candidate, choice.note))
+    else:
+        choice, candidate = None, kept["candidate"]
+        same = Candidate(**candidate) if candidate else None, kept["note"]
+    candidate, note = same
+    if choice is None:
+        choice = choose(objective, directions, settings, points=points, candidate=candidate)
+    splits: dict[str, ObjectiveEvaluator] = {}
+    for split, other in (settings.splits or {}).items():
+        if not split.isidentifier():
+            raise ValueError(f"splits are named like 'test', got {split!r}")
+        if len(directions.origin) != other.space.dimension:
+            raise ValueError(f"the split {split!r} belongs to another model")
+        if candidate is not None and not isinstance(other, EmpiricalRisk):
+            raise ValueError(f"the split {split!r} must be an EmpiricalRisk like the objective")
+        free = dataclasses.replace(settings, backend="auto")
+        splits[split] = choose(other, directions, free, points=1, candidate=candidate).evaluator
+    return dataclasses.replace(choice, note=note, splits=splits)
 
 
 def choose(
     objective: Objective,
     directions: Directions,
+    settings: Settings | None = None,
     *,
-    backend: BackendName = "auto",
     points: int = 1000,
-    variant: Variant | None = None,
     candidate: Candidate | None = None,
 ) -> Choice:
     """Pick the fastest way to evaluate an objective on a subspace.
@@ -109,177 +107,195 @@ def choose(
     Args:
         objective: Any objective; one that is not an empirical risk has just its `value`.
         directions: The subspace.
-        backend: "auto", or the one to use.
+        settings: The back-end, if one is asked for, and what is computed.
         points: How many points will be evaluated; bounds the time spent on comparing.
-        variant: What to compute, when it is not the plain loss.
         candidate: What was chosen before; nothing is compared again.
 
     Raises:
         ValueError: If the back-end or variant asked for does not apply.
     """
-    variant = Variant() if variant is None else variant
-    if backend not in get_args(BackendName):
-        raise ValueError(f"backend must be one of {get_args(BackendName)}, got {backend!r}")
+    settings = Settings() if settings is None else settings
+    classes = _classes(objective) if CLASS_FIELD in (settings.fields or ()) else 0
+    backend, plain = settings.backend, settings.backend in ("auto", "loop")
     if not isinstance(objective, EmpiricalRisk):
-        if backend not in ("auto", "loop"):
+        if not plain:
             raise ValueError(
                 f"backend={backend!r} needs an EmpiricalRisk, got {type(objective).__name__}"
             )
-        if variant != Variant():
+        if settings.batchnorm != "frozen" or settings.precision != "given":
             raise ValueError(
-                "batchnorm, class_loss and bfloat16 need an EmpiricalRisk, got "
-                f"{type(objective).__name__}"
+                "batchnorm and bfloat16 need an EmpiricalRisk, got " + type(objective).__name__
             )
-        plain = ValueEvaluator(objective, directions)
-        return Choice(evaluator=plain, note="value of the objective at each point", candidate=None)
-    held = HeldData(objective)
-    search = _Search(objective, directions, held, points, variant)
+        evaluator = ValueEvaluator(objective, directions)
+        note = "value of the objective at each point"
+        return Choice(evaluator=evaluator, note=note, candidate=None)
+    maker = EvaluatorMaker(objective, directions, settings, classes)
     if candidate is not None:
-        made = search.make(candidate)
+        made = maker.make(candidate)
         if made is None:
             raise ValueError(f"{candidate} does not apply here")
         return Choice(evaluator=made, note=f"{made.name}, as chosen before", candidate=candidate)
-    if variant.batchnorm != "frozen":
-        # One way only, over the chunks in which statistics are averaged: nothing to compare.
-        if backend not in ("auto", "loop"):
-            raise ValueError(f"batchnorm={variant.batchnorm!r} needs backend='loop' or 'auto'")
+    search = _Search(maker, points)
+    if settings.batchnorm != "frozen":
+        # Statistics that follow θ have one back-end, so there is nothing to compare.
+        if not plain:
+            raise ValueError(f"batchnorm={settings.batchnorm!r} needs backend='loop' or 'auto'")
         if objective.coupled:
             raise ValueError("a coupled objective has no running statistics; leave batchnorm out")
-        only = Candidate(variant.batchnorm, search.usual)
-        made = search.make(only)
-        assert made is not None
-        return Choice(evaluator=made, note=made.name, candidate=only)
-    # Questions with most to gain come first, because small grids leave no time for the others;
-    # each is answered with the winners so far.
-    if backend in ("auto", "loop"):
-        search.loops()
-    if variant.precision != "given" and backend not in ("auto", "loop"):
-        raise ValueError(f"precision={variant.precision!r} needs backend='loop' or 'auto'")
-    full = variant.precision == "given"
-    if backend == "vmap" or (backend == "auto" and full and search.calls_dominate()):
-        search.vmaps()
-    if backend == "prefix" or (backend == "auto" and full and search.best().backend == "loop"):
-        search.prefixes()
-    on_cuda = objective.space.device.type == "cuda"
-    if backend == "graph" or (backend == "auto" and full and on_cuda):
-        search.graphs()
-    if not search.timings:
-        reason = search.refused.get(backend, "nothing can be reused, or it takes too much memory")
-        raise ValueError(f"backend={backend!r} does not apply here: {reason}; use backend='auto'")
-    winner = search.best()
-    chosen = search.make(winner)
-    assert chosen is not None
-    note = f"{chosen.name}: {_times(search.timings)} a point, by measurement"
-    for name, reason in search.refused.items():
-        note += f" ({name} does not apply: {reason})"
-    if (winner.backend == "loop" and not winner.fold) or variant.precision != "given":
-        return Choice(evaluator=chosen, note=note, candidate=winner)
-    plain = search.make(Candidate("loop", search.usual))
-    assert plain is not None
-    problem = _disagreement(chosen, plain, objective, search.where[0])
-    if problem:
-        return Choice(evaluator=plain, note=problem, candidate=Candidate("loop", search.usual))
-    return Choice(evaluator=chosen, note=note, candidate=winner)
+        return search.choice(Candidate(settings.batchnorm, search.usual))
+    if settings.precision != "given" and not plain:
+        raise ValueError(f"precision={settings.precision!r} needs backend='loop' or 'auto'")
+    search.compare(backend, full=settings.precision == "given")
+    return search.outcome()
+
+
+def _classes(objective: Objective) -> int:
+    if not isinstance(objective, EmpiricalRisk) or not isinstance(
+        objective.likelihood, Categorical
+    ):
+        raise ValueError("class_loss needs a categorical likelihood; leave it out of fields")
+    batch = next(iter(objective.batches))
+    with torch.no_grad():
+        outputs = objective.forward(objective.theta(), batch.take(slice(0, 1)))
+    return int(outputs.shape[objective.likelihood.axis])
 
 
 class _Search:
-    """Times candidates within a share of what the whole plane will take."""
+    """Times candidates within a share of what the whole grid will take."""
 
-    def __init__(
-        self,
-        objective: EmpiricalRisk,
-        directions: Directions,
-        held: HeldData,
-        points: int,
-        variant: Variant,
-    ) -> None:
-        self.objective, self.held, self.points = objective, held, points
-        self.make = _maker(objective, directions, held, variant)
-        self.where = _typical_points(directions)
-        self.sizes = _chunk_sizes(objective, held)
+    def __init__(self, maker: EvaluatorMaker, points: int) -> None:
+        self.maker, self.make, self.points = maker, maker.make, points
+        self.objective = maker.objective
+        self.sizes = _chunk_sizes(maker.objective, maker.data)
         self.usual = self.sizes[len(self.sizes) // 2]
         self.timings: dict[Candidate, float] = {}
         self.refused: dict[str, str] = {}
         self.started = time.perf_counter()
 
-    def best(self) -> Candidate:
-        """The fastest so far."""
+    def compare(self, backend: str, *, full: bool) -> None:
+        """Time the back-end asked for, or all that may be fastest.
+
+        Questions with most to gain come first, because small grids leave no time for the others;
+        each is answered with the winners so far.
+
+        Args:
+            backend: One of `BackendName`.
+            full: Compute in full precision, which back-ends other than the loop need.
+
+        Raises:
+            ValueError: If the back-end asked for does not apply.
+        """
+        auto = backend == "auto"
+        if auto or backend == "loop":
+            self._loops()
+        if backend == "vmap" or (auto and full and self._calls_dominate()):
+            self._vmaps()
+        if backend == "prefix" or (auto and full and self._best().backend == "loop"):
+            self._prefixes()
+        if backend == "graph" or (auto and full and self.objective.space.device.type == "cuda"):
+            self._graph()
+        if not self.timings:
+            reason = self.refused.get(backend, "nothing can be reused, or it takes too much memory")
+            raise ValueError(
+                f"backend={backend!r} does not apply here: {reason}; use backend='auto'"
+            )
+
+    def outcome(self) -> Choice:
+        """Make the winner, or the plain loop if the winner does not agree with it."""
+        winner = self._best()
+        note = f": {_times(self.timings)} a point, by measurement"
+        for name, reason in self.refused.items():
+            note += f" ({name} does not apply: {reason})"
+        chosen = self.choice(winner, note)
+        full = self.maker.settings.precision == "given"
+        if not full or (winner.backend == "loop" and not winner.fold):
+            return chosen
+        plain = self.choice(Candidate("loop", self.usual))
+        point = self.maker.typical[0]
+        problem = _disagreement(chosen.evaluator, plain.evaluator, self.objective, point)
+        return dataclasses.replace(plain, note=problem) if problem else chosen
+
+    def choice(self, candidate: Candidate, note: str = "") -> Choice:
+        """Make a candidate that applies."""
+        made = self.make(candidate)
+        assert made is not None
+        return Choice(evaluator=made, note=made.name + note, candidate=candidate)
+
+    def _best(self) -> Candidate:
         return min(self.timings, key=self.timings.__getitem__)
 
-    def loops(self) -> None:
-        """The plain loop, in both layouts and all chunk sizes that time allows."""
-        self.time(Candidate("loop", self.usual))
-        convolutions = any(
-            isinstance(m, nn.modules.conv._ConvNd) for m in self.objective.model.modules()
-        )
-        if self.held.has_images and convolutions:
-            self.time(dataclasses.replace(self.best(), layout="channels_last"))
-        self.sizes_of_best()
+    def _loops(self) -> None:
+        """Time the plain loop, in both layouts and all chunk sizes that time allows."""
+        self._time(Candidate("loop", self.usual))
+        if self.maker.data.has_images and has_convolutions(self.objective.model):
+            self._time(dataclasses.replace(self._best(), layout="channels_last"))
+        self._sizes_of_best()
         if not self.objective.coupled:
-            self.time(dataclasses.replace(self.best(), fold=True))
+            self._time(dataclasses.replace(self._best(), fold=True))
 
-    def vmaps(self) -> None:
-        """Many points at once; recurrent kernels and data-dependent control flow refuse that."""
+    def _vmaps(self) -> None:
+        """Time many points at once, which some kernels and control flow by data refuse."""
         for width in (16, 128):
             try:
-                self.time(Candidate("vmap", self.usual, width=width))
+                self._time(Candidate("vmap", self.usual, width=width))
             except (RuntimeError, ValueError) as error:
                 self.refused["vmap"] = str(error).splitlines()[0]
                 return
 
-    def graphs(self) -> None:
-        """The loop recorded by CUDA, which a forward pass that talks to the host refuses."""
-        like = self.best() if self.timings else Candidate("loop", self.usual)
+    def _graph(self) -> None:
+        """Time the recorded loop, which a forward pass that talks to the host refuses."""
+        like = self._best() if self.timings else Candidate("loop", self.usual)
         try:
-            self.time(Candidate("graph", like.chunk, layout=like.layout))
+            self._time(Candidate("graph", like.chunk, layout=like.layout))
         except RuntimeError as error:
             self.refused["graph"] = str(error).splitlines()[0]
 
-    def prefixes(self) -> None:
-        """Reuse of what does not move, as the best loop goes over the data, then as it likes."""
-        like = self.best() if self.timings else Candidate("loop", self.usual)
-        self.time(dataclasses.replace(like, backend="prefix"))
-        if self.timings and self.best().backend == "prefix":
-            self.sizes_of_best()
+    def _prefixes(self) -> None:
+        """Time reuse with the chunks of the best loop, and with other chunks if it is faster."""
+        like = self._best() if self.timings else Candidate("loop", self.usual)
+        self._time(dataclasses.replace(like, backend="prefix"))
+        if self.timings and self._best().backend == "prefix":
+            self._sizes_of_best()
 
-    def sizes_of_best(self) -> None:
-        """Other chunk sizes of the winner so far."""
+    def _sizes_of_best(self) -> None:
         for size in self.sizes:
-            self.time(dataclasses.replace(self.best(), chunk=size))
+            self._time(dataclasses.replace(self._best(), chunk=size))
 
-    def time(self, candidate: Candidate) -> None:
+    def _time(self, candidate: Candidate) -> None:
         """Time a candidate, if it applies, is new and there is time."""
         if candidate in self.timings or (self.timings and not self._affordable()):
             return
         evaluator = self.make(candidate)
         if evaluator is None:
             return
-        some = (self.where * candidate.width)[: candidate.width]
+        some = (self.maker.typical * candidate.width)[: candidate.width]
         examples = max(EXAMPLES, candidate.chunk)
         self.timings[candidate] = evaluator.seconds(some, examples)
 
-    def calls_dominate(self) -> bool:
-        """Whether calling the layers takes much of a forward pass: eight examples cost as many."""
+    def _calls_dominate(self) -> bool:
+        """Tell whether calling layers takes much of a pass: eight examples cost as many."""
         if self.objective.coupled:
             return False
-        few = min(8, self.held.size)
+        few = min(8, self.maker.data.size)
         evaluator = self.make(Candidate("loop", few))
         assert evaluator is not None
-        calls = evaluator.seconds(self.where[:1], few) * few
-        return self.timings[self.best()] * self.sizes[-1] < 3 * calls
+        calls = evaluator.seconds(self.maker.typical[:1], few) * few
+        return self.timings[self._best()] * self.sizes[-1] < 3 * calls
 
     def _affordable(self) -> bool:
-        expected = self.timings[self.best()] * self.held.size * self.points
+        expected = self.timings[self._best()] * self.maker.data.size * self.points
         return time.perf_counter() - self.started < max(SHARE * expected, FREE)
 
 
 def _disagreement(
-    chosen: RiskEvaluator, loop: RiskEvaluator, objective: EmpiricalRisk, point: Point
+    chosen: ObjectiveEvaluator, loop: ObjectiveEvaluator, objective: EmpiricalRisk, point: Point
 ) -> str:
-    """Why the chosen evaluator cannot be used: it differs from the loop. Empty if it does not."""
+    """Say why the chosen evaluator cannot be used: it differs from the loop. Empty if not."""
     mine, plain = chosen.loss(*point), loop.loss(*point)
+    # How far two exact ways of computing a loss of this size may differ by rounding.
+    rounding = 100 * torch.finfo(objective.space.dtype).eps * (abs(plain) + 1e-3)
     same = mine == plain or (mine != mine and plain != plain)
-    if same or abs(mine - plain) <= agreement(objective, plain):
+    if same or abs(mine - plain) <= rounding:
         return ""
     return (
         f"loop: {chosen.name} was faster but gave {mine} instead of {plain} at {point}, so it was "
@@ -287,99 +303,22 @@ def _disagreement(
     )
 
 
-def agreement(objective: Objective, value: float) -> float:
-    """How far two exact ways of computing a loss of this size may differ by rounding."""
-    epsilon = torch.finfo(objective.space.dtype).eps
-    return 100 * epsilon * (abs(value) + 1e-3)
-
-
-def _maker(
-    objective: EmpiricalRisk, directions: Directions, held: HeldData, variant: Variant
-) -> Callable[[Candidate], RiskEvaluator | None]:
-    """A function from candidate to evaluator, None where the back-end does not apply."""
-    batch = next(held.batches[0].chunks(64))
-    traced: list = []
-    found: list[Folds] = []
-
-    def folds(candidate: Candidate) -> Folds | None:
-        if not candidate.fold:
-            return None
-        if not found:
-            found.append(find_folds(objective, batch))
-        return found[0]
-
-    def prefix(candidate: Candidate) -> PrefixBackend | None:
-        if not traced:
-            sites = find_sites(objective, directions, batch)
-            size = kept_bytes(sites, directions.count) * held.size / batch.size
-            usable = bool(sites) and size <= MEMORY_BOUND
-            if usable:
-                backend = PrefixBackend(objective, directions, sites)
-                usable = backend.holds(
-                    batch, [(0.0,) * directions.count, *_typical_points(directions)]
-                )
-            traced.append(sites if usable else None)
-        if traced[0] is None:
-            return None
-        return PrefixBackend(objective, directions, traced[0], folds=folds(candidate))
-
-    def make(candidate: Candidate) -> RiskEvaluator | None:
-        backend: Backend | None
-        if candidate.backend == "loop":
-            if candidate.fold and not folds(candidate):
-                return None
-            backend = LoopBackend(objective, directions, folds=folds(candidate))
-        elif candidate.backend == "recalibrated":
-            backend = RecalibratedBackend(objective, directions)
-        elif candidate.backend == "interpolated":
-            backend = InterpolatedBackend(objective, directions, variant.statistics)
-        elif candidate.backend == "graph":
-            backend = GraphBackend(objective, directions)
-        elif candidate.backend == "prefix":
-            backend = prefix(candidate)
-            if backend is None:
-                return None
-        else:
-            if candidate.width * objective.space.dimension > STACKED:
-                return None
-            backend = VmapBackend(objective, directions, width=candidate.width)
-        return RiskEvaluator(
-            objective,
-            held,
-            backend,
-            chunk=candidate.chunk,
-            layout=candidate.layout,
-            classes=variant.classes,
-            precision=variant.precision,
-        )
-
-    return make
-
-
-def _chunk_sizes(objective: EmpiricalRisk, held: HeldData) -> list[int]:
-    """Sizes worth trying, largest last."""
-    largest = min(held.size, max(held.largest, 2048))
+def _chunk_sizes(objective: EmpiricalRisk, data: DeviceData) -> list[int]:
+    """List the sizes worth trying, largest last."""
+    largest = min(data.size, max(data.largest, 2048))
     if objective.coupled:
         return [largest]
     if objective.space.device.type != "cpu":
         return sorted({min(2048, largest), largest})
     # On a processor, chunks that stay in its cache are as fast as any or faster; images are
     # larger in there than they look, by as much as a layer has channels.
-    sizes = (32, 128, 512) if held.has_images else (128, 512, 2048)
+    sizes = (32, 128, 512) if data.has_images else (128, 512, 2048)
     return sorted({min(size, largest) for size in sizes})
 
 
-def _typical_points(directions: Directions) -> list[Point]:
-    """Two points about a third of the origin's norm away along each direction."""
-    size = float(directions.origin.double().norm())
-    steps = [0.3 * size / norm if size else 0.3 for norm in directions.norms]
-    return [tuple(steps), tuple(-0.5 * step for step in steps)]
-
-
-def _times(timings: dict[Candidate, float]) -> str:
+def _times(timings: Mapping[Candidate, float]) -> str:
     best: dict[str, float] = {}
     for candidate, seconds in timings.items():
-        key = candidate.backend
-        best[key] = min(best.get(key, math.inf), seconds)
+        best[candidate.backend] = min(best.get(candidate.backend, math.inf), seconds)
     fastest = min(best.values())
     return ", ".join(f"{name} {seconds / fastest:.2f}" for name, seconds in best.items())

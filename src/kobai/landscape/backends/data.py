@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -29,7 +29,7 @@ class Chunk:
     weights: Tensor
 
 
-class HeldData:
+class DeviceData:
     """All examples of an objective on its device, loaded once.
 
     Args:
@@ -55,17 +55,14 @@ class HeldData:
         self.has_images = any(_is_image(t) for b in self.batches for t in _tensors(b))
 
     def chunks(self, size: int, layout: Layout = "given") -> list[Chunk]:
-        """The data in chunks of at most `size` examples, in order."""
-        found = []
-        for whole in self.batches:
-            for batch in whole.chunks(size):
-                if layout == "channels_last":
-                    batch = _channels_last(batch)
-                found.append(Chunk(batch, self._weights(batch)))
-        return found
+        """Cut the data into chunks of at most `size` examples, in order."""
+        batches = [batch for whole in self.batches for batch in whole.chunks(size)]
+        if layout == "channels_last":
+            batches = [_channels_last(batch) for batch in batches]
+        return [Chunk(batch, self._weights(batch)) for batch in batches]
 
     def class_sizes(self, classes: int) -> Tensor:
-        """How many examples have each of the first `classes` targets, float64 on the CPU.
+        """Count the examples with each of the first `classes` targets, float64 on the CPU.
 
         Raises:
             ValueError: If targets are not one class an example below that number.
@@ -87,7 +84,7 @@ class HeldData:
         return sizes
 
     def fingerprint(self) -> str:
-        """SHA-256 of all inputs and targets: the identity of the data."""
+        """Compute SHA-256 of all inputs and targets: the identity of the data."""
         digest = hashlib.sha256()
         for batch in self.batches:
             for tensor in (*_tensors(batch), batch.targets):
@@ -104,8 +101,16 @@ class HeldData:
 def _tensors(batch: Batch) -> list[Tensor]:
     if isinstance(batch.inputs, Tensor):
         return [batch.inputs]
-    values = batch.inputs if isinstance(batch.inputs, tuple) else batch.inputs.values()
-    return list(values)
+    return list(batch.inputs if isinstance(batch.inputs, tuple) else batch.inputs.values())
+
+
+def _like(batch: Batch, inputs: Sequence[Tensor], targets: Tensor) -> Batch:
+    """Make a batch whose inputs are of the same kind: a tensor, a tuple or a mapping."""
+    if isinstance(batch.inputs, Tensor):
+        return Batch(inputs[0], targets)
+    if isinstance(batch.inputs, tuple):
+        return Batch(tuple(inputs), targets)
+    return Batch(dict(zip(batch.inputs, inputs, strict=True)), targets)
 
 
 def _is_image(tensor: Tensor) -> bool:
@@ -113,32 +118,20 @@ def _is_image(tensor: Tensor) -> bool:
 
 
 def _channels_last(batch: Batch) -> Batch:
-    def convert(tensor: Tensor) -> Tensor:
-        if not _is_image(tensor):
-            return tensor
-        return tensor.contiguous(memory_format=torch.channels_last)
-
-    if isinstance(batch.inputs, Tensor):
-        return Batch(convert(batch.inputs), batch.targets)
-    if isinstance(batch.inputs, tuple):
-        return Batch(tuple(convert(t) for t in batch.inputs), batch.targets)
-    return Batch({name: convert(t) for name, t in batch.inputs.items()}, batch.targets)
+    inputs = [
+        t.contiguous(memory_format=torch.channels_last) if _is_image(t) else t
+        for t in _tensors(batch)
+    ]
+    return _like(batch, inputs, batch.targets)
 
 
-def _joined(batches: Collection[Batch]) -> list[Batch]:
-    """One batch, or the batches as they are where shapes differ or the data are very large."""
-    batches = list(batches)
+def _joined(batches: list[Batch]) -> list[Batch]:
+    """Join batches into one, or leave them where shapes differ or the data are very large."""
     keys = {
         (type(b.inputs), *(t.shape[1:] for t in _tensors(b)), b.targets.shape[1:]) for b in batches
     }
     total = sum(t.nbytes for b in batches for t in _tensors(b))
     if len(batches) == 1 or len(keys) > 1 or total > JOIN_BOUND:
         return batches
-    targets = torch.cat([b.targets for b in batches])
-    first = batches[0].inputs
     columns = [torch.cat(column) for column in zip(*map(_tensors, batches), strict=True)]
-    if isinstance(first, Tensor):
-        return [Batch(columns[0], targets)]
-    if isinstance(first, tuple):
-        return [Batch(tuple(columns), targets)]
-    return [Batch(dict(zip(first, columns, strict=True)), targets)]
+    return [_like(batches[0], columns, torch.cat([b.targets for b in batches]))]

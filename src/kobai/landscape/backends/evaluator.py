@@ -4,42 +4,44 @@ import abc
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from kobai.landscape.backends.data import Chunk, HeldData, Layout
-from kobai.landscape.backends.loop import Backend, Mover, Point
+from kobai.landscape.backends.data import Chunk, DeviceData, Layout
+from kobai.landscape.backends.interface import Backend, Evaluator
+from kobai.landscape.backends.passes import ExampleSums, MovedParameters, Point
 from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.options import Precision
 from kobai.problem import EmpiricalRisk, Objective, pure
 
-Precision = Literal["given", "bfloat16"]
 
-
-class Evaluator(abc.ABC):
-    """Measures an objective at points given by their coordinates.
+class ObjectiveEvaluator(Evaluator):
+    """Measures an objective, and knows a form of it that is fast to differentiate.
 
     Attributes:
-        name: How it computes, in a few words.
-        fields: What it measures, in the order of the columns of `measure`.
+        objective: The objective.
     """
 
-    name: str
-    fields: tuple[str, ...]
+    objective: Objective
 
     @abc.abstractmethod
-    def measure(self, points: Sequence[Point]) -> Tensor:
-        """Values at K points, (K, number of fields), float64 on the CPU."""
+    def has_accuracy(self) -> bool:
+        """Tell whether there is a likelihood, and whether it knows right from wrong."""
 
-    def loss(self, *coordinates: float) -> float:
-        """The loss at one point."""
-        return float(self.measure([coordinates])[0, 0])
+    @abc.abstractmethod
+    def smooth(self) -> Objective:
+        """Give the same objective in the chunks that were found fast, for derivatives."""
+
+    @abc.abstractmethod
+    def identity(self) -> str:
+        """Tell one objective from another: by its data, or by its value where there are none."""
 
 
 @final
-class ValueEvaluator(Evaluator):
-    """Any objective, one call of `value` a point.
+class ValueEvaluator(ObjectiveEvaluator):
+    """Any objective, one call of `value` per point.
 
     Args:
         objective: The function.
@@ -47,20 +49,32 @@ class ValueEvaluator(Evaluator):
     """
 
     fields = ("loss",)
+    name = "value of the objective"
 
     def __init__(self, objective: Objective, directions: Directions) -> None:
-        self.name = "value of the objective"
         self.objective = objective
-        self._mover = Mover(objective.space, directions)
+        self._moved = MovedParameters(objective.space, directions)
+
+    def has_accuracy(self) -> bool:
+        """Tell that there is none."""
+        return False
+
+    def smooth(self) -> Objective:
+        """Give the objective itself."""
+        return self.objective
+
+    def identity(self) -> str:
+        """Give the value at the origin."""
+        return float(self.objective.value(self._moved.origin)).hex()
 
     def measure(self, points: Sequence[Point]) -> Tensor:
         """See `Evaluator.measure`."""
-        values = [self.objective.value(self._mover.theta(point)).double() for point in points]
+        values = [self.objective.value(self._moved.theta(point)).double() for point in points]
         return torch.stack(values).cpu().unsqueeze(1)
 
 
 @final
-class RiskEvaluator(Evaluator):
+class RiskEvaluator(ObjectiveEvaluator):
     """An empirical risk over data held on the device: loss, standard error, accuracy.
 
     The standard error is that of the mean over examples as a sample of a population (of the ratio
@@ -69,9 +83,9 @@ class RiskEvaluator(Evaluator):
 
     Args:
         objective: The empirical risk.
-        held: Its data.
+        data: Its data on the device.
         backend: How outputs are computed.
-        chunk: Examples a forward pass.
+        chunk: Examples per forward pass.
         layout: Memory layout of image inputs.
         classes: Measure the loss of this many classes as well; 0 for none.
         precision: "bfloat16" runs matrix products and convolutions in bfloat16 (torch.autocast);
@@ -81,7 +95,7 @@ class RiskEvaluator(Evaluator):
     def __init__(
         self,
         objective: EmpiricalRisk,
-        held: HeldData,
+        data: DeviceData,
         backend: Backend,
         *,
         chunk: int,
@@ -95,44 +109,39 @@ class RiskEvaluator(Evaluator):
         if precision != "given":
             self.name += f", {precision}"
         self.precision = precision
-        self.classes = classes
         self.fields = ("loss", "stderr", "accuracy", *(f"class_loss_{k}" for k in range(classes)))
-        self.objective = objective
+        self.objective = self.risk = objective
         self.backend = backend
-        self.held = held
-        self._chunks = held.chunks(chunk, layout)
-        self._members = held.class_sizes(classes) if classes else torch.zeros(0)
+        self.data = data
+        self.chunks = data.chunks(chunk, layout)
+        self._example_sums = ExampleSums(objective, classes)
+        self._members = data.class_sizes(classes) if classes else torch.zeros(0)
 
-    def in_chunks(self) -> EmpiricalRisk:
-        """The same objective over the chunks that were found fast, for derivatives."""
-        batches = tuple(chunk.batch for chunk in self._chunks)
-        return EmpiricalRisk(
-            self.objective.model,
-            self.objective.likelihood,
-            batches,
-            coupled=self.objective.coupled,
-        )
+    def smooth(self) -> EmpiricalRisk:
+        """See `ObjectiveEvaluator.smooth`."""
+        risk, batches = self.risk, tuple(chunk.batch for chunk in self.chunks)
+        return EmpiricalRisk(risk.model, risk.likelihood, batches, coupled=risk.coupled)
 
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The pieces in which the data are gone over."""
-        return self._chunks
+    def identity(self) -> str:
+        """Give a fingerprint of the data."""
+        return self.data.fingerprint()
 
     def has_accuracy(self) -> bool:
-        """Whether the likelihood knows right from wrong."""
-        batch = next(self.held.batches[0].chunks(2))
-        with torch.no_grad(), pure(self.objective.model, coupled=self.objective.coupled):
-            outputs = self.objective.forward(self.objective.theta(), batch)
-        return self.objective.likelihood.correct(outputs, batch.targets) is not None
+        """See `ObjectiveEvaluator.has_accuracy`."""
+        batch = next(self.data.batches[0].chunks(2))
+        with torch.no_grad(), pure(self.risk.model, coupled=self.risk.coupled):
+            outputs = self.risk.forward(self.risk.theta(), batch)
+        return self.risk.likelihood.correct(outputs, batch.targets) is not None
 
     def measure(self, points: Sequence[Point]) -> Tensor:
-        """See `Evaluator.measure`. Cost: about one forward pass over the data a point."""
-        return self._finish(self._sums(points, self._chunks))
+        """See `Evaluator.measure`. Cost: about one forward pass over the data per point."""
+        sums = self._sums(points, self.chunks)
+        return self._example_sums.values(sums, self.data.size, self.data.terms, self._members)
 
     def seconds(self, points: Sequence[Point], examples: int) -> float:
         """Time a point and example: the faster of two runs over at least so many examples."""
         some, count = [], 0
-        for chunk in self._chunks:
+        for chunk in self.chunks:
             if count >= examples:
                 break
             some.append(chunk)
@@ -145,57 +154,9 @@ class RiskEvaluator(Evaluator):
         return best / count / len(points)
 
     def _sums(self, points: Sequence[Point], chunks: Sequence[Chunk]) -> Tensor:
-        # Tensors stay on the device until all points are done: one wait, not one a batch.
-        with (
-            torch.no_grad(),
-            pure(self.objective.model, coupled=self.objective.coupled),
-            self._reduced(),
-        ):
-            return self.backend.sums(points, chunks, self._of).cpu()
-
-    def _reduced(self) -> contextlib.AbstractContextManager:
-        if self.precision == "given":
-            return contextlib.nullcontext()
-        return torch.autocast(self.objective.space.device.type, torch.bfloat16)
-
-    def _of(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """(Σ l, Σ l², Σ l w, Σ w², correct, Σ l of each class) at each of K points, float64.
-
-        Args:
-            outputs: (K, n, …).
-            targets: (n, …), the same at all points.
-            weights: (n,).
-        """
-        count, size = outputs.shape[:2]
-        outputs = outputs.to(self.objective.space.dtype).flatten(0, 1)
-        repeated = targets.expand(count, *targets.shape).flatten(0, 1)
-        nll = self.objective.likelihood.nll(outputs, repeated).double().view(count, size)
-        right = self.objective.likelihood.correct(outputs, repeated)
-        sums = torch.stack(
-            (
-                nll.sum(1),
-                nll.square().sum(1),
-                nll @ weights,
-                torch.dot(weights, weights).expand(count),
-                nll.new_full((count,), float("nan"))
-                if right is None
-                else right.double().view(count, size).sum(1),
-            ),
-            dim=1,
-        )
-        if not self.classes:
-            return sums
-        of_class = nll.new_zeros(count, self.classes).index_add_(1, targets.long(), nll)
-        return torch.cat((sums, of_class), dim=1)
-
-    def _finish(self, sums: Tensor) -> Tensor:
-        """From sums (K, 5 + classes) to fields (K, 3 + classes)."""
-        total, squares, cross, weights, correct = sums[:, :5].unbind(1)
-        weight, size = self.objective.weight, self.held.size
-        loss = total / weight
-        spread = (squares - 2 * loss * cross + loss.square() * weights).clamp(min=0.0)
-        correction = size / (size - 1) if size > 1 else float("nan")
-        stderr = (spread * correction).sqrt() / weight
-        values = torch.stack((loss, stderr, correct / self.held.terms), dim=1)
-        # A class without examples has no loss: 0 / 0 is NaN.
-        return torch.cat((values, sums[:, 5:] / self._members), dim=1)
+        # Tensors stay on the device until all points are done: one wait, not one per batch.
+        reduced = contextlib.nullcontext()
+        if self.precision != "given":
+            reduced = torch.autocast(self.risk.space.device.type, torch.bfloat16)
+        with torch.no_grad(), pure(self.risk.model, coupled=self.risk.coupled), reduced:
+            return self.backend.sums(points, chunks, self._example_sums).cpu()

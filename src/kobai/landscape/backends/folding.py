@@ -9,22 +9,29 @@ assumptions (a value read a second time by a function that hooks cannot see) is 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kobai.landscape.backends.data import Chunk
+from kobai.landscape.backends.interface import Treatment, other_forwards
+from kobai.landscape.backends.passes import Point
+from kobai.landscape.layer_kinds import (
+    is_convolution,
+    is_relu,
+    output_with,
+    scales_by_running_statistics,
+    writes_fresh_output,
+)
 from kobai.problem import Batch, EmpiricalRisk, pure
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_WRITERS = (*_CONVOLUTIONS, nn.Linear)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folds:
-    """What can be folded in a model.
+    """Pairs of layers that can be computed as one.
 
     Attributes:
         norms: Path of a convolution to that of the normalisation layer after it.
@@ -37,17 +44,17 @@ class Folds:
     def __bool__(self) -> bool:
         return bool(self.norms or self.relus)
 
-    def without(self, paths: Sequence[str], *, norms: bool) -> "Folds":
-        """Leave out ReLUs at or after modules, and normalisation layers unless they are wanted."""
-        relus = {r: w for r, w in self.relus.items() if r not in paths and w not in paths}
-        if not norms:
-            # Their ReLUs read what a layer wrote that now runs as ever; that is as good.
-            return Folds(norms={}, relus=relus)
-        return Folds(norms=self.norms, relus=relus)
+    def beside(self, reused: Sequence[str]) -> "Folds | None":
+        """Keep only the ReLUs that neither are nor write over modules whose output is reused.
+
+        Normalisation layers are not folded beside reuse, which needs layers linear in θ.
+        """
+        relus = {r: w for r, w in self.relus.items() if r not in reused and w not in reused}
+        return Folds(norms={}, relus=relus) if relus else None
 
 
 def find_folds(objective: EmpiricalRisk, batch: Batch) -> Folds:
-    """Look through one forward pass of a few examples.
+    """Find what can be folded, by one forward pass of a few examples.
 
     Only modules that are called once, and whose output exactly one module reads, are taken.
     """
@@ -90,29 +97,22 @@ def find_folds(objective: EmpiricalRisk, batch: Batch) -> Folds:
         first, second = modules.get(writer), modules.get(read[0])
         if first is None or second is None or "forward" in {*first.__dict__, *second.__dict__}:
             continue
-        if type(first) in _CONVOLUTIONS and not objective.coupled and _is_norm(second, tensor):
+        if (
+            is_convolution(first)
+            and not objective.coupled
+            and scales_by_running_statistics(second, tensor)
+        ):
             norms[writer] = read[0]
-        elif type(second) is nn.ReLU and (type(first) in _WRITERS or _is_norm(first, tensor)):
+        elif is_relu(second) and (
+            writes_fresh_output(first) or scales_by_running_statistics(first, tensor)
+        ):
             relus[read[0]] = writer
     return Folds(norms=norms, relus=relus)
 
 
-def _is_norm(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module is a batch normalisation by running statistics, by what it computes."""
-    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or module.training:
-        return False
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    epsilon = getattr(module, "eps", None)
-    if x.ndim < 3 or x.shape[1] != len(mean) or not isinstance(epsilon, float):
-        return False
-    with torch.no_grad():
-        wanted = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
-        return bool(torch.allclose(module(x), wanted, rtol=1e-5, atol=1e-6, equal_nan=True))
-
-
-class Folded:
-    """Answers for the modules of a model while it is open; `move` tells it the point.
+@final
+class Folded(Treatment):
+    """Lets folded modules compute less, with weights that follow the point.
 
     Args:
         objective: The empirical risk.
@@ -123,12 +123,13 @@ class Folded:
         self.objective, self.folds = objective, folds
         self._modules = dict(objective.model.named_modules())
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}
+        self.name = f"loop ({len(folds.norms)} normalisation layers folded)"
         named = dict(objective.model.named_parameters(remove_duplicate=False))
         first = {id(named[name]): name for name in objective.space.names}
         self._names = {place: first.get(id(parameter)) for place, parameter in named.items()}
 
-    def move(self, parameters: Mapping[str, Tensor]) -> None:
-        """Fold the normalisation layers at these parameters."""
+    def move(self, point: Point, parameters: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> None:
+        """Fold the normalisation layers into the convolutions at these parameters."""
 
         def current(path: str, name: str) -> Tensor | None:
             place = f"{path}.{name}"
@@ -152,22 +153,16 @@ class Folded:
             shape = (-1, *[1] * (weight.ndim - 1))
             self._weights[conv] = (weight * scale.view(shape), moved)
 
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """Let the folded modules compute less; they get their own ways back."""
-        try:
-            for conv, norm in self.folds.norms.items():
-                self._modules[conv].__dict__["forward"] = self._convolution(conv)
-                self._modules[norm].__dict__["forward"] = lambda x: x
-            for relu in self.folds.relus:
-                self._modules[relu].__dict__["forward"] = F.relu_
-            yield
-        finally:
-            changed = (*self.folds.norms, *self.folds.norms.values(), *self.folds.relus)
-            for path in changed:
-                self._modules[path].__dict__.pop("forward", None)
+    def during(self) -> contextlib.AbstractContextManager[None]:
+        """See `Treatment.during`."""
+        forwards: dict[nn.Module, Callable[..., Tensor]] = {}
+        for conv, norm in self.folds.norms.items():
+            forwards[self._modules[conv]] = self._convolution(conv)
+            forwards[self._modules[norm]] = lambda x: x
+        for relu in self.folds.relus:
+            forwards[self._modules[relu]] = F.relu_
+        return other_forwards(forwards)
 
     def _convolution(self, path: str) -> Callable[[Tensor], Tensor]:
         module = self._modules[path]
-        assert isinstance(module, _CONVOLUTIONS)
-        return lambda x: module._conv_forward(x, *self._weights[path])
+        return lambda x: output_with(module, x, *self._weights[path])

@@ -13,21 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.layer_kinds import is_linear_in_parameters, is_sequence
 from kobai.problem import Batch, EmpiricalRisk, pure
-
-LINEAR_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-"""Layers whose output is linear in their own parameters, for a fixed input."""
 
 
 @dataclasses.dataclass(eq=False)
-class Site:
-    """A call of a submodule in the forward pass.
+class ReusableCall:
+    """A call of a submodule in the forward pass, and what of it can be reused.
 
     Attributes:
         path: The submodule's name.
         index: Which of its calls, in order.
         kind: "constant", the output is kept; "linear", its D + 1 parts are; "bypass", the output
-            only feeds a site whose input does not matter; "run", computed as ever.
+            only feeds a call whose input does not matter; "run", computed as ever.
         inner: Calls of other submodules inside this one, which are skipped with it.
         fragile: The output is modified in place later, so each point gets a copy.
         nbytes: Size of the output.
@@ -39,14 +37,15 @@ class Site:
     inner: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     fragile: bool = False
     nbytes: int = 0
-    parent: "Site | None" = None
-    children: list["Site"] = dataclasses.field(default_factory=list)
+    children: list["ReusableCall"] = dataclasses.field(default_factory=list)
     output: Tensor | None = None
     versions: tuple[int, ...] = ()
 
 
-def find_sites(objective: EmpiricalRisk, directions: Directions, batch: Batch) -> list[Site]:
-    """The calls that can be reused along the subspace, from one forward pass of a few examples.
+def find_reusable_calls(
+    objective: EmpiricalRisk, directions: Directions, batch: Batch
+) -> list[ReusableCall]:
+    """Find the calls that can be reused along a subspace, by a forward pass of a few examples.
 
     Args:
         objective: The empirical risk.
@@ -54,7 +53,7 @@ def find_sites(objective: EmpiricalRisk, directions: Directions, batch: Batch) -
         batch: Examples for the pass; two are enough.
 
     Returns:
-        Sites of kind "constant", "linear" and "bypass"; empty if nothing can be reused.
+        Calls of kind "constant", "linear" and "bypass"; empty if nothing can be reused.
     """
     model, space = objective.model, objective.space
     moved = {
@@ -66,35 +65,35 @@ def find_sites(objective: EmpiricalRisk, directions: Directions, batch: Batch) -
         for name, value in space.unflatten(directions.origin).items()
     }
     root = _trace(objective, parameters, batch)
-    found: list[Site] = []
+    found: list[ReusableCall] = []
     _collect(root, dict(model.named_modules()), found)
     return found
 
 
-def _trace(objective: EmpiricalRisk, parameters: dict[str, Tensor], batch: Batch) -> Site:
-    """The tree of calls in one forward pass, with what autograd knows about each."""
+def _trace(objective: EmpiricalRisk, parameters: dict[str, Tensor], batch: Batch) -> ReusableCall:
+    """Build the tree of calls in one forward pass, with what autograd knows about each."""
     counts: collections.Counter[str] = collections.Counter()
-    top: list[Site] = []
-    stack: list[Site] = []
+    top: list[ReusableCall] = []
+    stack: list[ReusableCall] = []
     handles = []
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             parent = stack[-1] if stack else None
-            site = Site(path, counts[path], parent=parent)
-            site.versions = tuple(t._version for t in _tensors((args, kwargs)))
+            call = ReusableCall(path, counts[path])
+            call.versions = tuple(t._version for t in _tensors((args, kwargs)))
             counts[path] += 1
             for outer in stack:
                 outer.inner[path] += 1
-            (parent.children if parent else top).append(site)
-            stack.append(site)
+            (parent.children if parent else top).append(call)
+            stack.append(call)
 
         return hook
 
     def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        site = stack.pop()
+        call = stack.pop()
         inputs = _tensors((args, kwargs))
-        untouched = site.versions == tuple(t._version for t in inputs)
+        untouched = call.versions == tuple(t._version for t in inputs)
         if not isinstance(output, Tensor) or not untouched:
             return
         constant_input = all(not t.requires_grad for t in inputs)
@@ -102,11 +101,11 @@ def _trace(objective: EmpiricalRisk, parameters: dict[str, Tensor], batch: Batch
         if not output.requires_grad:
             # A view of the input costs nothing and would be kept for nothing.
             if output.untyped_storage().data_ptr() not in aliases:
-                site.kind = "constant"
-        elif constant_input and _is_linear(module, args, kwargs):
-            site.kind = "linear"
-        site.output, site.nbytes = output, output.nbytes
-        site.versions = (output._version,)
+                call.kind = "constant"
+        elif constant_input and len(args) == 1 and not kwargs and _is_linear(module):
+            call.kind = "linear"
+        call.output, call.nbytes = output, output.nbytes
+        call.versions = (output._version,)
 
     with pure(objective.model, coupled=objective.coupled), torch.enable_grad():
         try:
@@ -117,29 +116,29 @@ def _trace(objective: EmpiricalRisk, parameters: dict[str, Tensor], batch: Batch
         finally:
             for handle in handles:
                 handle.remove()
-    for site in _walk(top[0]):
-        if site.output is not None:
-            site.fragile = site.kind == "constant" and site.output._version != site.versions[0]
-            site.output = None
+    for call in _walk(top[0]):
+        if call.output is not None:
+            call.fragile = call.kind == "constant" and call.output._version != call.versions[0]
+            call.output = None
     return top[0]
 
 
-def _walk(site: Site) -> Iterator[Site]:
-    yield site
-    for child in site.children:
+def _walk(call: ReusableCall) -> Iterator[ReusableCall]:
+    yield call
+    for child in call.children:
         yield from _walk(child)
 
 
-def _collect(site: Site, modules: dict[str, nn.Module], found: list[Site]) -> None:
-    """The outermost reusable calls; in a Sequential, only the last constant one is kept."""
-    if site.kind != "run":
-        found.append(site)
+def _collect(call: ReusableCall, modules: dict[str, nn.Module], found: list[ReusableCall]) -> None:
+    """Collect the outermost reusable calls; of a sequence, only the last constant one is kept."""
+    if call.kind != "run":
+        found.append(call)
         return
-    if type(modules[site.path]) is nn.Sequential:
-        for child, following in zip(site.children, site.children[1:], strict=False):
+    if is_sequence(modules[call.path]):
+        for child, following in zip(call.children, call.children[1:], strict=False):
             if child.kind == "constant" and following.kind in ("constant", "linear"):
                 child.kind = "bypass"
-    for child in site.children:
+    for child in call.children:
         _collect(child, modules, found)
 
 
@@ -153,16 +152,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _is_linear(module: nn.Module, args: tuple, kwargs: dict) -> bool:
-    """Whether the call is linear in the module's own parameters, by its exact type."""
-    if type(module) not in LINEAR_TYPES or len(args) != 1 or kwargs:
-        return False
-    if "forward" in module.__dict__:
-        return False
-    return not (isinstance(module, nn.Embedding) and module.max_norm is not None)
+def _is_linear(module: nn.Module) -> bool:
+    return is_linear_in_parameters(module) and "forward" not in module.__dict__
 
 
-def kept_bytes(sites: Sequence[Site], count: int) -> int:
-    """Bytes kept for the examples of the trace and `count` directions."""
+def kept_bytes(calls: Sequence[ReusableCall], count: int) -> int:
+    """Count the bytes kept for the examples of the trace and `count` directions."""
     factor = {"constant": 1, "linear": count + 2, "bypass": 0, "run": 0}
-    return sum(site.nbytes * factor[site.kind] for site in sites)
+    return sum(call.nbytes * factor[call.kind] for call in calls)

@@ -16,227 +16,175 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kobai.landscape.backends.data import Chunk
-from kobai.landscape.backends.folding import Folded, Folds
-from kobai.landscape.backends.loop import Backend, Mover, Pending, Point, Reduce
-from kobai.landscape.backends.reusable_calls import LINEAR_TYPES, Site
+from kobai.landscape.backends.interface import other_forwards
+from kobai.landscape.backends.passes import MovedParameters, Point
+from kobai.landscape.backends.reusable_calls import ReusableCall
 from kobai.landscape.directions.subspace import Directions
-from kobai.problem import Batch, EmpiricalRisk, ParameterSpace, pure
+from kobai.landscape.layer_kinds import is_linear_in_parameters, output_with
+from kobai.problem import Batch, EmpiricalRisk, pure
 
 MEMORY_BOUND = 2**31
 """Bytes that kept values may take; beyond, the back-end is not offered."""
 
+Handler = Callable[[ReusableCall, Callable[[], Any], tuple], Any]
+"""Answers a reusable call: the call, the computation it stands for, its arguments."""
+
 
 @final
-class PrefixBackend(Backend):
-    """The loop without what can be reused; see the module's text.
+class ReusedCalls:
+    """Answers calls of submodules from what is kept; see the module's text.
 
     Values are kept for each chunk when it is first met.
 
     Args:
         objective: The empirical risk.
         directions: The subspace.
-        sites: From `find_sites`.
-        folds: ReLUs that may write over their input.
+        calls: From `find_reusable_calls`.
+
+    Attributes:
+        name: What it is called in notes.
+        point: Where the model runs now.
     """
 
-    name = "prefix"
-
     def __init__(
-        self,
-        objective: EmpiricalRisk,
-        directions: Directions,
-        sites: Sequence[Site],
-        *,
-        folds: Folds | None = None,
+        self, objective: EmpiricalRisk, directions: Directions, calls: Sequence[ReusableCall]
     ) -> None:
-        # What is kept must not be written over, and folded weights are not linear in θ.
-        kept = [site.path for site in sites if site.kind != "linear"]
-        folds = folds.without(kept, norms=False) if folds else None
-        self._folded = Folded(objective, folds) if folds else None
         self.objective = objective
         self.directions = directions
-        self._mover = Mover(objective.space, directions)
-        self._sites = {(site.path, site.index): site for site in sites}
-        self._modules = {
-            site.path: objective.model.get_submodule(site.path) if site.path else objective.model
-            for site in sites
+        self.point: Point = ()
+        self._calls = {(call.path, call.index): call for call in calls}
+        self._modules = {call.path: objective.model.get_submodule(call.path) for call in calls}
+        self._parts = {
+            path: _parts(objective, directions, module)
+            for path, module in self._modules.items()
+            if is_linear_in_parameters(module)
         }
-        self._tangents = _tangents(objective.space, directions, self._modules)
         self._kept: dict[int, dict[tuple[str, int], Any]] = {}
         self._owners: list[Chunk] = []
-        linear = sum(site.kind == "linear" for site in sites)
-        constant = sum(site.kind == "constant" for site in sites)
+        self._now: dict[tuple[str, int], Any] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+        linear = sum(call.kind == "linear" for call in calls)
+        constant = sum(call.kind == "constant" for call in calls)
         self.name = f"prefix ({linear} linear and {constant} constant calls reused)"
 
+    @contextlib.contextmanager
+    def during(self, chunks: Sequence[Chunk]) -> Iterator[None]:
+        """Answer for the calls while this is open; chunks not met before are run at the origin."""
+        unmet = [chunk for chunk in chunks if id(chunk) not in self._kept]
+        if unmet:
+            with self._answering(self._record):
+                origin = self.objective.space.unflatten(self.directions.origin)
+                for chunk in unmet:
+                    self._kept[id(chunk)] = {}
+                    self._owners.append(chunk)  # keeps the id from being given to another object
+                    self.begin(chunk)
+                    self.objective.forward_parameters(origin, chunk.batch)
+        with self._answering(self._replay):
+            yield
+
+    def begin(self, chunk: Chunk) -> None:
+        """Begin a forward pass over a chunk."""
+        self._now = self._kept[id(chunk)]
+        self._counts.clear()
+
     def holds(self, batch: Batch, points: Sequence[Point]) -> bool:
-        """Whether what is to be reused is indeed the same, to the bit, at all of these points.
+        """Tell whether what is to be reused is indeed the same, to the bit, at all points.
 
         Autograd does not see what goes through an argmax, a comparison or a detached value.
         """
-        seen = _Compare({})
+        seen: dict[ReusableCall, Tensor] = {}
+        differ: list[ReusableCall] = []
+
+        def note(call: ReusableCall, value: Tensor) -> None:
+            if not torch.equal(seen.setdefault(call, value.clone()), value):
+                differ.append(call)
+
+        def compare(call: ReusableCall, compute: Callable[[], Any], args: tuple) -> Any:
+            if call.kind == "linear":
+                note(call, args[0])
+            output = compute()
+            if call.kind == "constant":
+                note(call, output)
+            return output
+
+        moved = MovedParameters(self.objective.space, self.directions)
         with (
             torch.no_grad(),
             pure(self.objective.model, coupled=self.objective.coupled),
-            self._answering() as answers,
+            self._answering(compare),
         ):
             for point in points:
-                answers.begin(seen)
-                self.objective.forward_parameters(self._mover.parameters(point), batch)
-        return seen.same
+                self._counts.clear()
+                self.objective.forward_parameters(moved.at(point), batch)
+        return not differ
 
-    def sums(self, points: Sequence[Point], chunks: Sequence[Chunk], reduce: Reduce) -> Tensor:
-        """See `Backend.sums`."""
-        rows = []
-        with contextlib.ExitStack() as stack:
-            if self._folded is not None:
-                stack.enter_context(self._folded.answering())
-            answers = stack.enter_context(self._answering())
-            for chunk in chunks:
-                if id(chunk) not in self._kept:
-                    self._record(chunk, answers)
-            for point in points:
-                parameters = self._mover.parameters(point)
-                pending = Pending(reduce)
-                for chunk in chunks:
-                    answers.begin(_Replay(self._kept[id(chunk)], point))
-                    outputs = self.objective.forward_parameters(parameters, chunk.batch)
-                    pending.add(outputs, chunk)
-                rows.append(pending.total())
-        return torch.stack(rows)
+    def _answering(self, handler: Handler) -> contextlib.AbstractContextManager[None]:
+        return other_forwards(
+            {module: self._instead_of(p, module, handler) for p, module in self._modules.items()}
+        )
 
-    def _record(self, chunk: Chunk, answers: "_Answers") -> None:
-        kept: dict[tuple[str, int], Any] = {}
-        origin = self.objective.space.unflatten(self.directions.origin)
-        answers.begin(_Record(kept, self._tangents))
-        self.objective.forward_parameters(origin, chunk.batch)
-        self._kept[id(chunk)] = kept
-        self._owners.append(chunk)  # keeps the id from being given to another object
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator["_Answers"]:
-        """Let a handler answer for the calls at the sites; the modules get their own back."""
-        answers = _Answers(self._sites)
-        try:
-            for path, module in self._modules.items():
-                module.__dict__["forward"] = answers.instead_of(path, module)
-            yield answers
-        finally:
-            for module in self._modules.values():
-                module.__dict__.pop("forward", None)
-
-
-class _Answers:
-    """Counts the calls of the modules that have sites and passes those on to a handler."""
-
-    def __init__(self, sites: dict[tuple[str, int], Site]) -> None:
-        self.sites = sites
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.handle: _Record | _Replay | _Compare | None = None
-
-    def begin(self, handle: "_Record | _Replay | _Compare") -> None:
-        """A new forward pass."""
-        self.handle = handle
-        self.counts.clear()
-
-    def instead_of(self, path: str, module: nn.Module) -> Callable[..., Any]:
-        """What the module's `forward` is replaced by."""
+    def _instead_of(self, path: str, module: nn.Module, handler: Handler) -> Callable[..., Any]:
+        """Make what replaces a module's `forward`: it counts calls and hands them to a handler."""
         original = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            key = (path, self.counts[path])
-            self.counts[path] += 1
-            site = self.sites.get(key)
-            if site is None:
+            call = self._calls.get((path, self._counts[path]))
+            self._counts[path] += 1
+            if call is None:
                 return original(*args, **kwargs)
-            assert self.handle is not None
-            before = self.counts.copy() if site.inner else None
-            result = self.handle(site, key, module, original, args, kwargs)
+            before = self._counts.copy() if call.inner else None
+            result = handler(call, lambda: original(*args, **kwargs), args)
             if before is not None:
                 # Whether or not the inner calls took place, they count.
-                self.counts = before + site.inner
+                self._counts = before + call.inner
             return result
 
         return forward
 
-
-@dataclasses.dataclass(eq=False)
-class _Record:
-    """Computes every site as ever and keeps what is needed again."""
-
-    kept: dict[tuple[str, int], Any]
-    tangents: dict[str, list[tuple[Tensor, Tensor | None] | None]]
-
-    def __call__(
-        self,
-        site: Site,
-        key: tuple[str, int],
-        module: nn.Module,
-        original: Callable[..., Any],
-        args: tuple,
-        kwargs: dict,
-    ) -> Any:
-        output = original(*args, **kwargs)
-        if site.kind == "constant":
-            self.kept[key] = output.clone()
-        elif site.kind == "linear":
+    def _record(self, call: ReusableCall, compute: Callable[[], Any], args: tuple) -> Any:
+        """Compute a call as ever and keep what is needed again."""
+        output = compute()
+        if call.kind == "constant":
+            self._now[call.path, call.index] = output.clone()
+        elif call.kind == "linear":
+            module = self._modules[call.path]
             parts = [
-                None if tangent is None else _linear_part(module, args[0], *tangent)
-                for tangent in self.tangents[site.path]
+                None if part is None else output_with(module, args[0], *part)
+                for part in self._parts[call.path]
             ]
-            self.kept[key] = _Linear(output.clone(), parts)
+            self._now[call.path, call.index] = _Linear(output.clone(), parts)
         return output
 
-
-@dataclasses.dataclass(eq=False)
-class _Compare:
-    """Computes every site as ever and compares what would be reused between points."""
-
-    seen: dict[tuple[str, int], Tensor]
-    same: bool = True
-
-    def __call__(
-        self,
-        site: Site,
-        key: tuple[str, int],
-        module: nn.Module,
-        original: Callable[..., Any],
-        args: tuple,
-        kwargs: dict,
-    ) -> Any:
-        if site.kind == "linear":
-            self._note(key, args[0])
-            return original(*args, **kwargs)
-        output = original(*args, **kwargs)
-        if site.kind == "constant":
-            self._note(key, output)
-        return output
-
-    def _note(self, key: tuple[str, int], value: Tensor) -> None:
-        known = self.seen.setdefault(key, value.clone())
-        self.same = self.same and torch.equal(known, value)
+    def _replay(self, call: ReusableCall, compute: Callable[[], Any], args: tuple) -> Any:
+        """Answer a call from what was kept."""
+        if call.kind == "bypass":
+            return args[0]
+        value = self._now[call.path, call.index]
+        if isinstance(value, _Linear):
+            return value.at(self.point)
+        return value.clone() if call.fragile else value
 
 
 @dataclasses.dataclass(eq=False)
 class _Linear:
-    """Output of a linear site at the origin and its parts along the directions."""
+    """Output of a linear call at the origin and its parts along the directions."""
 
     base: Tensor
     parts: list[Tensor | None]
     row: tuple[Point, Tensor] | None = None
 
     def at(self, point: Point) -> Tensor:
-        """A fresh tensor with the output at the coordinates."""
+        """Compute a fresh tensor with the output at the coordinates."""
         *before, last = point
-        if self.parts[-1] is None:
-            return self._row(tuple(before)).clone()
-        return torch.add(self._row(tuple(before)), self.parts[-1], alpha=last)
+        row = self._row(tuple(before))
+        part = self.parts[-1]
+        return row.clone() if part is None else torch.add(row, part, alpha=last)
 
     def _row(self, before: Point) -> Tensor:
-        """The sum over all coordinates but the last, kept along a row of the grid."""
+        """Sum over all coordinates but the last; the sum is kept along a row of the grid."""
         if self.row is None or self.row[0] != before:
             total = self.base
             for value, part in zip(before, self.parts, strict=False):
@@ -246,66 +194,26 @@ class _Linear:
         return self.row[1]
 
 
-@dataclasses.dataclass(eq=False)
-class _Replay:
-    """Answers for the sites from what was kept."""
-
-    kept: dict[tuple[str, int], Any]
-    point: Point
-
-    def __call__(
-        self,
-        site: Site,
-        key: tuple[str, int],
-        module: nn.Module,
-        original: Callable[..., Any],
-        args: tuple,
-        kwargs: dict,
-    ) -> Any:
-        if site.kind == "bypass":
-            return args[0]
-        value = self.kept[key]
-        if isinstance(value, _Linear):
-            return value.at(self.point)
-        return value.clone() if site.fragile else value
-
-
-def _tangents(
-    space: ParameterSpace, directions: Directions, modules: dict[str, nn.Module]
-) -> dict[str, list[tuple[Tensor, Tensor | None] | None]]:
-    """Weight and bias of each linear module along each direction, None where it does not move."""
+def _parts(
+    objective: EmpiricalRisk, directions: Directions, module: nn.Module
+) -> list[tuple[Tensor, Tensor | None] | None]:
+    """Find weight and bias of a linear layer along each direction, None where it does not move."""
+    space = objective.space
     named = dict(space.module.named_parameters())
     # By identity, because a tied parameter goes by its first name only.
     names = {id(named[name]): name for name in space.names}
     columns = space.unflatten_columns(directions.vectors)
-    found: dict[str, list[tuple[Tensor, Tensor | None] | None]] = {}
-    for path, module in modules.items():
-        if type(module) not in LINEAR_TYPES:
-            continue
-        weight, bias = module.weight, getattr(module, "bias", None)
-        along: list[tuple[Tensor, Tensor | None] | None] = []
-        for k in range(directions.count):
-
-            def part(parameter: Any, k: int = k) -> Tensor | None:
-                name = None if parameter is None else names.get(id(parameter))
-                return None if name is None else columns[name][k]
-
-            w, b = part(weight), part(bias)
-            moves = any(t is not None and bool(t.any()) for t in (w, b))
-            if not moves:
-                along.append(None)
-                continue
-            assert isinstance(weight, Tensor)
-            along.append((torch.zeros_like(weight) if w is None else w, b))
-        found[path] = along
+    bias = getattr(module, "bias", None)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    found: list[tuple[Tensor, Tensor | None] | None] = []
+    for k in range(directions.count):
+        w, b = (
+            columns[names[id(tensor)]][k] if id(tensor) in names else None
+            for tensor in (weight, bias)
+        )
+        if not any(tensor is not None and bool(tensor.any()) for tensor in (w, b)):
+            found.append(None)
+        else:
+            found.append((torch.zeros_like(weight) if w is None else w, b))
     return found
-
-
-def _linear_part(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The module's output with other parameters."""
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight, bias)
-    if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return module._conv_forward(x, weight, bias)

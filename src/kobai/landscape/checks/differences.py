@@ -1,6 +1,5 @@
-"""Derivatives of a function of one number by differences, with an honest error."""
+"""Derivatives of a function of one number by differences, each with its error."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -9,16 +8,10 @@ STEPS = 5
 """How many step sizes are tried, each a third of the one before."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number and how far off it may be."""
-
-    value: float
-    error: float
-
-
-def first_derivative(function: Callable[[float], float], step: float, *, noise: float) -> Estimate:
-    """f'(0) by central differences, extrapolated to step zero.
+def first_derivative(
+    function: Callable[[float], float], step: float, *, noise: float
+) -> tuple[float, float]:
+    """Find f'(0) by central differences, extrapolated to step zero.
 
     Args:
         function: f.
@@ -26,8 +19,8 @@ def first_derivative(function: Callable[[float], float], step: float, *, noise: 
         noise: Rounding error of one value of f.
 
     Returns:
-        The extrapolation with the smallest error, by how it changes from step to step and by what
-        rounding does to it. Cost: two values of f a step size.
+        The extrapolation with the smallest error, and that error, which is how the extrapolation
+        changes from step to step and what rounding does to it. Cost: two values of f per step size.
     """
 
     def difference(h: float) -> float:
@@ -36,8 +29,10 @@ def first_derivative(function: Callable[[float], float], step: float, *, noise: 
     return _extrapolate(difference, step, lambda h: noise / h)
 
 
-def second_derivative(function: Callable[[float], float], step: float, *, noise: float) -> Estimate:
-    """f''(0) by central second differences; see `first_derivative`."""
+def second_derivative(
+    function: Callable[[float], float], step: float, *, noise: float
+) -> tuple[float, float]:
+    """Find f''(0) by central second differences; see `first_derivative`."""
     middle = function(0.0)
 
     def difference(h: float) -> float:
@@ -48,16 +43,16 @@ def second_derivative(function: Callable[[float], float], step: float, *, noise:
 
 def _extrapolate(
     difference: Callable[[float], float], step: float, rounding: Callable[[float], float]
-) -> Estimate:
+) -> tuple[float, float]:
     # Central differences err by even powers of the step: one Richardson step removes the square.
     # Steps shrink by thirds; the smallest change between successive extrapolations tells where
     # truncation and rounding balance.
     steps = [step / 3**k for k in range(STEPS)]
     plain = [difference(h) for h in steps]
     better = [fine + (fine - coarse) / 8 for coarse, fine in itertools.pairwise(plain)]
-    best = Estimate(plain[-1], math.inf)
+    best = (plain[-1], math.inf)
     for k in range(1, len(better)):
         error = abs(better[k] - better[k - 1]) + 2 * rounding(steps[k + 1])
-        if error < best.error:
-            best = Estimate(better[k], error)
+        if error < best[1]:
+            best = (better[k], error)
     return best

@@ -5,19 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from kobai.landscape.backends.batchnorm import (
-    InterpolatedBackend,
+    Interpolated,
+    Recalibrated,
     plain_loss,
     recalibrated_statistics,
 )
-from kobai.landscape.backends.choice import Choice
-from kobai.landscape.backends.evaluator import Evaluator, RiskEvaluator
-from kobai.landscape.backends.loop import Point
-from kobai.landscape.checks import shape as shape_checks
-from kobai.landscape.checks import values as proofs
+from kobai.landscape.backends.evaluator import ObjectiveEvaluator, RiskEvaluator
+from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.loop import LoopBackend
+from kobai.landscape.backends.passes import Point
+from kobai.landscape.checks import shape, values
+from kobai.landscape.checks.values import ModuleState
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.grid.nodes import grid_points
-from kobai.landscape.grid.refinement import Refined
-from kobai.landscape.options import COARSE_PRECISION
+from kobai.landscape.grid.blocks import grid_points
+from kobai.landscape.grid.fields import FieldEvaluator
+from kobai.landscape.grid.refinement import GridValues
+from kobai.landscape.options import COARSE_PRECISION, Settings
 from kobai.problem import Categorical, EmpiricalRisk, Objective
 from kobai.results import Check
 
@@ -47,86 +50,81 @@ def require_overview(
         )
 
 
-def _plain(choice: Choice, objective: Objective, directions: Directions) -> proofs.Plain:
-    """The loss at a point by torch's own way, for each way of treating statistics."""
-    evaluator = choice.evaluator
-    mode = None if choice.candidate is None else choice.candidate.backend
-    if mode == "recalibrated":
-        assert isinstance(evaluator, RiskEvaluator)
-        assert isinstance(objective, EmpiricalRisk)
-        chunks = evaluator.chunks
-
-        def recalibrated(point: Point) -> float:
-            theta = directions.at(point)
-            return plain_loss(objective, theta, recalibrated_statistics(objective, theta, chunks))
-
-        return recalibrated
-    if mode == "interpolated":
-        assert isinstance(evaluator, RiskEvaluator)
-        assert isinstance(objective, EmpiricalRisk)
-        backend = evaluator.backend
-        assert isinstance(backend, InterpolatedBackend)
-        return lambda p: plain_loss(objective, directions.at(p), backend.buffers_at(p))
-    return proofs.plain_value(objective, directions)
-
-
 def prove(
-    objective: Objective,
-    directions: Directions,
-    evaluator: Evaluator,
-    smooth: Objective,
-    grid: Sequence[np.ndarray],
-    losses: np.ndarray,
-    mask: np.ndarray,
-    choice: Choice,
-) -> list[Check]:
-    """All self-checks that hold for a surface made in this way.
+    fields: FieldEvaluator, found: GridValues, settings: Settings, before: ModuleState
+) -> tuple[Check, ...]:
+    """Run all self-checks that hold for a surface made in this way.
 
     Args:
-        objective: The objective as given.
-        directions: The subspace.
-        evaluator: What measured the surface.
-        smooth: The objective in chunks that are fast to differentiate.
-        grid: Coordinates of every axis.
-        losses: The surface.
-        mask: Which nodes were evaluated.
-        choice: How, and with which statistics of batch normalisation.
+        fields: What measured the surface.
+        found: The surface.
+        settings: How it was measured.
+        before: The module as it was before.
     """
-    half = [float(axis[-1] - axis[0]) / 2 for axis in grid]
+    proof: list[Check] = []
+    complete = found.reason != "stopped" and bool(np.isfinite(found.fields["loss"]).any())
+    if settings.checks and complete and not np.isnan(found.values[~found.evaluated]).any():
+        proof = _prove_values(fields, found)
+        if found.errors and settings.tol is not None:
+            proof.append(_interpolation(found, settings.tol))
+    objective = fields.evaluator.objective
+    return (*proof, values.untouched(before, objective.space.module))
+
+
+def _prove_values(fields: FieldEvaluator, found: GridValues) -> list[Check]:
+    evaluator, directions, smooth = fields.evaluator, fields.directions, fields.smooth
+    grid, losses = found.axes, found.fields["loss"]
     corner = tuple(float(axis[0]) for axis in grid)
-    common = [
-        proofs.determinism(evaluator, corner, losses),
-        proofs.orientation(directions, grid),
-        proofs.direction_norms(directions),
-    ]
+    deterministic = values.determinism(evaluator, corner, losses)
+    geometry = [values.orientation(directions, grid), values.direction_norms(directions)]
     if isinstance(evaluator, RiskEvaluator) and evaluator.precision != "given":
-        return [_overview(objective, directions, grid, losses, mask), *common]
-    plain = _plain(choice, objective, directions)
-    values = [
-        proofs.centre(objective, directions, evaluator, plain=plain),
-        proofs.nodes(objective, directions, grid, losses, evaluated=mask, plain=plain),
-        common[0],
-    ]
-    if choice.candidate is None or choice.candidate.backend not in ("recalibrated", "interpolated"):
+        return [_overview(evaluator.objective, directions, found), deterministic, *geometry]
+    plain = _plain(evaluator, directions)
+    centre = values.centre(evaluator.objective, directions, evaluator, plain=plain)
+    nodes = values.nodes(
+        evaluator.objective, directions, grid, losses, evaluated=found.mask, plain=plain
+    )
+    proof = [centre, nodes, deterministic]
+    if _treatment(evaluator) is None:
         # With statistics that follow θ, slopes of the surface are not those of the objective.
-        values.append(shape_checks.slope(smooth, directions, evaluator, half))
-        values.append(shape_checks.curvature(smooth, directions, evaluator, half))
-    return [*values, *common[1:]]
+        half = [float(axis[-1] - axis[0]) / 2 for axis in grid]
+        proof.append(shape.slope(smooth, directions, evaluator, half))
+        proof.append(shape.curvature(smooth, directions, evaluator, half))
+    return [*proof, *geometry]
 
 
-def _overview(
-    objective: Objective,
-    directions: Directions,
-    grid: Sequence[np.ndarray],
-    losses: np.ndarray,
-    mask: np.ndarray,
-) -> Check:
-    """Losses in bfloat16 against full precision at scattered nodes, in shares of the range."""
-    there = np.argwhere(mask & np.isfinite(losses))
+def _treatment(evaluator: Evaluator) -> Recalibrated | Interpolated | None:
+    """Give what makes the running statistics follow θ, if anything does."""
+    backend = evaluator.backend if isinstance(evaluator, RiskEvaluator) else None
+    treatment = backend.treatment if isinstance(backend, LoopBackend) else None
+    return treatment if isinstance(treatment, Recalibrated | Interpolated) else None
+
+
+def _plain(evaluator: ObjectiveEvaluator, directions: Directions) -> values.Plain:
+    """Make torch's own way to compute the loss at a point, for each treatment of statistics."""
+    objective, treatment = evaluator.objective, _treatment(evaluator)
+    if treatment is None:
+        return values.plain_value(objective, directions)
+    assert isinstance(evaluator, RiskEvaluator)
+    risk, chunks = evaluator.risk, evaluator.chunks
+
+    def loss(point: Point) -> float:
+        theta = directions.at(point)
+        if isinstance(treatment, Interpolated):
+            return plain_loss(risk, theta, treatment.buffers_at(point))
+        return plain_loss(risk, theta, recalibrated_statistics(risk, theta, chunks))
+
+    return loss
+
+
+def _overview(objective: Objective, directions: Directions, found: GridValues) -> Check:
+    """Check losses in bfloat16 against full precision at some nodes, in shares of the range."""
+    losses = found.fields["loss"]
+    there = np.argwhere(found.mask & np.isfinite(losses))
     picks = there[np.linspace(0, len(there) - 1, min(6, len(there))).round().astype(int)]
     gaps = []
     for pick in picks:
-        point = [float(axis[i]) for axis, i in zip(grid, pick, strict=True)]
+        point = [float(axis[i]) for axis, i in zip(found.axes, pick, strict=True)]
         gaps.append(abs(float(objective.value(directions.at(point))) - losses[tuple(pick)]))
     share = float(max(gaps) / max(np.ptp(losses[np.isfinite(losses)]), 1e-300))
     return Check(
@@ -138,8 +136,8 @@ def _overview(
     )
 
 
-def interpolation(found: Refined, tol: float) -> Check:
-    """The spline against nodes held out."""
+def _interpolation(found: GridValues, tol: float) -> Check:
+    """Check the spline against nodes held out."""
     worst = max(error for name, error in found.errors.items() if "loss" in name)
     return Check(
         name="interpolation",

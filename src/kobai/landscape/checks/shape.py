@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from kobai.landscape.backends.evaluator import Evaluator
+from kobai.landscape.backends.interface import Evaluator
 from kobai.landscape.checks.differences import first_derivative, second_derivative
 from kobai.landscape.derivatives import has_kinks, projected_hessian, slopes
 from kobai.landscape.directions.subspace import Directions
@@ -54,9 +54,9 @@ def slope(
             tolerance = 0.03 * abs(wanted) + floor + varied + 5 * noise / step
             rows.append((wanted, found, tolerance))
             continue
-        found = first_derivative(line, 0.25 * half[k], noise=noise)
+        found, error = first_derivative(line, 0.25 * half[k], noise=noise)
         relative = math.sqrt(torch.finfo(objective.space.dtype).eps)
-        rows.append((wanted, found.value, 5 * found.error + relative * abs(wanted)))
+        rows.append((wanted, found, 5 * error + relative * abs(wanted)))
     return _derivative_check("slope", rows, "∇L·d", "the surface's own slope", kinks)
 
 
@@ -83,9 +83,9 @@ def curvature(
             typical = max(abs(exact), 1e-3 * abs(value) / half[k] ** 2)
             rows.append(_kinked(objective, directions, line, k, value, typical, half[k]))
             continue
-        found = second_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
+        found, error = second_derivative(line, 0.25 * half[k], noise=_noise(objective, value))
         relative = math.sqrt(torch.finfo(objective.space.dtype).eps)
-        rows.append((exact, found.value, 5 * found.error + relative * abs(exact)))
+        rows.append((exact, found, 5 * error + relative * abs(exact)))
     other = "from slopes" if kinks else "dᵀHd"
     check = _derivative_check("curvature", rows, other, "second difference", kinks)
     if aside:

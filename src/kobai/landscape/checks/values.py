@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kobai.landscape.backends.evaluator import Evaluator
-from kobai.landscape.backends.loop import Point
+from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.grid.nodes import sweep
+from kobai.landscape.grid.blocks import scattered_node, sweep
 from kobai.problem import Objective
 from kobai.results import Check, Line, Plane, Volume
 
@@ -153,14 +153,7 @@ def nodes(
     shape = losses.shape
     plain = plain or plain_value(objective, directions)
     corners = [tuple(0 for _ in shape), tuple(n - 1 for n in shape)]
-    # Generalised golden ratio of d dimensions: the real root of x^(d+1) = x + 1.
-    root = 2.0
-    for _ in range(40):
-        root = (1 + root) ** (1 / (len(shape) + 1))
-    picks = corners + [
-        tuple(int(n * ((0.5 + k * root ** -(axis + 1)) % 1.0)) for axis, n in enumerate(shape))
-        for k in range(1, count - 1)
-    ]
+    picks = corners + [scattered_node(shape, k) for k in range(1, count - 1)]
     if evaluated is not None:
         there = np.argwhere(evaluated)
         picks = [tuple(there[((there - pick) ** 2).sum(1).argmin()].tolist()) for pick in picks]
@@ -251,7 +244,7 @@ def orientation(directions: Directions, axes: Sequence[np.ndarray]) -> Check:
         small.append(axis[picks])
     if len({len(axis) for axis in small}) < len(small):  # axes of two nodes each
         small[0] = np.append(small[0], 2 * small[0][-1] - small[0][0])
-    found = sweep(small, _Probe(directions))[0]["probe"]
+    found = sweep(small, _Probe(directions))["probe"]
     expected = sum(math.pi**k * grid for k, grid in enumerate(np.meshgrid(*small, indexing="ij")))
     largest = max(float(np.abs(axis).max()) for axis in small)
     # θ is rounded to its own dtype before its coordinates are read off.

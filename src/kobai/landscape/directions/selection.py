@@ -3,17 +3,8 @@
 import fnmatch
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
+from kobai.landscape.layer_kinds import is_embedding, is_normalisation
 from kobai.problem import ParameterSpace
-
-_NORMALISATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
 
 
 def _is_bias(space: ParameterSpace, name: str) -> bool:
@@ -23,9 +14,7 @@ def _is_bias(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_norm(space: ParameterSpace, name: str) -> bool:
-    owner = space.module.get_submodule(name.rpartition(".")[0])
-    # By name as well: people write their own RMSNorm.
-    return isinstance(owner, _NORMALISATIONS) or "norm" in type(owner).__name__.lower()
+    return is_normalisation(space.module.get_submodule(name.rpartition(".")[0]))
 
 
 def _is_vector(space: ParameterSpace, name: str) -> bool:
@@ -33,8 +22,7 @@ def _is_vector(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_embedding(space: ParameterSpace, name: str) -> bool:
-    owner = space.module.get_submodule(name.rpartition(".")[0])
-    return isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+    return is_embedding(space.module.get_submodule(name.rpartition(".")[0]))
 
 
 FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {

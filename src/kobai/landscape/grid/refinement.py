@@ -8,15 +8,16 @@ are reported. Those that miss the tolerance add their row and column.
 """
 
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.interpolate import make_interp_spline
 
-from kobai.landscape.grid.blocks import Collector
+from kobai.landscape.grid.blocks import Collector, on_grid, scattered_node
 from kobai.landscape.grid.fields import positive_field
 
 COARSE = 7
@@ -40,36 +41,45 @@ FLOOR = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Refined:
-    """A grid of which some nodes were measured.
+class GridValues:
+    """Values of fields on a grid of which all nodes or some were measured.
 
     Attributes:
+        axes: Coordinates along each direction.
+        names: The fields.
         values: Node (in the order of the grid) and field to value; NaN where the sweep stopped
             before a spline could be made.
-        evaluated: Which nodes were measured; all others are splines through those.
+        evaluated: Nodes that were measured; all others are splines through those.
+        reason: The reason to end: "tolerance", "budget", "exact" or "stopped".
         errors: Field to the largest error of the spline at the nodes that verified it, relative
             for losses and in shares of the range for others; empty if there were none.
-        reason: Why it ended: "tolerance", "budget", "exact" or "stopped".
         note: The same as a sentence.
     """
 
+    axes: Sequence[np.ndarray]
+    names: Sequence[str]
     values: Float[np.ndarray, "K F"]
     evaluated: Bool[np.ndarray, "K"]
-    errors: dict[str, float]
     reason: str
-    note: str
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """Shape `evaluated` like the grid."""
+        return self.evaluated.reshape([len(axis) for axis in self.axes])
+
+    @functools.cached_property
+    def fields(self) -> dict[str, np.ndarray]:
+        """Shape the values of each field like the grid; "evaluated" is there if some are not."""
+        found = on_grid(self.axes, self.names, self.values)
+        if not self.evaluated.all():
+            found["evaluated"] = self.mask.astype(float)
+        return found
 
 
-def refine(
-    axes: Sequence[np.ndarray],
-    collector: Collector,
-    *,
-    tol: float | None,
-    budget: float | None,
-    each: float,
-    started: float,
-) -> Refined:
-    """Fill a grid from as few nodes as a tolerance or a budget asks for.
+class Refinement:
+    """Fills a grid from as few nodes as a tolerance or a budget asks for.
 
     Args:
         axes: The coordinates.
@@ -78,13 +88,10 @@ def refine(
             units of `FLOOR` times the range where that is larger. None: as small as the budget
             allows.
         budget: Seconds; None: no limit.
-        each: Seconds that a node takes, by a first measurement.
+        each: Seconds per node, by a first measurement.
         started: `time.perf_counter` when the budget began to run.
     """
-    return _Refinement(axes, collector, tol, budget, each, started).run()
 
-
-class _Refinement:
     def __init__(
         self,
         axes: Sequence[np.ndarray],
@@ -104,10 +111,9 @@ class _Refinement:
         self.kept = [
             np.unique(np.linspace(0, n - 1, min(n, COARSE)).round().astype(int)) for n in self.shape
         ]
-        self.spent = 0.0
         self.picked = 0
 
-    def run(self) -> Refined:
+    def run(self) -> GridValues:
         """Refine until one of the reasons to stop holds."""
         errors: dict[str, float] = {}
         previous = [np.array([], dtype=int) for _ in self.shape]
@@ -137,11 +143,11 @@ class _Refinement:
     def _affordable(self, wanted: list[tuple[int, ...]]) -> bool:
         if self.budget is None:
             return True
-        new = sum(not self.known[index] for index in wanted) / self.collector.crew.size
+        new = sum(not self.known[index] for index in wanted) / self.collector.processes.size
         left = self.budget - (time.perf_counter() - self.started)
         # The first grid is always drawn: less would be no picture at all.
         answer = not self.known.any() or new * self.each <= left
-        return self.collector.crew.agree(answer)
+        return self.collector.processes.agree(answer)
 
     def _measure(self, wanted: list[tuple[int, ...]]) -> bool:
         new = [index for index in wanted if not self.known[index]]
@@ -155,12 +161,12 @@ class _Refinement:
             places = tuple(np.array(new).T)
             self.values[places] = values
             self.known[places] = reached
-            took = (time.perf_counter() - began) * self.collector.crew.size / len(new)
+            took = (time.perf_counter() - began) * self.collector.processes.size / len(new)
             self.each = max(0.5 * self.each, took)
         return not self.collector.stopped
 
-    def _exact(self, why: str) -> Refined:
-        """Everything that is left, as far as the budget goes."""
+    def _exact(self, why: str) -> GridValues:
+        """Measure everything that is left, as far as the budget goes."""
         left = [tuple(index) for index in np.argwhere(~self.known).tolist()]
         if not self._affordable(left):
             return self._finish("budget", {}, f"; {why}")
@@ -168,10 +174,10 @@ class _Refinement:
         return self._finish("stopped" if self.collector.stopped else "exact", {}, f"; {why}")
 
     def _add_rows(self) -> bool:
-        """Rows and columns in the gaps beside those that cannot be left out."""
+        """Add rows and columns in the gaps beside those that cannot be left out."""
         wishes: list[tuple[float, int, int]] = []
         for k, rows in enumerate(self.kept):
-            error = self._left_out(k) / GAIN
+            error = self._errors_without(k) / GAIN
             for p, (low, high) in enumerate(itertools.pairwise(rows)):
                 if high - low > 1:
                     wishes.append((max(error[p], error[p + 1]), k, (low + high) // 2))
@@ -185,8 +191,8 @@ class _Refinement:
             self.kept[k] = np.union1d(self.kept[k], [row])
         return bool(chosen)
 
-    def _left_out(self, k: int) -> np.ndarray:
-        """For each kept row of axis k, the largest error of the spline through the others."""
+    def _errors_without(self, k: int) -> np.ndarray:
+        """Find for each kept row of axis k the largest error of the spline through the others."""
         rows, x = self.kept[k], self.axes[k][self.kept[k]]
         block = np.moveaxis(self.values[np.ix_(*self.kept)][..., self.judged], k, 0)
         scale = self._scale(block, self.judged)
@@ -194,23 +200,15 @@ class _Refinement:
         if len(rows) < 3:
             return np.full(len(rows), np.inf)
         # Both ways are tried, and the better one will be taken.
+        ways = (True, False) if (block > 0).all() else (False,)
         for p in range(1, len(rows) - 1):
-            others = np.delete(np.arange(len(rows)), p)
-            best = None
-            for log in (True, False):
-                if log and not (block > 0).all():
-                    continue
-                y = np.log(block[others]) if log else block[others]
-                guess = _spline(x[others], y, x[p : p + 1])[0]
-                error = np.abs((np.exp(guess) if log else guess) - block[p]) / scale[p]
-                best = error.max() if best is None else min(best, error.max())
-            assert best is not None
-            worst[p] = best
+            errors = [np.abs(_left_out(x, block, p, log) - block[p]) / scale[p] for log in ways]
+            worst[p] = min(error.max() for error in errors)
         worst[0], worst[-1] = worst[1], worst[-2]
         return worst
 
     def _scale(self, values: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-        """What errors of each field are measured in."""
+        """Find the unit that errors of each field are measured in."""
         measured = self.values[self.known]
         scale = np.empty_like(values)
         for j, column in enumerate(columns):
@@ -223,7 +221,7 @@ class _Refinement:
         return np.maximum(scale, 1e-300)
 
     def _fill(self) -> np.ndarray:
-        """The spline through the crossings of kept rows, at all nodes."""
+        """Draw the spline through the crossings of kept rows, at all nodes."""
         core = self.values[np.ix_(*self.kept)]
         filled = np.empty_like(self.values)
         for f in range(core.shape[-1]):
@@ -243,33 +241,23 @@ class _Refinement:
         return filled
 
     def _log_is_better(self, part: np.ndarray) -> bool:
-        """Whether splines through logarithms predict left-out rows better."""
+        """Tell whether splines through logarithms predict left-out rows better."""
         errors = [0.0, 0.0]
         for k, rows in enumerate(self.kept):
             x, block = self.axes[k][rows], np.moveaxis(part, k, 0)
-            for p in range(1, len(rows) - 1):
-                others = np.delete(np.arange(len(rows)), p)
-                for way, y in enumerate((block, np.log(block))):
-                    guess = _spline(x[others], y[others], x[p : p + 1])[0]
-                    guess = np.exp(guess) if way else guess
-                    worst = float(np.abs((guess - block[p]) / block[p]).max())
-                    errors[way] = max(errors[way], worst)
+            for p, log in itertools.product(range(1, len(rows) - 1), (False, True)):
+                gap = (_left_out(x, block, p, log) - block[p]) / block[p]
+                errors[log] = max(errors[log], float(np.abs(gap).max()))
         return errors[1] <= errors[0]
 
     def _verify(self, count: int) -> tuple[dict[str, float], list[tuple[int, ...]]]:
-        """Measure some nodes that are left; the errors there, and the nodes that miss."""
-        root = 2.0
-        for _ in range(40):
-            root = (1 + root) ** (1 / (len(self.shape) + 1))
+        """Measure some nodes that are left; return the errors there, and the nodes that miss."""
         picks: list[tuple[int, ...]] = []
         left = int((~self.known).sum())
         tries = 0
         while len(picks) < min(count, left) and tries < 100 * count:
             # The golden-ratio sequence goes on from where the last round ended.
-            place = tuple(
-                int(n * ((0.5 + self.picked * root ** -(axis + 1)) % 1.0))
-                for axis, n in enumerate(self.shape)
-            )
+            place = scattered_node(self.shape, self.picked)
             self.picked += 1
             tries += 1
             if not self.known[place] and place not in picks:
@@ -291,7 +279,7 @@ class _Refinement:
         ]
         return found, failed
 
-    def _finish(self, reason: str, errors: dict[str, float], why: str = "") -> Refined:
+    def _finish(self, reason: str, errors: dict[str, float], why: str = "") -> GridValues:
         complete = all(len(rows) > 1 for rows in self.kept) and bool(
             self.known[np.ix_(*self.kept)].all()
         )
@@ -310,7 +298,9 @@ class _Refinement:
             shown = ", ".join(f"{name} {100 * error:.2g} %" for name, error in errors.items())
             note += f"; largest error where the spline was verified: {shown}"
         shape = (self.known.size, len(self.names))
-        return Refined(
+        return GridValues(
+            axes=self.axes,
+            names=self.names,
             values=values.reshape(shape),
             evaluated=self.known.reshape(-1),
             errors=errors,
@@ -319,6 +309,14 @@ class _Refinement:
         )
 
 
+def _left_out(x: np.ndarray, block: np.ndarray, p: int, log: bool) -> np.ndarray:
+    """Predict row p by the spline through the others, or through their logarithms."""
+    others = np.delete(np.arange(len(x)), p)
+    y = np.log(block[others]) if log else block[others]
+    guess = _spline(x[others], y, x[p : p + 1])[0]
+    return np.exp(guess) if log else guess
+
+
 def _spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Interpolating spline along axis 0: cubic where there are enough nodes."""
+    """Interpolate along axis 0 by a spline, cubic where there are enough nodes."""
     return np.asarray(make_interp_spline(x, y, k=min(3, len(x) - 1))(at))
