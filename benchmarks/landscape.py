@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kobai import data, seeds
 from kobai.landscape import Directions, evaluate_plane, random_directions
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose
 from kobai.models.cnn import CNN, CNNConfig
 from kobai.models.mlp import MLP, MLPConfig
 from kobai.models.resnet import ResNet, ResNetConfig
@@ -159,7 +159,8 @@ def measure(name: str, options: argparse.Namespace) -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=batch)
 
     start = time.process_time()
-    evaluator, note = choose_evaluator(objective, directions, points=GRID**2)
+    choice = choose(objective, directions, points=GRID**2)
+    evaluator, note = choice.evaluator, choice.note
     evaluator.measure(points[:1])
     once = time.process_time() - start
 

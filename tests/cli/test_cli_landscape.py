@@ -115,7 +115,7 @@ def test_a_failed_check_gives_exit_code_1_if_asked(run, unseen, tmp_path, monkey
     def failing(*args, **kwargs):
         return Check(name="orientation", passed=False, value=1.0, tolerance=0.0)
 
-    monkeypatch.setattr("kobai.landscape.checks.orientation", failing)
+    monkeypatch.setattr("kobai.landscape.checks.values.orientation", failing)
     flags = ["landscape", str(run), "--grid", "3x3", "--out", str(tmp_path / "out")]
     assert main(flags) == 0
     assert main([*flags, "--resume", "--check"]) == 1

@@ -4,12 +4,14 @@ from torch import nn
 
 import cases
 from kobai.landscape import random_directions, vector_directions
-from kobai.landscape.backends import LoopBackend, VmapBackend
-from kobai.landscape.evaluator import RiskEvaluator
-from kobai.landscape.held import HeldData
-from kobai.landscape.prefix import PrefixBackend
-from kobai.landscape.sites import find_sites
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose
+from kobai.landscape.backends.data import DeviceData
+from kobai.landscape.backends.evaluator import RiskEvaluator
+from kobai.landscape.backends.loop import LoopBackend
+from kobai.landscape.backends.reusable_calls import find_reusable_calls
+from kobai.landscape.backends.reuse import ReusedCalls
+from kobai.landscape.backends.vmap import VmapBackend
+from kobai.landscape.options import Settings
 from kobai.problem import Analytic, Batch, Problem
 
 POINTS = [(0.0, 0.0), (0.5, -0.25), (0.5, 1.0), (-1.0, 0.125)]
@@ -20,8 +22,13 @@ def directions_of(objective, exclude=("bias", "norm"), count=2):
     return random_directions(objective, generator=generator, exclude=exclude, count=count)
 
 
-def sites_of(objective, directions):
-    return find_sites(objective, directions, next(iter(objective.batches)))
+def calls_of(objective, directions):
+    return find_reusable_calls(objective, directions, next(iter(objective.batches)))
+
+
+def reusing(objective, directions):
+    reuse = ReusedCalls(objective, directions, calls_of(objective, directions))
+    return LoopBackend(objective, directions, reuse=reuse)
 
 
 def plain(objective, directions, points=POINTS):
@@ -29,8 +36,8 @@ def plain(objective, directions, points=POINTS):
 
 
 def measure(objective, directions, backend, *, chunk=4, layout="given", points=POINTS):
-    held = HeldData(objective)
-    evaluator = RiskEvaluator(objective, held, backend, chunk=chunk, layout=layout)
+    data = DeviceData(objective)
+    evaluator = RiskEvaluator(objective, data, backend, chunk=chunk, layout=layout)
     evaluator.measure(points[:1])  # what is kept must serve again
     return evaluator.measure(points)
 
@@ -42,9 +49,8 @@ def test_every_backend_gives_the_loss_of_the_objective(name, exclude):
     directions = directions_of(objective, exclude)
     wanted = plain(objective, directions)
     backends = [LoopBackend(objective, directions)]
-    sites = sites_of(objective, directions)
-    if sites:
-        backends.append(PrefixBackend(objective, directions, sites))
+    if calls_of(objective, directions):
+        backends.append(reusing(objective, directions))
     if name not in ("lstm", "gru"):  # recurrent layers cannot be vectorised over weights
         backends.append(VmapBackend(objective, directions, width=3))
     for backend in backends:
@@ -61,7 +67,7 @@ def test_the_memory_layout_does_not_matter(name):
     directions = directions_of(objective)
     for backend in (
         LoopBackend(objective, directions),
-        PrefixBackend(objective, directions, sites_of(objective, directions)),
+        reusing(objective, directions),
     ):
         found = measure(objective, directions, backend, layout="channels_last")[:, 0]
         assert torch.allclose(found, plain(objective, directions), rtol=1e-11)
@@ -70,9 +76,9 @@ def test_the_memory_layout_does_not_matter(name):
 def test_small_batches_are_joined_and_the_sum_stays():
     objective = cases.objective("mlp", chunk=2)
     assert len(objective.batches) == 5
-    held = HeldData(objective)
-    assert len(held.batches) == 1
-    assert [chunk.batch.size for chunk in held.chunks(4)] == [4, 4, 1]
+    data = DeviceData(objective)
+    assert len(data.batches) == 1
+    assert [chunk.batch.size for chunk in data.chunks(4)] == [4, 4, 1]
     directions = directions_of(objective)
     found = measure(objective, directions, LoopBackend(objective, directions))[:, 0]
     assert torch.allclose(found, plain(objective, directions), rtol=1e-12)
@@ -84,7 +90,7 @@ def test_batches_of_unequal_shape_are_kept():
     short = Batch(batch.inputs[:, :2], batch.targets[:, :2])
     mixed = type(objective)(objective.model, objective.likelihood, (batch, short))
     directions = directions_of(mixed)
-    assert len(HeldData(mixed).batches) == 2
+    assert len(DeviceData(mixed).batches) == 2
     found = measure(mixed, directions, LoopBackend(mixed, directions))[:, 0]
     assert torch.allclose(found, plain(mixed, directions), rtol=1e-12)
 
@@ -102,10 +108,10 @@ def test_the_standard_error_is_that_of_the_mean():
 
 def test_the_first_layer_is_linear_and_what_comes_before_is_constant():
     objective = cases.objective("mlp")
-    kinds = [(s.path, s.kind) for s in sites_of(objective, directions_of(objective))]
+    kinds = [(call.path, call.kind) for call in calls_of(objective, directions_of(objective))]
     assert kinds == [("0", "linear")]
     last = directions_of(objective, exclude=("bias", "0.*", "2.*"))
-    kinds = [(s.path, s.kind) for s in sites_of(objective, last)]
+    kinds = [(call.path, call.kind) for call in calls_of(objective, last)]
     # In a Sequential only the input of the first moving layer would be needed, and not even that.
     assert kinds == [(path, "bypass") for path in "0123"] + [("4", "linear")]
 
@@ -116,7 +122,7 @@ def test_what_only_other_directions_move_is_linear_all_the_same():
     other = directions_of(objective, exclude=("bias", "0.*"), count=1).vectors[:, 0]
     for u, v in ((one, other), (other, one)):
         directions = vector_directions(objective.theta(), {"u": u, "v": v})
-        backend = PrefixBackend(objective, directions, sites_of(objective, directions))
+        backend = reusing(objective, directions)
         found = measure(objective, directions, backend)[:, 0]
         assert torch.allclose(found, plain(objective, directions), rtol=1e-12)
 
@@ -126,7 +132,7 @@ def test_lines_and_volumes_reuse_as_well(count):
     objective = cases.objective("cnn")
     directions = directions_of(objective, count=count)
     points = [tuple(p * (k + 1) for k in range(count)) for p in (0.0, 0.5, -0.3)]
-    backend = PrefixBackend(objective, directions, sites_of(objective, directions))
+    backend = reusing(objective, directions)
     found = measure(objective, directions, backend, points=points)[:, 0]
     assert torch.allclose(found, plain(objective, directions, points), rtol=1e-11)
 
@@ -158,10 +164,9 @@ def test_shared_repeated_and_inplace_modules(exclude):
         data = (torch.randn(10, 4).double(), torch.randint(0, 3, (10,)))
     objective = Problem(model, "categorical", train=data).objective()
     directions = directions_of(objective, exclude)
-    sites = sites_of(objective, directions)
-    assert sites
-    backend = PrefixBackend(objective, directions, sites)
-    assert backend.holds(next(iter(objective.batches)), POINTS)
+    assert calls_of(objective, directions)
+    backend = reusing(objective, directions)
+    assert backend.reuse.holds(next(iter(objective.batches)), POINTS)
     for _ in range(2):
         found = measure(objective, directions, backend, chunk=3)[:, 0]
         assert torch.allclose(found, plain(objective, directions), rtol=1e-12)
@@ -187,19 +192,19 @@ def test_reuse_that_autograd_wrongly_allows_is_refused():
         data = (torch.randn(40, 4).double(), torch.randint(0, 3, (40,)))
     objective = Problem(model, "categorical", train=data).objective()
     directions = directions_of(objective)
-    sites = sites_of(objective, directions)
-    assert any(site.path == "experts" for site in sites)
-    backend = PrefixBackend(objective, directions, sites)
-    assert not backend.holds(next(iter(objective.batches)), POINTS)
+    calls = calls_of(objective, directions)
+    assert any(call.path == "experts" for call in calls)
+    reuse = ReusedCalls(objective, directions, calls)
+    assert not reuse.holds(next(iter(objective.batches)), POINTS)
     with pytest.raises(ValueError, match="does not apply"):
-        choose_evaluator(objective, directions, backend="prefix")
+        choose(objective, directions, Settings(backend="prefix"))
 
 
 def test_a_failing_forward_leaves_no_trace():
     objective = cases.objective("mlp")
     directions = directions_of(objective)
-    backend = PrefixBackend(objective, directions, sites_of(objective, directions))
-    wrong = HeldData(objective).chunks(4)
+    backend = reusing(objective, directions)
+    wrong = DeviceData(objective).chunks(4)
     object.__setattr__(wrong[0], "batch", Batch(torch.ones(2, 7).double(), torch.zeros(2).long()))
     with pytest.raises(RuntimeError):
         backend.sums(POINTS, wrong, lambda outputs, targets, weights: outputs.sum((1, 2)))
@@ -211,7 +216,7 @@ def test_hooks_of_the_user_still_run():
     directions = directions_of(objective)
     handle = objective.model[0].register_forward_hook(lambda m, a, out: 2 * out)
     try:
-        backend = PrefixBackend(objective, directions, sites_of(objective, directions))
+        backend = reusing(objective, directions)
         found = measure(objective, directions, backend)[:, 0]
         assert torch.allclose(found, plain(objective, directions), rtol=1e-12)
     finally:
@@ -221,18 +226,18 @@ def test_hooks_of_the_user_still_run():
 @pytest.mark.parametrize("backend", ["auto", "loop", "prefix", "vmap"])
 def test_the_choice_is_noted(backend):
     objective = cases.objective("mlp")
-    evaluator, note = choose_evaluator(objective, directions_of(objective), backend=backend)
-    assert evaluator.name in note
-    assert "by measurement" in note
+    choice = choose(objective, directions_of(objective), Settings(backend=backend))
+    assert choice.evaluator.name in choice.note
+    assert "by measurement" in choice.note
     if backend != "auto":
-        assert backend in evaluator.name
+        assert backend in choice.evaluator.name
 
 
 def test_formulas_have_one_way_only():
     objective = Analytic(lambda t: t.square().sum(), torch.ones(3, dtype=torch.float64))
     directions = directions_of(objective)
-    evaluator, note = choose_evaluator(objective, directions)
-    assert note == "value of the objective at each point"
-    assert evaluator.loss(0.5, 2.0) == float(objective.value(directions.at((0.5, 2.0))))
+    choice = choose(objective, directions)
+    assert choice.note == "value of the objective at each point"
+    assert choice.evaluator.loss(0.5, 2.0) == float(objective.value(directions.at((0.5, 2.0))))
     with pytest.raises(ValueError, match="needs an EmpiricalRisk"):
-        choose_evaluator(objective, directions, backend="prefix")
+        choose(objective, directions, Settings(backend="prefix"))

@@ -13,7 +13,7 @@ from kobai.landscape import (
     random_directions,
     vector_directions,
 )
-from kobai.landscape import pca as pca_module
+from kobai.landscape.directions import pca as pca_module
 from kobai.problem import Analytic, ParameterSpace
 
 

@@ -4,11 +4,12 @@ from torch import nn
 
 import cases
 from kobai.landscape import evaluate_plane, raise_if_failed, random_directions
-from kobai.landscape.backends import LoopBackend
-from kobai.landscape.evaluator import RiskEvaluator
-from kobai.landscape.folding import find_folds
-from kobai.landscape.held import HeldData
-from kobai.landscape.tune import Candidate, choose
+from kobai.landscape.backends.candidates import Candidate
+from kobai.landscape.backends.choice import choose
+from kobai.landscape.backends.data import DeviceData
+from kobai.landscape.backends.evaluator import RiskEvaluator
+from kobai.landscape.backends.folding import Folded, find_folds
+from kobai.landscape.backends.loop import LoopBackend
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.problem import Problem
 
@@ -22,8 +23,8 @@ def seeded(seed=0):
 def folded(objective, directions):
     batch = next(iter(objective.batches))
     folds = find_folds(objective, batch)
-    backend = LoopBackend(objective, directions, folds=folds)
-    return folds, RiskEvaluator(objective, HeldData(objective), backend, chunk=4)
+    backend = LoopBackend(objective, directions, treatment=Folded(objective, folds))
+    return folds, RiskEvaluator(objective, DeviceData(objective), backend, chunk=4)
 
 
 def resnet():

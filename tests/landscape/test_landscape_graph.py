@@ -6,7 +6,8 @@ from torch import nn
 
 import cases
 from kobai.landscape import evaluate_plane, raise_if_failed, random_directions
-from kobai.landscape.tune import choose_evaluator
+from kobai.landscape.backends.choice import choose
+from kobai.landscape.options import Settings
 from kobai.problem import Problem
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +29,7 @@ def on_cuda(name):
 def test_replays_give_the_loss_of_the_objective(name):
     objective = on_cuda(name)
     directions = directions_of(objective)
-    evaluator, _ = choose_evaluator(objective, directions, backend="graph")
+    evaluator = choose(objective, directions, Settings(backend="graph")).evaluator
     wanted = torch.tensor([float(objective.value(directions.at(p))) for p in POINTS]).double()
     for _ in range(2):
         found = evaluator.measure(POINTS)[:, 0]
@@ -62,7 +63,7 @@ def test_a_pass_that_talks_to_the_host_is_refused():
     objective = Problem(model, "categorical", train=data).objective()
     directions = directions_of(objective)
     with pytest.raises(ValueError, match="does not apply"):
-        choose_evaluator(objective, directions, backend="graph")
-    evaluator, _ = choose_evaluator(objective, directions)
+        choose(objective, directions, Settings(backend="graph"))
+    evaluator = choose(objective, directions).evaluator
     wanted = float(objective.value(directions.at(POINTS[1])))
     assert evaluator.loss(*POINTS[1]) == pytest.approx(wanted)

@@ -15,7 +15,7 @@ from kobai.landscape import (
     random_directions,
     vector_directions,
 )
-from kobai.landscape.fields import all_fields
+from kobai.landscape.grid.fields import all_fields
 from kobai.problem import Analytic, Problem, WeightedSum
 
 P = 6

@@ -9,9 +9,9 @@ import numpy as np
 import tyro
 
 from kobai.cli.options import FolderOptions, ProblemOptions, UsageError
-from kobai.landscape.axes import spread
-from kobai.landscape.fields import all_fields
-from kobai.landscape.tune import BackendName
+from kobai.landscape.grid.axes import spread
+from kobai.landscape.grid.fields import all_fields
+from kobai.landscape.options import BackendName
 from kobai.plots.mesh import FORMATS
 from kobai.problem.problem import Split
 

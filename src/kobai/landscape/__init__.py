@@ -4,22 +4,22 @@ Directions first (`random_directions`, `between_directions`, `pca_directions`, `
 `vector_directions`), then `evaluate_line`, `evaluate_plane` or `evaluate_volume`.
 """
 
-from kobai.landscape.between import between_directions
-from kobai.landscape.checks import raise_if_failed
+from kobai.landscape.checks.values import raise_if_failed
 from kobai.landscape.critical_points import critical_points
 from kobai.landscape.curves import Curve, barrier, connect
-from kobai.landscape.directions import Directions, DirectionsReport, vector_directions
+from kobai.landscape.directions.between import between_directions
+from kobai.landscape.directions.gaussian import random_directions
+from kobai.landscape.directions.gradient import gradient_directions
+from kobai.landscape.directions.hessian import eigen_directions
+from kobai.landscape.directions.pca import pca_directions
+from kobai.landscape.directions.subspace import Directions, DirectionsReport, vector_directions
 from kobai.landscape.ensembles import evaluate_ensemble, median_smoothness
-from kobai.landscape.grids import evaluate_line, evaluate_plane, evaluate_volume
 from kobai.landscape.moving_frame import frame_directions, moving_frame
-from kobai.landscape.pca import pca_directions
+from kobai.landscape.options import Estimate, GridOptions
 from kobai.landscape.relabel import relabelled
-from kobai.landscape.sampled import random_directions
-from kobai.landscape.settings import Estimate, GridOptions
 from kobai.landscape.smoothness import smoothness
 from kobai.landscape.solutions import classify
-from kobai.landscape.spectral import eigen_directions
-from kobai.landscape.steepest import gradient_directions
+from kobai.landscape.surfaces import evaluate_line, evaluate_plane, evaluate_volume
 from kobai.landscape.trajectories import joint_directions, project_trajectory
 from kobai.landscape.true_minimum import TrueMinimum, true_minimum
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kobai.curvature import Hessian, eigenvalues
 from kobai.landscape.derivatives import plane_eigenvalues, projected_hessian, slopes
-from kobai.landscape.directions import Directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective
 from kobai.results import CriticalPoint, CriticalPoints, Plane
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.between import between_directions
-from kobai.landscape.directions import Directions
+from kobai.landscape.directions.between import between_directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective
 from kobai.results import Connection
 

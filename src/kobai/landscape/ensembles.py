@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from kobai.landscape.axes import Axis, spread
-from kobai.landscape.collect import Stop
-from kobai.landscape.grids import evaluate_plane
-from kobai.landscape.sampled import Norm, random_directions
+from kobai.landscape.directions.gaussian import Norm, random_directions
+from kobai.landscape.grid.axes import Axis, spread
+from kobai.landscape.options import BackendName, Stop
 from kobai.landscape.smoothness import smoothness
-from kobai.landscape.tune import BackendName
+from kobai.landscape.surfaces import evaluate_plane
 from kobai.problem import Objective
 from kobai.results import Ensemble, Smoothness
 from kobai.results.shape import MEASURES

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.grids import evaluate_plane
+from kobai.landscape.directions.subspace import Directions
+from kobai.landscape.surfaces import evaluate_plane
 from kobai.problem import Objective
 from kobai.results import MovingFrame
 

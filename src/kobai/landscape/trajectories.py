@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.landscape.directions import Directions
-from kobai.landscape.pca import pca_directions
+from kobai.landscape.directions.pca import pca_directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.problem import Objective
 from kobai.results import Trajectory
 

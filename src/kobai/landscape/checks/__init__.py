@@ -1,0 +1,1 @@
+"""Self-checks: what a surface must satisfy whatever the model is."""

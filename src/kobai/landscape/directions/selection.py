@@ -1,0 +1,83 @@
+"""Named filters: which parameters a random direction leaves where they are."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+from kobai.landscape.layer_kinds import is_embedding, is_normalisation
+from kobai.problem import ParameterSpace
+
+
+def _is_bias(space: ParameterSpace, name: str) -> bool:
+    # Recurrent layers call theirs bias_ih_l0, attention in_proj_bias.
+    last = name.rpartition(".")[2]
+    return last.startswith("bias") or last.endswith("bias")
+
+
+def _is_norm(space: ParameterSpace, name: str) -> bool:
+    return is_normalisation(space.module.get_submodule(name.rpartition(".")[0]))
+
+
+def _is_vector(space: ParameterSpace, name: str) -> bool:
+    return len(space.shapes[space.names.index(name)]) < 2
+
+
+def _is_embedding(space: ParameterSpace, name: str) -> bool:
+    return is_embedding(space.module.get_submodule(name.rpartition(".")[0]))
+
+
+FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
+    "bias": _is_bias,
+    "norm": _is_norm,
+    "vectors": _is_vector,
+    "embedding": _is_embedding,
+}
+"""Filter name to test: "bias", "norm" (normalisation layers), "vectors" (fewer than two axes)."""
+
+
+def excluded_parameters(
+    space: ParameterSpace, exclude: Sequence[str], *, only: Sequence[str] = ()
+) -> frozenset[str]:
+    """Names of the parameters that the filters take out.
+
+    Args:
+        space: The parameters.
+        exclude: Names of `FILTERS`, or shell patterns on parameter names such as "head.*".
+        only: Shell patterns; parameters that match none are taken out too.
+
+    Raises:
+        ValueError: If an entry is neither a filter nor matches a parameter, or nothing is left.
+        TypeError: If a single string is given where a sequence is meant.
+    """
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a sequence of filters, such as ({exclude!r},)")
+    out: set[str] = set()
+    for entry in exclude:
+        if entry in FILTERS:
+            out |= {name for name in space.names if FILTERS[entry](space, name)}
+            continue
+        found = fnmatch.filter(space.names, entry)
+        if not found:
+            raise ValueError(
+                f"exclude={entry!r} is neither a filter ({', '.join(FILTERS)}) nor matches a "
+                f"parameter; the parameters are {', '.join(space.names)}"
+            )
+        out |= set(found)
+    if isinstance(only, str):
+        raise TypeError(f"only must be a sequence of patterns, such as ({only!r},)")
+    kept: set[str] = set()
+    for pattern in only:
+        found = fnmatch.filter(space.names, pattern)
+        if not found:
+            raise ValueError(
+                f"only={pattern!r} matches no parameter; the parameters are "
+                f"{', '.join(space.names)}"
+            )
+        kept |= set(found)
+    if only:
+        out |= set(space.names) - kept
+    if len(out) == len(space.names):
+        raise ValueError(
+            f"exclude={tuple(exclude)}{f' with only={tuple(only)}' if only else ''} leaves no "
+            "parameter to move; exclude less, such as exclude=()"
+        )
+    return frozenset(out)

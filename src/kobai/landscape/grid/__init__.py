@@ -1,0 +1,1 @@
+"""A grid over directions: its axes, its nodes, the fields there, and which nodes are evaluated."""
