@@ -272,7 +272,7 @@ def _factors(settings: Sequence[Any], step: int, total: int) -> Tensor:
 
 
 def _evaluates(step: int, total: int, steps_per_epoch: int, every: float) -> bool:
-    """Whether an evaluation is due; see `kobai.training.plan.Plan`."""
+    """Whether an evaluation is due; see `kobai.training.epochs.Plan`."""
     interval = every * steps_per_epoch
     crossed = math.floor((step + 1e-6) / interval) > math.floor((step - 1 + 1e-6) / interval)
     return step == total or crossed

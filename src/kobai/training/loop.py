@@ -12,16 +12,16 @@ from kobai.results import History
 from kobai.training.batch_sizes import BatchSchedule, ConstantBatch
 from kobai.training.checkpoint import Checkpoint
 from kobai.training.clipping import Clipping
-from kobai.training.early_stopping import Best, EarlyStopping
+from kobai.training.epochs import Passes, Plan, run_length
 from kobai.training.evaluation import Evaluator
-from kobai.training.order import Augment, Order
-from kobai.training.plan import Passes, Plan, run_length
+from kobai.training.minibatches import Augment, Order
 from kobai.training.progress import Progress
 from kobai.training.rates import LearningRates
 from kobai.training.recorder import Clock, Recorder
 from kobai.training.run import Run
-from kobai.training.saving import Saved
+from kobai.training.run_files import Saved
 from kobai.training.schedules import Schedule
+from kobai.training.strategies.early_stopping import Best, EarlyStopping
 
 
 def train(

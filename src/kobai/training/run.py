@@ -10,13 +10,13 @@ from torch import nn
 
 from kobai.problem import Problem
 from kobai.training.clipping import Clipping, step
-from kobai.training.early_stopping import Best
+from kobai.training.epochs import Plan
 from kobai.training.evaluation import Evaluator
-from kobai.training.order import Order, uses_batch_statistics
-from kobai.training.plan import Plan
+from kobai.training.minibatches import Order, uses_batch_statistics
 from kobai.training.progress import Progress
 from kobai.training.rates import LearningRates
 from kobai.training.recorder import Clock, Recorder
+from kobai.training.strategies.early_stopping import Best
 
 DIVERGED = 1e4
 """A run has diverged when a loss exceeds this many times the first one (or 1, if that is more)."""

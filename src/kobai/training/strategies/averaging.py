@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kobai.problem import Batch, Problem, call_arguments
-from kobai.training.order import uses_batch_statistics
+from kobai.training.minibatches import uses_batch_statistics
 
 
 @final
