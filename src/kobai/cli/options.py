@@ -19,7 +19,7 @@ import tyro
 from kobai import models, optim, training
 from kobai.curvature.spectrum import MatrixName
 from kobai.optim import Domain
-from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, TrainingOptions
+from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, StudyTraining
 
 
 class UsageError(ValueError):
@@ -118,7 +118,7 @@ class CompareOptions(ProblemOptions, FolderOptions):
     batch_schedule: str = "constant"
     """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
     flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining()
     curvature: CurvatureOptions = CurvatureOptions()
     landscape: LandscapeOptions = LandscapeOptions()
 
@@ -136,7 +136,7 @@ class TrainOptions(ProblemOptions, FolderOptions):
     batch_schedule: str = "constant"
     """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
     flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class TuneOptions(ProblemOptions, FolderOptions):
     validation: float = 0.1
     """Share of the training data held out for validation (fraction)."""
     study: StudyOptions = StudyOptions()
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions(epochs=5.0)
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining(epochs=5.0)
     workers: int = 1
     """Processes to run trials in (count)."""
     top: int = 100

@@ -10,6 +10,7 @@ from kobai.training.batch_sizes import (
 )
 from kobai.training.checkpoint import Checkpoint, load_model
 from kobai.training.loop import train
+from kobai.training.options import TrainingOptions
 from kobai.training.progress import ConsoleProgress, Progress
 from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, Schedule
 from kobai.training.strategies.augmentation import (
@@ -78,6 +79,7 @@ __all__ = [
     "Stages",
     "StepBatch",
     "Tempered",
+    "TrainingOptions",
     "auxiliary_problem",
     "choose_first_rate",
     "curriculum_indices",

@@ -19,7 +19,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
 
 @runtime_checkable
 class Augment(Protocol):
-    """What a minibatch passes through before a step, such as a `SelfPacedAugmentation`."""
+    """Transforms a minibatch before its step, such as a `SelfPacedAugmentation`."""
 
     def __call__(
         self, x: Tensor, y: Tensor, *, generator: torch.Generator
@@ -29,7 +29,7 @@ class Augment(Protocol):
 
 
 @final
-class Order:
+class Minibatches:
     """Endless shuffled minibatches whose position can be saved and taken up again.
 
     Each epoch is one draw from the generator. A last minibatch of a single example is left out if

@@ -1,73 +1,80 @@
-"""Everything a run is made of, to a checkpoint and back."""
+"""Save a run along its way and take it up again: its checkpoint and its snapshots."""
 
 from typing import Any, final
 
 import torch
+from torch import nn
 
+from kobai.problem import ParameterSpace
 from kobai.training.checkpoint import Archive, Checkpoint, load_into
-from kobai.training.run import Run
+from kobai.training.epochs import EpochCounter, Timetable
 from kobai.training.trajectory import Snapshots
 
 
 @final
-class Saved:
-    """A run's place on disk; made before the run starts, it takes up what is saved there.
+class RunFiles:
+    """The files of one run; made before the run starts, so that a folder is refused early.
 
     Args:
-        run: The run, not yet begun.
-        config: Where it is saved, and whether it may go on from there.
-        settings: What must be the same for that, by a name the user knows.
+        config: Where and how often the run is saved, and whether it may go on from there.
+        space: The parameters, for snapshots.
+        epochs: Counts in steps how often the run is saved.
+        settings: What a resumed run must share with the saved one, by names users know.
 
     Raises:
-        ValueError: If the folder holds another run, a damaged checkpoint or one that does not fit.
+        ValueError: If the folder holds another run, or cannot be written to.
     """
 
-    def __init__(self, run: Run, config: Checkpoint, settings: dict[str, Any]) -> None:
-        self._run = run
+    def __init__(
+        self,
+        config: Checkpoint,
+        space: ParameterSpace,
+        epochs: EpochCounter,
+        settings: dict[str, Any],
+    ) -> None:
         self._settings = settings
+        self._timetable = Timetable(epochs, every=config.every)
+        self._resume = config.resume
         self._archive = Archive(config.folder)
         self._archive.claim(resume=config.resume)
-        read = self._archive.read() if config.resume else None
-        self._snapshots = Snapshots(
-            self._archive.folder, run.problem.space, limit=config.max_snapshots
-        )
-        if read is None:
-            self._snapshots.clear()
-        else:
-            self._take_up(*read)
+        self.snapshots = Snapshots(self._archive.folder, space, limit=config.max_snapshots)
 
-    def recorded(self) -> None:
-        """Take a snapshot if one is due."""
-        self._snapshots.take(self._run.step)
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step."""
+        return self._timetable.due(step)
 
-    def write(self) -> None:
+    def write(self, model: nn.Module, step: int, state: dict[str, Any]) -> None:
         """Save a checkpoint."""
-        run = self._run
-        # A finished or interrupted run may go on; one that stopped by itself has ended.
-        ended = run.status in ("early-stopped", "diverged")
-        state = {
-            "settings": self._settings,
-            "status": run.status if ended else "",
-            "ending": list(run.ending) if ended else [],
-            "seconds": run.clock.seconds,
-            "optimizer": run.optimizer.state_dict(),
-            "rates": run.rates.state_dict(),
-            "order": run.order.state_dict(),
-            "recorder": run.recorder.state_dict(),
-            "best": None if run.best is None else run.best.state_dict(),
-            "snapshots": self._snapshots.state_dict(),
-            "random": _random_state(run.problem.space.device),
-        }
-        self._archive.write(run.problem.model, run.step, state)
+        state = {"settings": self._settings, "snapshots": self.snapshots.state_dict(), **state}
+        self._archive.write(model, step, state)
 
-    def finish(self) -> None:
+    def finish(self, model: nn.Module, step: int) -> None:
         """Save the model as it is returned, and the end of its trajectory."""
-        self._snapshots.finish(self._run.step)
-        self._archive.finish(self._run.problem.model)
+        self.snapshots.finish(step)
+        self._archive.finish(model)
 
-    def _take_up(self, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        run, folder = self._run, self._archive.folder
-        known = state["settings"]
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, longest: int
+    ) -> dict[str, Any] | None:
+        """Read the checkpoint that the run may go on from, and load its model and optimizer.
+
+        Args:
+            model: Written in place.
+            optimizer: Written in place.
+            longest: Steps of the run that is asked for.
+
+        Returns:
+            The state, or None for a run that begins; snapshots of an earlier one are then deleted.
+
+        Raises:
+            ValueError: If the checkpoint is damaged or does not fit.
+        """
+        found = self._archive.read() if self._resume else None
+        if found is None:
+            self.snapshots.clear()
+            return None
+        tensors, state = found
+        folder, known = self._archive.folder, state["settings"]
         different = [k for k in self._settings if self._settings[k] != known.get(k)]
         if different:
             lines = [f"{k} was {known.get(k)}, is {self._settings[k]}" for k in different]
@@ -75,41 +82,36 @@ class Saved:
                 f"{folder} holds a run with other settings: {'; '.join(lines)}; give those of the "
                 "saved run, or another folder"
             )
-        if state["step"] > run.plan.total:
+        if state["step"] > longest:
             raise ValueError(
-                f"{folder} holds a run of {state['step']} steps, more than the {run.plan.total} "
+                f"{folder} holds a run of {state['step']} steps, more than the {longest} "
                 "asked for; a run can be made longer, not shorter"
             )
-        load_into(run.problem.model, model, where=folder / state["model"])
+        load_into(model, tensors, where=folder / state["model"])
         try:
-            run.optimizer.load_state_dict(state["optimizer"])
+            optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise ValueError(
                 f"{folder}: the saved optimizer does not fit this one: {error}"
             ) from None
-        run.step = state["step"]
-        run.status, run.ending = state["status"], list(state["ending"])
-        run.clock.seconds = state["seconds"]
-        run.rates.load_state_dict(state["rates"])
-        run.order.load_state_dict(state["order"])
-        run.recorder.load_state_dict(state["recorder"])
-        if run.best is not None:
-            run.best.load_state_dict(state["best"])
-        self._snapshots.load_state_dict(state["snapshots"])
+        return state
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on with the files of the run that was saved."""
+        self.snapshots.load_state_dict(state["snapshots"])
         self._archive.reopen()
-        # Last, so that nothing above can have moved it.
-        _set_random_state(run.problem.space.device, state["random"])
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Torch's global states, which a model with dropout draws from."""
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Read torch's global states, which a model with dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def _set_random_state(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+def set_random_state(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Set torch's global states to saved ones."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
