@@ -12,7 +12,7 @@ from kobai.cli.options import FolderOptions, ProblemOptions, UsageError
 from kobai.landscape.axes import spread
 from kobai.landscape.fields import all_fields
 from kobai.landscape.tune import BackendName
-from kobai.plots.mesh import FORMATS
+from kobai.plots.landscape.mesh import FORMATS
 from kobai.problem.problem import Split
 
 Kind = Literal["random", "pca", "hessian", "between", "gradient"]
