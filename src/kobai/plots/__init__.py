@@ -14,12 +14,12 @@ from kobai.plots.landscape.contour import landscape_contour, optimizers_on
 from kobai.plots.landscape.convexity import convexity_map
 from kobai.plots.landscape.lines import landscape_lines
 from kobai.plots.landscape.mesh import export_landscape, to_csv, to_stl, to_vtp
+from kobai.plots.landscape.minimum_proof import proof_panel
 from kobai.plots.landscape.shape import (
     connection,
     critical_map,
     ensemble_bands,
     moving_frames,
-    shape_table,
 )
 from kobai.plots.landscape.side_by_side import landscape_panels
 from kobai.plots.landscape.surface import landscape_surface, viewpoint
@@ -47,7 +47,7 @@ from kobai.plots.trials import (
 from kobai.plots.true_minimum.solutions import (
     descents,
     minimum_panels,
-    proof_panel,
+    shape_table,
     solution_epochs,
 )
 from kobai.plots.wide_networks.function_space import function_space, invariance_table

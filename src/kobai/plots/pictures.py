@@ -1,22 +1,22 @@
-"""Which picture belongs to which result of a reproduction."""
+"""Find the picture that belongs to a result of a reproduction."""
 
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from kobai.plots.landscape.minimum_proof import proof_panel
 from kobai.plots.landscape.shape import (
     connection,
     critical_map,
     ensemble_bands,
     moving_frames,
-    shape_table,
 )
 from kobai.plots.panels import panels
 from kobai.plots.true_minimum.solutions import (
     descents,
     minimum_panels,
-    proof_panel,
+    shape_table,
     solution_epochs,
 )
 from kobai.plots.wide_networks.function_space import function_space, invariance_table

@@ -1,4 +1,4 @@
-"""Pictures of shape: smoothness of several networks, bands over planes, ways between minima."""
+"""Draw shapes: bands over planes, ways between minima, moving frames, critical points."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -7,71 +7,7 @@ from matplotlib.lines import Line2D
 from kobai.plots.landscape.contour import draw_contour, headline, true_to_scale
 from kobai.plots.scales import field_range, spell
 from kobai.plots.style import HUES, INK, MUTED, PAPER, dress, plain
-from kobai.results import Connection, CriticalPoints, Ensemble, MovingFrame, ShapeTable
-
-_MEASURES = (
-    ("relative_radius", "radius of the low basin", "high is wide"),
-    ("relative_steepness", "steepness (nats per unit)", "high is sharp"),
-    ("roughness", "roughness", "low is smooth"),
-    ("nonconvex", "share not convex", "low is smooth"),
-    ("asymmetry", "asymmetry", "0: even about θ*"),
-    ("anisotropy", "anisotropy", "0: round"),
-)
-
-
-def shape_table(table: ShapeTable) -> Figure:
-    """Six measures of every network: each random plane a dot, the median a bar with its number.
-
-    Lengths are in the planes' own units (with the filter norm: shares of each filter's size).
-
-    Args:
-        table: One ensemble a network.
-
-    Returns:
-        The figure.
-    """
-    names = [plain(row.label, limit=20) for row in table.rows]
-    figure = Figure(figsize=(10.6, 5.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr]
-    for axes, (measure, title, reading) in zip(figure.subplots(2, 3).flat, _MEASURES, strict=True):
-        columns = [
-            np.array([getattr(entry, measure) for entry in row.smoothness]) for row in table.rows
-        ]
-        finite = np.concatenate([c[np.isfinite(c)] for c in columns])
-        logarithmic = len(finite) > 0 and finite.min() > 0 and finite.max() > 8 * finite.min()
-        for k, values in enumerate(columns):
-            good = values[np.isfinite(values)]
-            color = HUES[(2, 1, 0)[k % 3]]
-            spread = 0.16 * (np.arange(len(good)) / max(len(good) - 1, 1) - 0.5)
-            axes.plot(k + spread, good, "o", ms=4.5, color=color, alpha=0.75, zorder=3)
-            if len(good):
-                middle = float(np.median(good))
-                axes.plot([k - 0.24, k + 0.24], [middle] * 2, color=INK, linewidth=1.8, zorder=4)
-                axes.annotate(
-                    spell(middle), (k + 0.27, middle), size=8, color=INK, va="center", ha="left"
-                )
-            cut = sum(entry.cut_off for entry in table.rows[k].smoothness)
-            if measure == "relative_radius" and cut:
-                axes.annotate(
-                    f"≥ ({cut} cut off)", (k, 1.0), xycoords=("data", "axes fraction"), size=7.5,
-                    color=MUTED, ha="center", va="top",
-                )  # fmt: skip
-        if logarithmic:
-            axes.set_yscale("log")
-        elif len(finite):
-            axes.set_ylim(bottom=min(0.0, float(finite.min())))
-            axes.margins(y=0.15)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlim(-0.5, len(names) - 0.3)
-        axes.set_title(title, loc="left", size=9.5, color=INK)
-        axes.set_title(reading, loc="right", size=7.5, color=MUTED)
-        dress(axes)
-        axes.grid(False, axis="x")
-    figure.suptitle(
-        plain(f"Shape of the landscape · {table.label}", limit=90), x=0.01, ha="left", size=11,
-        weight="bold", color=INK,
-    )  # fmt: skip
-    return figure
+from kobai.results import Connection, CriticalPoints, Ensemble, MovingFrame
 
 
 def ensemble_bands(*ensembles: Ensemble) -> Figure:

@@ -1,4 +1,4 @@
-"""Pictures of minima: the proof of one, epochs to them, and runs that head for one."""
+"""Draw what the study of true minima found: epochs to them, planes, shapes and descents."""
 
 import dataclasses
 import math
@@ -6,84 +6,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from kobai.plots.landscape.side_by_side import landscape_panels
 from kobai.plots.scales import spell
-from kobai.plots.style import ACCENT, HUES, INK, MUTED, PAPER, RULE, dress, plain
-from kobai.results import Check, Descent, Descents, MinimumProof, PlanePanels, SolutionTable
-
-_TINY = 1e-300
-
-
-def proof_panel(*proofs: MinimumProof) -> Figure:
-    """What was measured at a point against what a minimum demands, one column a proof.
-
-    Each bar is a condition: how far it is from its tolerance, in powers of ten. Left of the line it
-    is met; a bar that reaches the left edge is zero to the last digit.
-
-    Args:
-        proofs: One to four.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: Not one to four proofs.
-    """
-    if not 1 <= len(proofs) <= 4:
-        raise ValueError(f"one to four proofs fit side by side, got {len(proofs)}")
-    rows = max(len(proof.checks) for proof in proofs)
-    figure = Figure(figsize=(4.3 * len(proofs) + 0.3, 0.62 * rows + 2.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
-    reach = max(_decades(check) for proof in proofs for check in proof.checks)
-    for axes, proof in zip(figure.subplots(1, len(proofs), squeeze=False)[0], proofs, strict=True):
-        _bars(axes, proof, max(3.2, reach + 2.6))
-    return figure
-
-
-def _decades(check: Check) -> float:
-    """Powers of ten by which a value exceeds its tolerance; negative where it is met."""
-    if not math.isfinite(check.value):
-        return 8.0
-    low = max(check.tolerance, _TINY)
-    return float(np.clip(math.log10(max(check.value, _TINY) / low), -8.0, 8.0))
-
-
-def _bars(axes: Axes, proof: MinimumProof, right: float) -> None:
-    for place, check in enumerate(reversed(proof.checks)):
-        decades = _decades(check)
-        color = HUES[3] if check.passed else ACCENT
-        axes.barh(place, decades + 8, left=-8, height=0.5, color=color, alpha=0.9, zorder=2)
-        name = f"{check.name}: {spell(check.value)}"
-        axes.text(-7.9, place + 0.34, plain(name), size=8.5, color=INK, va="bottom")
-        axes.text(
-            max(0.0, decades) + 0.12, place, f"allowed {spell(check.tolerance, 2)}", size=7.5,
-            color=MUTED, va="center", ha="left", zorder=3,
-        )  # fmt: skip
-    axes.axvline(0, color=INK, linewidth=1.0, zorder=3)
-    axes.set_xlim(-8, right)
-    axes.set_ylim(-0.5, len(proof.checks) - 0.1)
-    axes.set_yticks([])
-    axes.set_xticks([t for t in (-8, -6, -4, -2, 0, 2, 4, 6, 8) if t <= right])
-    axes.set_xlabel("powers of ten above the tolerance")
-    dress(axes, grid=False)
-    axes.spines["left"].set_visible(False)
-    axes.set_title(plain(proof.label or proof.likelihood, limit=40), loc="left", size=10.5,
-                   weight="bold", color=INK, pad=46)  # fmt: skip
-    lines = [
-        f"loss above its floor {spell(proof.loss)}, floor {spell(proof.floor)}",
-        f"‖∇L‖ {spell(proof.gradient_norm)}; on the data's own labels "
-        f"{spell(proof.original_gradient_norm)}",
-    ]
-    if math.isfinite(proof.eigenvalue_max):
-        lines.append(f"λ from {spell(proof.eigenvalue_min)} to {spell(proof.eigenvalue_max)}")
-    axes.text(
-        0, 1.03, plain("\n".join(lines), limit=400) if len(lines) == 1 else "\n".join(lines),
-        transform=axes.transAxes, size=8, color=MUTED, va="bottom", linespacing=1.3,
-    )  # fmt: skip
+from kobai.plots.style import HUES, INK, MUTED, PAPER, RULE, dress, plain
+from kobai.results import Descent, Descents, PlanePanels, ShapeTable, SolutionTable
 
 
 def minimum_panels(panels: PlanePanels) -> Figure:
@@ -114,6 +43,72 @@ def minimum_panels(panels: PlanePanels) -> Figure:
     if panels.low > 0:
         text += f"; losses below {spell(panels.low)} drawn as {spell(panels.low)}"
     figure.text(0.012, 0.012, plain(text, limit=160), size=8.5, color=MUTED)
+    return figure
+
+
+_SHAPE_MEASURES = (
+    ("relative_radius", "radius of the low basin", "high is wide"),
+    ("relative_steepness", "steepness (nats per unit)", "high is sharp"),
+    ("roughness", "roughness", "low is smooth"),
+    ("nonconvex", "share not convex", "low is smooth"),
+    ("asymmetry", "asymmetry", "0: even about θ*"),
+    ("anisotropy", "anisotropy", "0: round"),
+)
+
+
+def shape_table(table: ShapeTable) -> Figure:
+    """Six measures of every network: each random plane a dot, the median a bar with its number.
+
+    Lengths are in the planes' own units (with the filter norm: shares of each filter's size).
+
+    Args:
+        table: One ensemble a network.
+
+    Returns:
+        The figure.
+    """
+    names = [plain(row.label, limit=20) for row in table.rows]
+    figure = Figure(figsize=(10.6, 5.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr]
+    places = zip(figure.subplots(2, 3).flat, _SHAPE_MEASURES, strict=True)
+    for axes, (measure, title, reading) in places:
+        columns = [
+            np.array([getattr(entry, measure) for entry in row.smoothness]) for row in table.rows
+        ]
+        finite = np.concatenate([c[np.isfinite(c)] for c in columns])
+        logarithmic = len(finite) > 0 and finite.min() > 0 and finite.max() > 8 * finite.min()
+        for k, values in enumerate(columns):
+            good = values[np.isfinite(values)]
+            color = HUES[(2, 1, 0)[k % 3]]
+            spread = 0.16 * (np.arange(len(good)) / max(len(good) - 1, 1) - 0.5)
+            axes.plot(k + spread, good, "o", ms=4.5, color=color, alpha=0.75, zorder=3)
+            if len(good):
+                middle = float(np.median(good))
+                axes.plot([k - 0.24, k + 0.24], [middle] * 2, color=INK, linewidth=1.8, zorder=4)
+                axes.annotate(
+                    spell(middle), (k + 0.27, middle), size=8, color=INK, va="center", ha="left"
+                )
+            cut = sum(entry.cut_off for entry in table.rows[k].smoothness)
+            if measure == "relative_radius" and cut:
+                axes.annotate(
+                    f"≥ ({cut} cut off)", (k, 1.0), xycoords=("data", "axes fraction"), size=7.5,
+                    color=MUTED, ha="center", va="top",
+                )  # fmt: skip
+        if logarithmic:
+            axes.set_yscale("log")
+        elif len(finite):
+            axes.set_ylim(bottom=min(0.0, float(finite.min())))
+            axes.margins(y=0.15)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.3)
+        axes.set_title(title, loc="left", size=9.5, color=INK)
+        axes.set_title(reading, loc="right", size=7.5, color=MUTED)
+        dress(axes)
+        axes.grid(False, axis="x")
+    figure.suptitle(
+        plain(f"Shape of the landscape · {table.label}", limit=90), x=0.01, ha="left", size=11,
+        weight="bold", color=INK,
+    )  # fmt: skip
     return figure
 
 
