@@ -15,10 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kobai import landscape, plots, report, seeds
-from kobai.cli.compare import resume_line
 from kobai.cli.figures import write_figures
-from kobai.cli.landscape_flags import LandscapeVerb, Wanted, read_flags
-from kobai.cli.landscape_points import Points, find_directions, find_points
+from kobai.cli.landscape.flags import LandscapeRequest, LandscapeVerb, read_flags
+from kobai.cli.landscape.points import StartingPoints, find_directions, find_points
 from kobai.cli.options import parse
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json, wide_console
@@ -42,22 +41,22 @@ BLOCKS = "blocks"
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     options = parse(LandscapeVerb, arguments, verb="landscape")
-    wanted = read_flags(options)
+    request = read_flags(options)
     with _processes() as rank:
-        return _run(options, wanted, command, rank)
+        return _run(options, request, command, rank)
 
 
-def _run(options: LandscapeVerb, wanted: Wanted, command: str, rank: int) -> int:
+def _run(options: LandscapeVerb, request: LandscapeRequest, command: str, rank: int) -> int:
     clock, console = Clock(), Console(stderr=True, emoji=False, quiet=rank > 0)
     points = find_points(options.runs, options.checkpoint, options.label, options)
     objective = head_of(points.problem, options.examples)
-    for split in wanted.splits:
+    for split in request.splits:
         points.problem.objective(split=split)  # refuses what the data do not have
-    directions = find_directions(points, objective, options, len(wanted.axes))
+    directions = find_directions(points, objective, options, len(request.axes))
     for line in str(directions.report()).splitlines():
         console.print(f"[dim]{line}[/dim]", highlight=False)
     if options.plan:
-        _plan(points, objective, directions, options, wanted)
+        _plan(points, objective, directions, options, request)
         return 0
     folder = options.out
     if rank == 0:
@@ -67,24 +66,22 @@ def _run(options: LandscapeVerb, wanted: Wanted, command: str, rank: int) -> int
     if dist.is_initialized():
         dist.barrier()
     with Stop().installed() as stop:
-        found = _draw_all(points, directions, objective, options, wanted, stop, console, rank)
-        interrupted = stop()
+        found = _draw_all(points, directions, objective, options, request, stop, console, rank)
+        stopped = stop()
     if rank == 0:
         record(
             folder, command=command, seed=options.seed, device=objective.space.device,
             seconds=clock.seconds(),
         )  # fmt: skip
-    if interrupted:
-        console.print(f"interrupted; blocks of values are in {folder / BLOCKS}. Go on with:")
-        console.print(f"  {resume_line(command)}", soft_wrap=True)
-        return 130
-    return _finish(found, options, wanted, console) if rank == 0 else 0
+    if stopped:
+        return interrupted(console, f"blocks of values are in {folder / BLOCKS}", command)
+    return _finish(found, options, request, console) if rank == 0 else 0
 
 
 def _finish(
     found: dict[str, Landscape | MinimumProof],
     options: LandscapeVerb,
-    wanted: Wanted,
+    request: LandscapeRequest,
     console: Console,
 ) -> int:
     folder = options.out
@@ -92,9 +89,9 @@ def _finish(
     write_figures(folder)
     surfaces = {n: r for n, r in found.items() if not isinstance(r, MinimumProof)}
     for name, result in surfaces.items():
-        if "pdf" in wanted.export:
+        if "pdf" in request.export:
             _pdf(result, folder / "figures", name)
-        kinds = [kind for kind in wanted.export if kind != "pdf"]
+        kinds = [kind for kind in request.export if kind != "pdf"]
         plots.export_landscape(result, folder / "export", name, formats=kinds)
     page = report.build(folder)
     if options.json:
@@ -115,19 +112,19 @@ def _finish(
 
 
 def _draw_all(
-    points: Points,
+    points: StartingPoints,
     directions: landscape.Directions,
     objective: EmpiricalRisk,
     options: LandscapeVerb,
-    wanted: Wanted,
+    request: LandscapeRequest,
     stop: Stop,
     console: Console,
     rank: int,
 ) -> dict[str, Landscape | MinimumProof]:
     """Name to landscape, and that of the true minimum; each is kept as soon as it is finished."""
-    form = ("line", "plane", "volume")[len(wanted.axes) - 1]
+    form = ("line", "plane", "volume")[len(request.axes) - 1]
     name = f"{form}_{options.directions}"
-    draw = _Draw(options, wanted, stop, console, rank)
+    draw = _Draw(options, request, stop, console, rank)
     first = draw(points, points.problem, objective, directions, name)
     found: dict[str, Landscape | MinimumProof] = {name: first}
     if options.true_minimum == "none" or stop():
@@ -143,8 +140,8 @@ def _draw_all(
         save(minimum.proof, options.out, "minimum")
     found["minimum"] = minimum.proof
     # The same axes, so that both can be laid side by side.
-    axes = tuple(getattr(first, axis) for axis in "abc"[: len(wanted.axes)])
-    draw = _Draw(options, dataclasses.replace(wanted, axes=axes), stop, console, rank)
+    axes = tuple(getattr(first, axis) for axis in "abc"[: len(request.axes)])
+    draw = _Draw(options, dataclasses.replace(request, axes=axes), stop, console, rank)
     again = head_of(minimum.problem, options.examples)
     true = f"{name}_true-minimum"
     found[true] = draw(points, minimum.problem, again, directions, true, true=True)
@@ -155,14 +152,19 @@ class _Draw:
     """Evaluates one landscape and saves it, or loads it when resuming."""
 
     def __init__(
-        self, options: LandscapeVerb, wanted: Wanted, stop: Stop, console: Console, rank: int
+        self,
+        options: LandscapeVerb,
+        request: LandscapeRequest,
+        stop: Stop,
+        console: Console,
+        rank: int,
     ) -> None:
-        self.options, self.wanted, self.stop = options, wanted, stop
+        self.options, self.request, self.stop = options, request, stop
         self.console, self.rank = console, rank
 
     def __call__(
         self,
-        points: Points,
+        points: StartingPoints,
         problem: Problem,
         objective: EmpiricalRisk,
         directions: landscape.Directions,
@@ -176,21 +178,21 @@ class _Draw:
         label = name.replace("_", " ")
         if options.directions in ("random", "hessian", "gradient") and len(points.ends) > 1:
             label += f", around {next(iter(points.ends))}"
-        settings: dict[str, Any] = dict(zip("abc", self.wanted.axes, strict=False))
+        settings: dict[str, Any] = dict(zip("abc", self.request.axes, strict=False))
         paths = points.paths if options.directions in ("pca", "between") else {}
-        if len(self.wanted.axes) == 2 and paths and not true:
+        if len(self.request.axes) == 2 and paths and not true:
             settings["trajectories"] = paths
         if options.batchnorm == "interpolated":
             settings["statistics"] = points.buffers
         with _progress(self.console, label) as progress:
-            found = _EVALUATE[len(self.wanted.axes)](
+            found = _EVALUATE[len(self.request.axes)](
                 objective,
                 directions,
                 **settings,
-                fields=_possible(self.wanted.fields, objective),
+                fields=_possible(self.request.fields, objective),
                 splits={
                     split: head_of_split(problem, split, options.examples)
-                    for split in self.wanted.splits
+                    for split in self.request.splits
                 },
                 label=label,
                 grid="source" if options.source_grid and not true else "centred",
@@ -199,7 +201,7 @@ class _Draw:
                 batchnorm=options.batchnorm,
                 precision=options.precision,
                 tol=options.tol or None,
-                budget=self.wanted.budget,
+                budget=self.request.budget,
                 folder=folder / BLOCKS / name,
                 progress=progress,
                 stop=self.stop,
@@ -249,19 +251,19 @@ def _possible(fields: tuple[str, ...], objective: EmpiricalRisk) -> tuple[str, .
 
 
 def _plan(
-    points: Points,
+    points: StartingPoints,
     objective: EmpiricalRisk,
     directions: landscape.Directions,
     options: LandscapeVerb,
-    wanted: Wanted,
+    request: LandscapeRequest,
 ) -> None:
     """Print how long the grid would take, from a few nodes."""
     told: list[landscape.Estimate] = []
-    _EVALUATE[len(wanted.axes)](
+    _EVALUATE[len(request.axes)](
         objective,
         directions,
-        **dict(zip("abc", wanted.axes, strict=False)),
-        fields=_possible(wanted.fields, objective),
+        **dict(zip("abc", request.axes, strict=False)),
+        fields=_possible(request.fields, objective),
         backend=options.backend,
         batchnorm=options.batchnorm,
         statistics=points.buffers if options.batchnorm == "interpolated" else None,

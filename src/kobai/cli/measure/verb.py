@@ -1,6 +1,5 @@
 """`kobai measure`: curvature of a run's end, of a model file or of a fresh model."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,14 @@ import torch
 from rich.console import Console
 
 from kobai import report, seeds
-from kobai.cli.curvature_tables import curvature_tables
 from kobai.cli.figures import write_figures
-from kobai.cli.kernel_tables import kernel_tables
-from kobai.cli.options import (
-    CompareOptions,
-    MeasureOptions,
-    ProblemOptions,
-    TrainOptions,
-    UsageError,
-    optimizer_field,
-    optimizer_names,
-    options_of,
-    parse,
-    read_toml,
-    refuse_problem_flags,
-)
-from kobai.cli.points import adam_of_gradients, adam_of_run, adam_of_state, load_file
+from kobai.cli.measure.curvature_tables import curvature_tables
+from kobai.cli.measure.kernel_tables import kernel_tables
+from kobai.cli.model_files import adam_of_gradients, adam_of_run, adam_of_state, load_file
+from kobai.cli.options import MeasureOptions, UsageError, parse, refuse_problem_flags
 from kobai.cli.problem import find_device, make_setting
-from kobai.cli.run_folder import SETTINGS, Clock, claim_measurements, record
+from kobai.cli.run_folder import Clock, claim_measurements, record
+from kobai.cli.saved_runs import labelled, open_run
 from kobai.cli.tables import to_json, wide_console
 from kobai.curvature import (
     STRUCTURES,
@@ -49,7 +37,7 @@ from kobai.results import (
     TangentSummary,
     save,
 )
-from kobai.studies import RunSpec, Setting, checkpoint_folder, head_of, load_model
+from kobai.studies import checkpoint_folder, head_of, load_model
 
 LADDER_ROWS = 2_000
 """Examples times outputs that the exactness ladder is measured on."""
@@ -123,7 +111,7 @@ def _check(options: Any) -> None:
         raise UsageError(f"--damping must be positive, got {options.damping}")
     if not options.density_tolerance >= 0:
         raise UsageError(f"--density-tolerance must be 0 or more, got {options.density_tolerance}")
-    unknown = [name for name in _asked(options) if name not in (*STRUCTURES, "adam")]
+    unknown = [name for name in _preconditioners(options) if name not in (*STRUCTURES, "adam")]
     if unknown:
         names = ", ".join((*STRUCTURES, "adam"))
         raise UsageError(f"--preconditioner {unknown[0]}: choose from {names}")
@@ -131,7 +119,7 @@ def _check(options: Any) -> None:
         raise UsageError("--preconditioner needs the largest eigenvalue: --which largest or both")
 
 
-def _asked(options: Any) -> list[Any]:
+def _preconditioners(options: Any) -> list[Any]:
     return [name.strip() for name in options.preconditioner.split(",") if name.strip()]
 
 
@@ -162,7 +150,7 @@ def _measure(
         )  # fmt: skip
         found: list[Measured] = [spectrum]
         if options.which in ("largest", "both") and len(spectrum.eigenvalues):
-            asked = _asked(options)
+            asked = _preconditioners(options)
             if adam is None and "adam" in asked:
                 adam = adam_of_gradients(objective)
             found.append(
@@ -226,50 +214,3 @@ def _measure_run(folder: Path, options: Any) -> list[Measured]:
             problem, options, label=spec.label, optimizer=spec.optimizer, seed=spec.seed, adam=adam
         )
     return found
-
-
-def labelled(specs: list[RunSpec], label: str | None, folder: Path) -> list[RunSpec]:
-    """The runs with these labels, separated by commas; all of them where none is named.
-
-    Raises:
-        UsageError: If the folder holds no run with one of them.
-    """
-    if label is None:
-        return specs
-    wanted = [name.strip() for name in label.split(",") if name.strip()]
-    known = {spec.label: spec for spec in specs}
-    missing = [name for name in wanted if name not in known]
-    if missing or not wanted:
-        raise UsageError(
-            f"--label {', '.join(missing) or 'is empty'}: {folder} holds {', '.join(known)}"
-        )
-    return [known[name] for name in dict.fromkeys(wanted)]
-
-
-def open_run(folder: Path, options: ProblemOptions) -> tuple[Setting, list[RunSpec]]:
-    """The setting and the runs of a run folder, on the device and threads asked for now.
-
-    Raises:
-        UsageError: If the folder is no run of kobai train or compare.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such run folder")
-    if not (folder / SETTINGS).is_file():
-        raise UsageError(f"{folder}: holds no {SETTINGS}, so it is not a run folder of kobai")
-    values = read_toml(folder / SETTINGS)
-    verb = values.get("verb")
-    kinds: dict[Any, type] = {"compare": CompareOptions, "train": TrainOptions}
-    if verb not in kinds:
-        raise UsageError(f"{folder}: a run of kobai {verb}; give one of train or compare")
-    there = options_of(kinds[verb], values)
-    there = dataclasses.replace(there, device=options.device, threads=options.threads)
-    if verb == "train":
-        names, count = optimizer_names(there.optimizer), 1
-    else:
-        names, count = optimizer_names(there.optimizers), there.seeds
-    specs = [
-        RunSpec(optimizer=name, config=getattr(there, optimizer_field(name)), seed=there.seed + i)
-        for name in names
-        for i in range(count)
-    ]
-    return make_setting(there), specs

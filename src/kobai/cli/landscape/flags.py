@@ -79,7 +79,7 @@ class LandscapeVerb(ProblemOptions, FolderOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class LandscapeRequest:
     """What the words of the flags mean.
 
     Attributes:
@@ -97,7 +97,7 @@ class Wanted:
     budget: float | None
 
 
-def read_flags(options: LandscapeVerb) -> Wanted:
+def read_flags(options: LandscapeVerb) -> LandscapeRequest:
     """Read the words of the flags; wrong use is refused before anything is loaded.
 
     Raises:
@@ -134,7 +134,7 @@ def read_flags(options: LandscapeVerb) -> Wanted:
             raise UsageError(f"--{name} is too small: {getattr(options, name)}")
     if not 0 <= options.tol < 1:
         raise UsageError(f"--tol is a fraction below 1, got {options.tol}")
-    return Wanted(
+    return LandscapeRequest(
         axes=tuple(axes),
         fields=fields,
         splits=cast("tuple[Split, ...]", splits),

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from kobai import landscape, seeds
-from kobai.cli.landscape_flags import LandscapeVerb, words
-from kobai.cli.measure import open_run
+from kobai.cli.landscape.flags import LandscapeVerb, words
+from kobai.cli.model_files import read_model_file
 from kobai.cli.options import UsageError, read_toml, refuse_problem_flags
 from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
+from kobai.cli.saved_runs import open_run
 from kobai.problem import EmpiricalRisk, Problem
 from kobai.studies import RunSpec, Setting, checkpoint_folder, load_model
 from kobai.training import snapshots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Points:
+class StartingPoints:
     """What the landscape is of.
 
     Attributes:
@@ -40,7 +40,7 @@ class Points:
 
 def find_points(
     runs: Sequence[str], checkpoints: Sequence[str], label: str | None, options: Any
-) -> Points:
+) -> StartingPoints:
     """Points of run folders, or of checkpoint files, or a fresh model.
 
     Raises:
@@ -53,7 +53,7 @@ def find_points(
     return _of_checkpoints([Path(file) for file in checkpoints], options)
 
 
-def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Points:
+def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> StartingPoints:
     first: Problem | None = None
     ends: dict[str, Tensor] = {}
     paths: dict[str, list[Tensor]] = {}
@@ -97,7 +97,7 @@ def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Points
             f"kobai: {', '.join(lost)} diverged and is left out: there is no place to look from",
             file=sys.stderr,
         )
-    return Points(problem=first, ends=ends, paths=paths, buffers=buffers)
+    return StartingPoints(problem=first, ends=ends, paths=paths, buffers=buffers)
 
 
 def _require_same_data(folders: Sequence[Path]) -> None:
@@ -113,7 +113,7 @@ def _require_same_data(folders: Sequence[Path]) -> None:
                 )
 
 
-def _of_checkpoints(files: Sequence[Path], options: Any) -> Points:
+def _of_checkpoints(files: Sequence[Path], options: Any) -> StartingPoints:
     setting = make_setting(options)
     problem = setting.problem(options.seed)
     problem.model.eval()
@@ -121,7 +121,7 @@ def _of_checkpoints(files: Sequence[Path], options: Any) -> Points:
     buffers: dict[str, dict[str, Tensor]] = {}
     for file in files:
         name = file.stem if file.stem not in ends else str(file)
-        state = read_state(file)
+        state = read_model_file(file)[0]
         try:
             problem.model.load_state_dict(state)
         except RuntimeError as error:
@@ -132,40 +132,12 @@ def _of_checkpoints(files: Sequence[Path], options: Any) -> Points:
         ends["initial"] = problem.space.theta()
         buffers["initial"] = {n: b.clone() for n, b in problem.model.named_buffers()}
     if len(files) > 1:
-        problem.model.load_state_dict(read_state(files[0]))
-    return Points(problem=problem, ends=ends, paths={}, buffers=buffers)
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: safetensors, or a torch file that holds nothing but tensors.
-
-    Of a torch file the state dict itself is taken, or what it holds under "model", "state_dict" or
-    "model_state_dict".
-
-    Raises:
-        UsageError: If it is missing, damaged, or holds something else.
-    """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load(data)
-        # Weights only: a checkpoint must not be able to run code.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UsageError(f"{file}: not a checkpoint of tensors ({_line(error)})") from None
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UsageError(f"{file}: holds no state dict")
-    return found
+        problem.model.load_state_dict(read_model_file(files[0])[0])
+    return StartingPoints(problem=problem, ends=ends, paths={}, buffers=buffers)
 
 
 def find_directions(
-    points: Points, objective: EmpiricalRisk, options: LandscapeVerb, count: int
+    points: StartingPoints, objective: EmpiricalRisk, options: LandscapeVerb, count: int
 ) -> landscape.Directions:
     """As many directions of the kind that `--directions` names.
 

@@ -9,8 +9,9 @@ from kobai import optim, report
 from kobai.cli.figures import write_figures
 from kobai.cli.options import CompareOptions, UsageError, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
-from kobai.cli.run_folder import Clock, Stop, claim, record
+from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
 from kobai.cli.tables import comparison_table, to_json, wide_console
+from kobai.cli.training import suite
 from kobai.results import History, Spectrum, history_to_csv, save
 from kobai.studies import (
     Interrupted,
@@ -28,9 +29,6 @@ from kobai.training import ConsoleProgress
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     if any(word == "--suite" or word.startswith("--suite=") for word in arguments):
-        # Here, since what it imports imports this module.
-        from kobai.cli import suite
-
         return suite.main(arguments, command)
     options = parse(CompareOptions, arguments, verb="compare")
     if options.seeds < 1:
@@ -73,19 +71,12 @@ def main(arguments: list[str], command: str) -> int:
                     report=lambda line: console.print(f"[dim]{line}[/dim]"),
                 )
         except Interrupted:
-            record(
-                folder,
-                command=command,
-                seed=options.seed,
-                device=setting.device,
-                seconds=clock.seconds(),
-            )
-            console.print(f"interrupted; everything finished is in {folder}. Go on with:")
-            console.print(f"  {resume_line(command)}", soft_wrap=True)
-            return 130
+            comparison = None
     record(
         folder, command=command, seed=options.seed, device=setting.device, seconds=clock.seconds()
     )
+    if comparison is None:
+        return interrupted(console, f"everything finished is in {folder}", command)
     write_figures(folder)
     page = report.build(folder)
     if options.json:
@@ -180,9 +171,3 @@ def model_name(options: Any) -> str:
     """The model with what was set for it, such as "mlp 512-512"."""
     widths = getattr(getattr(options, "model_options", None), "widths", None)
     return f"{options.model} {'-'.join(map(str, widths))}" if widths else options.model
-
-
-def resume_line(command: str) -> str:
-    """The command that goes on with an interrupted run."""
-    words = [word for word in command.split(" ") if word not in ("--fresh", "--resume")]
-    return " ".join([*words, "--resume"])

@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from kobai import data, report
-from kobai.cli.compare import resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import FolderOptions, UsageError, from_values, read_toml, scan
-from kobai.cli.reproduce import verdicts_table
-from kobai.cli.run_folder import Clock, Stop, claim, record
-from kobai.cli.tables import to_json, wide_console
+from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
+from kobai.cli.tables import to_json, verdicts_table, wide_console
 from kobai.report import budget_rows
 from kobai.results import BudgetTable, Panels, save
 from kobai.studies import Interrupted
@@ -96,10 +94,10 @@ def main(arguments: list[str], command: str) -> int:
                 report=say, stop=stop,
             )  # fmt: skip
         except Interrupted:
-            _record(folder, command, options, clock)
-            console.print(f"interrupted; everything finished is in {folder}. Go on with:")
-            console.print(f"  {resume_line(command)}", soft_wrap=True)
-            return 130
+            tables = None
+    if tables is None:
+        _record(folder, command, options, clock)
+        return interrupted(console, f"everything finished is in {folder}", command)
     summary = conclude(
         tables,
         seed=options.seed,

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from kobai import report
-from kobai.cli.compare import model_name, rehearse, resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import TuneOptions, UsageError, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_schedule, make_setting
 from kobai.cli.run_folder import Clock, Stop, claim, record
 from kobai.cli.tables import to_json, wide_console
+from kobai.cli.training.compare import model_name, rehearse
 from kobai.optim import Domain, parse_domain
 from kobai.results import Scores, Trials, save
 from kobai.studies import Outcome, RunSpec, Setting, Study, Task, best_values, summarise

@@ -3,12 +3,12 @@
 from rich.console import Console
 
 from kobai import report
-from kobai.cli.compare import rehearse, resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import TrainOptions, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
-from kobai.cli.run_folder import Clock, Stop, claim, record
+from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
 from kobai.cli.tables import to_json
+from kobai.cli.training.compare import rehearse
 from kobai.results import history_to_csv
 from kobai.studies import RunSpec, train_run
 from kobai.training import ConsoleProgress
@@ -42,9 +42,7 @@ def main(arguments: list[str], command: str) -> int:
         folder, command=command, seed=options.seed, device=setting.device, seconds=clock.seconds()
     )
     if history.status == "interrupted":
-        console.print(f"interrupted; the run is in {folder}. Go on with:")
-        console.print(f"  {resume_line(command)}", soft_wrap=True)
-        return 130
+        return interrupted(console, f"the run is in {folder}", command)
     write_figures(folder)
     page = report.build(folder)
     if options.json:

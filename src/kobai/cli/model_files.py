@@ -1,4 +1,4 @@
-"""Points that `kobai measure` was pointed to: a model file, and what Adam remembers beside it."""
+"""Read model files, and the second moments that Adam keeps beside a model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,41 @@ _MODELS = ("model", "state_dict", "model_state_dict")
 _OPTIMIZERS = ("optimizer", "optimizer_state_dict")
 
 
-def load_file(path: Path, model: nn.Module) -> dict[str, Any] | None:
-    """Load a model file into a module: safetensors, or torch.save of tensors by name.
+def read_model_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read a model's tensors by name: safetensors, or a torch file of tensors.
 
-    A file of torch.save may hold the model under "model", "state_dict" or "model_state_dict", and
-    beside it its optimizer's state.
+    A torch file may hold the model under "model", "state_dict" or "model_state_dict", and beside it
+    its optimizer's state.
+
+    Returns:
+        The tensors, and the optimizer's state_dict where the file has one.
+
+    Raises:
+        UsageError: If the file is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(path.read_bytes()), None
+        # Weights only: a checkpoint must not be able to run code.
+        found: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UsageError(
+            f"{path}: not a checkpoint of tensors ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); save a state_dict"
+        ) from None
+    optimizer = None
+    if isinstance(found, dict):
+        optimizer = next((found[k] for k in _OPTIMIZERS if isinstance(found.get(k), dict)), None)
+        found = next((found[k] for k in _MODELS if isinstance(found.get(k), dict)), found)
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{path}: holds no tensors by name (a module's state_dict)")
+    return found, optimizer
+
+
+def load_file(path: Path, model: nn.Module) -> dict[str, Any] | None:
+    """Load a model file into a module.
 
     Args:
         path: Ends in .safetensors, .pt, .pth or .bin.
@@ -30,29 +60,13 @@ def load_file(path: Path, model: nn.Module) -> dict[str, Any] | None:
         The optimizer's state_dict, where the file has one.
 
     Raises:
-        UsageError: If the file is missing or of another kind.
-        ValueError: If it is damaged or fits another model.
+        UsageError: If the file is missing, damaged or of another kind.
+        ValueError: If it fits another model.
     """
-    if not path.is_file():
-        raise UsageError(f"--checkpoint {path}: no such file")
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+    if path.is_file() and path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise UsageError(f"--checkpoint {path}: give a .safetensors, .pt, .pth or .bin file")
-    optimizer = None
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load(path.read_bytes())
-        else:
-            found = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(
-            f"{path}: cannot be read as tensors ({type(error).__name__}); save a state_dict"
-        ) from None
-    if isinstance(found, dict):
-        optimizer = next((found[k] for k in _OPTIMIZERS if isinstance(found.get(k), dict)), None)
-        found = next((found[k] for k in _MODELS if isinstance(found.get(k), dict)), found)
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path}: holds no tensors by name (a module's state_dict)")
-    load_into(model, found, where=path)
+    tensors, optimizer = read_model_file(path)
+    load_into(model, tensors, where=path)
     return optimizer
 
 
