@@ -19,7 +19,7 @@ from kobai.cli.figures import write_figures
 from kobai.cli.landscape.flags import LandscapeRequest, LandscapeVerb, read_flags
 from kobai.cli.landscape.points import StartingPoints, find_directions, find_points
 from kobai.cli.options import parse
-from kobai.cli.run_folder import Clock, Stop, claim, record
+from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
 from kobai.cli.tables import to_json, wide_console
 from kobai.problem import EmpiricalRisk, Problem
 from kobai.problem.problem import Split

@@ -71,7 +71,7 @@ def main(arguments: list[str], command: str) -> int:
                     report=lambda line: console.print(f"[dim]{line}[/dim]"),
                 )
         except Interrupted:
-            comparison = None
+            histories, comparison = {}, None
     record(
         folder, command=command, seed=options.seed, device=setting.device, seconds=clock.seconds()
     )

@@ -13,7 +13,7 @@ from kobai import report
 from kobai.cli.figures import write_figures
 from kobai.cli.options import TuneOptions, UsageError, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_schedule, make_setting
-from kobai.cli.run_folder import Clock, Stop, claim, record
+from kobai.cli.run_folder import Clock, Stop, claim, record, resume_line
 from kobai.cli.tables import to_json, wide_console
 from kobai.cli.training.compare import model_name, rehearse
 from kobai.optim import Domain, parse_domain
