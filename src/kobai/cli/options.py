@@ -19,6 +19,7 @@ import tyro
 from kobai import models, optim, training
 from kobai.curvature.spectrum import MatrixName
 from kobai.optim import Domain
+from kobai.reproductions import FORMER_NAMES
 from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, StudyTraining
 
 
@@ -103,8 +104,9 @@ class FolderOptions:
 class CompareOptions(ProblemOptions, FolderOptions):
     """Train one model with several optimizers, measure where each ends, draw the landscape.
 
-    With --suite chapter8: all algorithms of the chapter on several problems within equal budgets,
-    which has flags of its own (kobai compare --suite chapter8 --help).
+    With --suite deep-learning-book: the algorithms of that book's chapter 8 on several problems
+    within equal budgets, which has flags of its own (kobai compare --suite deep-learning-book
+    --help).
     """
 
     out: Path = Path("runs/compare")
@@ -374,17 +376,21 @@ def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A settings file as nested dictionaries.
+    """A settings file as nested dictionaries, former names of sources as their names now.
 
     Raises:
         UsageError: If it is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a TOML file ({error})") from None
+    for name in ("source", "suite"):
+        if values.get(name) in FORMER_NAMES:
+            values[name] = FORMER_NAMES[values[name]]
+    return values
 
 
 def to_values(options: Any) -> dict[str, Any]:

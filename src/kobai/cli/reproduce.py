@@ -87,9 +87,10 @@ def _name(arguments: list[str]) -> tuple[str, list[str]]:
             print(text)
             raise SystemExit(0)
         raise UsageError(f"name a source: {known}")
-    if arguments[0] not in reproductions.SOURCES:
-        raise UsageError(f"unknown source {arguments[0]!r}; choose from {known}")
-    return arguments[0], arguments[1:]
+    name = reproductions.FORMER_NAMES.get(arguments[0], arguments[0])
+    if name not in reproductions.SOURCES:
+        raise UsageError(f"unknown source {name!r}; choose from {known}")
+    return name, arguments[1:]
 
 
 def _parse(name: str, config: type, arguments: list[str]) -> Any:

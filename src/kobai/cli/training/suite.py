@@ -1,4 +1,4 @@
-"""`kobai compare --suite chapter8`: all algorithms on a set of problems within equal budgets."""
+"""`kobai compare --suite deep-learning-book`: all algorithms on a set of problems within equal budgets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ from kobai.cli.options import FolderOptions, UsageError, from_values, read_toml,
 from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
 from kobai.cli.tables import to_json, verdicts_table, wide_console
 from kobai.report import budget_rows
+from kobai.reproductions import FORMER_NAMES
 from kobai.results import BudgetTable, Panels, save
 from kobai.studies import Interrupted
 from kobai.studies.budgets import PRODUCT, VALUE, Budget
 from kobai.studies.suite import (
-    CHAPTER8,
+    BOOK_METHODS,
     NETWORKS,
     SURFACES,
     method_named,
@@ -41,9 +42,9 @@ class SuiteOptions(FolderOptions):
 
     out: Path = Path("runs/suite")
     """Run folder to write."""
-    suite: Literal["chapter8"] = "chapter8"
-    """The suite."""
-    optimizers: str = ",".join(CHAPTER8)
+    suite: Literal["deep-learning-book"] = "deep-learning-book"
+    """The suite: the algorithms of Goodfellow, Bengio and Courville, Deep Learning, chapter 8."""
+    optimizers: str = ",".join(BOOK_METHODS)
     """Methods, separated by commas."""
     problems: str = ",".join((*NETWORKS, *SURFACES))
     """Problems, separated by commas."""
@@ -148,6 +149,11 @@ def _shown(table: BudgetTable) -> Table:
     return shown
 
 
+_FORMER_WORDS = {f"{start}{old}": f"{start}{new}" for old, new in FORMER_NAMES.items()
+           for start in ("", "--suite=")}  # fmt: skip
+"""Former names of the suite on the command line → what is said now."""
+
+
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(set(names)) != len(names):
@@ -156,11 +162,15 @@ def _names(text: str) -> list[str]:
 
 
 def _parse(arguments: list[str]) -> SuiteOptions:
+    arguments = [_FORMER_WORDS.get(word, word) for word in arguments]
     default = SuiteOptions()
     if (text := scan(arguments, "config")) is not None:
         default = from_values(SuiteOptions, read_toml(Path(text)))
     return tyro.cli(
-        SuiteOptions, args=arguments, default=default, prog="kobai compare --suite chapter8"
+        SuiteOptions,
+        args=arguments,
+        default=default,
+        prog="kobai compare --suite deep-learning-book",
     )
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from kobai import models, seeds
 from kobai.problem import SURFACES, Problem
 from kobai.problem.surfaces import quadratic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import Blurred, minimize_by_continuation, train_by_curriculum

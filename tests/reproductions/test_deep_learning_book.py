@@ -1,5 +1,6 @@
 """The gallery: pages, claims, the book, the verb; and the formulas its pages compute with."""
 
+import importlib
 import re
 
 import numpy as np
@@ -8,20 +9,20 @@ import torch
 
 from kobai.cli.gallery import main, translated
 from kobai.problem import Analytic
-from kobai.reproductions import chapter8, source
-from kobai.reproductions.chapter8.batch_norm import expansion
-from kobai.reproductions.chapter8.book import MOVING, printed
-from kobai.reproductions.chapter8.continuation import lagged_sums
-from kobai.reproductions.chapter8.coordinate import sparse_coding
-from kobai.reproductions.chapter8.empirical_risk import _gradients
-from kobai.reproductions.chapter8.long_term import unrolled_loss
-from kobai.reproductions.chapter8.motion import animation
-from kobai.reproductions.chapter8.networks import classifier, level, pictures
-from kobai.reproductions.chapter8.page import judge
-from kobai.reproductions.chapter8.surface_paths import contours, walk
+from kobai.reproductions import deep_learning_book, source
+from kobai.reproductions.deep_learning_book.book import MOVING, printed
+from kobai.reproductions.deep_learning_book.motion import animation
+from kobai.reproductions.deep_learning_book.networks import classifier, level, pictures
+from kobai.reproductions.deep_learning_book.page import judge
+from kobai.reproductions.deep_learning_book.pages.batch_norm import expansion
+from kobai.reproductions.deep_learning_book.pages.continuation import lagged_sums
+from kobai.reproductions.deep_learning_book.pages.coordinate import sparse_coding
+from kobai.reproductions.deep_learning_book.pages.empirical_risk import _gradients
+from kobai.reproductions.deep_learning_book.pages.long_term import unrolled_loss
+from kobai.reproductions.deep_learning_book.surface_paths import contours, walk
 from kobai.results import Panel, Panels, Series, load
 
-QUICK = chapter8.Config(scale="quick")
+QUICK = deep_learning_book.Config(scale="quick")
 CHEAP = ("8.2.6", "8.2.8", "8.6.2")
 
 
@@ -29,39 +30,40 @@ CHEAP = ("8.2.6", "8.2.8", "8.6.2")
 def made(tmp_path_factory):
     """A folder with a few pages and the book."""
     folder = tmp_path_factory.mktemp("gallery")
-    config = chapter8.Config(scale="quick", figure=",".join(CHEAP))
-    return folder, chapter8.run(config, folder)
+    config = deep_learning_book.Config(scale="quick", figure=",".join(CHEAP))
+    return folder, deep_learning_book.run(config, folder)
 
 
 def test_every_section_of_the_chapter_has_a_page():
-    names = [page.name for page in chapter8.PAGES]
+    names = [page.name for page in deep_learning_book.PAGES]
     wanted = ["8.1.1", "8.1.2", "8.1.3", *(f"8.2.{i}" for i in range(1, 9)), "8.3.1", "8.3.2",
               "8.4", "8.5", "8.5.4", "8.6.1", "8.6.2", "8.6.3",
               *(f"8.7.{i}" for i in range(1, 7))]  # fmt: skip
     assert names == wanted
-    assert source("chapter8") is chapter8
+    assert source("deep-learning-book") is deep_learning_book
+    assert source("chapter8") is deep_learning_book
 
 
 def test_claims_are_keyed_by_their_section_and_asked_for_once():
-    keys = [claim.key for claim in chapter8.EXPECTED]
+    keys = [claim.key for claim in deep_learning_book.EXPECTED]
     assert len(set(keys)) == len(keys)
-    for claim in chapter8.EXPECTED:
+    for claim in deep_learning_book.EXPECTED:
         assert claim.key.startswith(f"{claim.figure}-")
         assert claim.where == f"section {claim.figure}"
 
 
 def test_sections_name_their_pages():
-    assert chapter8.named_by("8.6") == "8.6.1,8.6.2,8.6.3"
-    assert chapter8.named_by("8.5.2") == "8.5"
-    assert chapter8.named_by("8.3.2, 8.4") == "8.3.2,8.4"
-    assert chapter8.named_by("all") == "all"
+    assert deep_learning_book.named_by("8.6") == "8.6.1,8.6.2,8.6.3"
+    assert deep_learning_book.named_by("8.5.2") == "8.5"
+    assert deep_learning_book.named_by("8.3.2, 8.4") == "8.3.2,8.4"
+    assert deep_learning_book.named_by("all") == "all"
     with pytest.raises(ValueError, match="no page for section"):
-        chapter8.named_by("9.1")
+        deep_learning_book.named_by("9.1")
 
 
 def test_pages_judge_exactly_their_claims(made):
     folder, summary = made
-    pages = {page.name: page for page in chapter8.PAGES}
+    pages = {page.name: page for page in deep_learning_book.PAGES}
     for name in CHEAP:
         record = load(folder, f"figure_{name}")
         assert {v.claim for v in record.verdicts} == set(pages[name].claims)
@@ -88,7 +90,7 @@ def test_the_book_is_one_file_without_scripts_or_connections(made):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
     for name in CHEAP:
         assert f'id="s{name.replace(".", "-")}"' in text
-    assert text.count("(not made yet)") == len(chapter8.PAGES) - len(CHEAP)
+    assert text.count("(not made yet)") == len(deep_learning_book.PAGES) - len(CHEAP)
     assert 'class="motion"' in text
     assert "The code that made this page" in text
 
@@ -97,19 +99,21 @@ def test_finished_pages_are_kept(made):
     folder, _ = made
     before = (folder / "figure_8.6.2.json").stat().st_mtime_ns
     lines: list[str] = []
-    chapter8.run(chapter8.Config(scale="quick", figure="8.6.2"), folder, progress=lines.append)
+    deep_learning_book.run(
+        deep_learning_book.Config(scale="quick", figure="8.6.2"), folder, progress=lines.append
+    )
     assert (folder / "figure_8.6.2.json").stat().st_mtime_ns == before
     assert any("made before, kept" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["8.2.1", "8.2.3", "8.3.2", "8.5", "8.6.3", "8.7.1", "8.7.2"])
 def test_scripts_on_the_pages_run(name):
-    page = next(page for page in chapter8.PAGES if page.name == name)
+    page = next(page for page in deep_learning_book.PAGES if page.name == name)
     assert printed(page.script()).strip()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", chapter8.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", deep_learning_book.PAGES, ids=lambda page: page.name)
 def test_every_page_is_made_and_every_script_runs(page):
     outcome = page.make(QUICK)
     assert {v.claim for v in outcome.verdicts} == set(page.claims)
@@ -203,12 +207,12 @@ def test_verdicts_follow_from_their_conditions():
 
 
 def test_pages_take_the_users_network_or_say_why_not(tmp_path):
-    for page in chapter8.PAGES:
+    for page in deep_learning_book.PAGES:
         assert page.network_note("") == ""
         note = page.network_note("cnn")
         assert ("Network: cnn" in note) != ("--model has no part here: " in note)
-    config = chapter8.Config(scale="quick", figure="8.3.1,8.2.8", model="linear")
-    chapter8.run(config, tmp_path)
+    config = deep_learning_book.Config(scale="quick", figure="8.3.1,8.2.8", model="linear")
+    deep_learning_book.run(config, tmp_path)
     assert "Network: linear" in load(tmp_path, "figure_8.3.1").note
     assert "functions here are formulas" in load(tmp_path, "figure_8.2.8").note
 
@@ -229,4 +233,10 @@ def test_runs_of_unequal_length_end_in_nan():
 
 def test_configurations_refuse_nonsense():
     with pytest.raises(ValueError, match="seed is"):
-        chapter8.Config(seed=-1)
+        deep_learning_book.Config(seed=-1)
+
+
+def test_the_former_name_imports_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="deep_learning_book"):
+        module = importlib.import_module("kobai.reproductions.chapter8")
+    assert module.Config is deep_learning_book.Config

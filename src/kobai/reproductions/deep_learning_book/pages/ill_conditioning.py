@@ -6,9 +6,9 @@ import torch
 from kobai import seeds
 from kobai.curvature import Hessian
 from kobai.problem import EmpiricalRisk
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, per_step, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, per_step, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Panel, Panels, Series
 

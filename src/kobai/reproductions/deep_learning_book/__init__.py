@@ -1,4 +1,6 @@
-"""A gallery to the chapter on optimization for deep models: one page a section, all computed.
+"""A gallery to the chapter on optimization of a textbook: one page per section, all computed.
+
+The book is Goodfellow, Bengio and Courville (2016), Deep Learning, and the chapter its eighth.
 
 ``run`` makes the pages that are not there yet and writes the book, ``index.html``, beside them.
 """
@@ -9,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kobai.reproductions.chapter8.book import write_book
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.page import Page
+from kobai.reproductions.deep_learning_book.book import write_book
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.page import Page
 from kobai.reproductions.figures import FigureMaker, Outcome, run_figures
 from kobai.results import Claim, Reproduction
 
@@ -37,7 +39,9 @@ _MODULES = (
 )
 
 PAGES: tuple[Page, ...] = tuple(
-    page for module in _MODULES for page in importlib.import_module(f"{__name__}.{module}").PAGES
+    page
+    for module in _MODULES
+    for page in importlib.import_module(f"{__name__}.pages.{module}").PAGES
 )
 """Every page, in the chapter's order."""
 
@@ -110,7 +114,7 @@ def run(
         kobai.studies.Interrupted: If `stop` said so; finished pages are kept.
     """
     summary = run_figures(
-        config, folder, source="chapter8", title=TITLE, makers=FIGURES, claims=EXPECTED,
+        config, folder, source="deep-learning-book", title=TITLE, makers=FIGURES, claims=EXPECTED,
         progress=progress, stop=stop,
     )  # fmt: skip
     book = write_book(folder, PAGES)

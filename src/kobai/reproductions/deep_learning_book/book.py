@@ -16,8 +16,8 @@ import torch
 import kobai
 from kobai import plots
 from kobai.plots import spell
-from kobai.reproductions.chapter8.motion import animation
-from kobai.reproductions.chapter8.page import Page
+from kobai.reproductions.deep_learning_book.motion import animation
+from kobai.reproductions.deep_learning_book.page import Page
 from kobai.results import (
     Panels,
     Reproduction,
@@ -126,4 +126,6 @@ def _number(value: float) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files("kobai.reproductions.chapter8") / name).read_text(encoding="utf-8")
+    return (resources.files("kobai.reproductions.deep_learning_book") / name).read_text(
+        encoding="utf-8"
+    )

@@ -5,10 +5,10 @@ import torch
 
 from kobai import optim, seeds
 from kobai.problem.surfaces import quadratic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,
@@ -208,7 +208,7 @@ def choosing(config: Config) -> Outcome:
                       f"{n} {v:.3g}" for n, v in sorted(worst.items(), key=lambda kv: kv[1]))),
         ],
         note=f"{config.data}, {epochs} epochs of batches of 32, rates {factors} times a usual one. "
-        "`kobai compare --suite chapter8` runs all algorithms within equal budgets.",
+        "`kobai compare --suite deep-learning-book` runs all algorithms within equal budgets.",
     )  # fmt: skip
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from kobai import models, seeds
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, per_step, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, per_step, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import raise_vanishing, search_initial_scales, signals, train

@@ -8,10 +8,10 @@ from torch import nn
 
 from kobai import models, seeds
 from kobai.problem import Problem
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
-from kobai.reproductions.chapter8.pretraining import chain
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.pages.pretraining import chain
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import AuxiliaryHeads, auxiliary_problem, train

@@ -8,10 +8,10 @@ import torch
 
 from kobai import seeds
 from kobai.problem.surfaces import quadratic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, level, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, level, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,

@@ -7,10 +7,10 @@ from kobai import seeds
 from kobai.curvature import Hessian
 from kobai.optim import Newton, SaddleFreeNewton
 from kobai.problem import SURFACES, EmpiricalRisk
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import classifier, per_step, pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import classifier, per_step, pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,

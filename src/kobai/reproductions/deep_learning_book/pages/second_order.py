@@ -13,9 +13,9 @@ from kobai import data, models, seeds
 from kobai.optim import BFGS, Newton, NonlinearCG, SteepestDescent, StrongWolfe
 from kobai.problem import SURFACES, Objective, Problem
 from kobai.problem.surfaces import quadratic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.page import Page, judge
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.page import Page, judge
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,

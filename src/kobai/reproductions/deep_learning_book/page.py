@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kobai.reproductions.chapter8.config import Config
+from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.figures import Outcome
 from kobai.results import Claim, Finding, Verdict
 

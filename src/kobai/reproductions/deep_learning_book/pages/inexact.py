@@ -8,9 +8,9 @@ import torch
 from kobai import seeds
 from kobai.optim import NonlinearCG
 from kobai.problem import SURFACES, Analytic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.page import Page, judge
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.page import Page, judge
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,

@@ -11,15 +11,15 @@ from kobai import seeds
 from kobai.curvature import Fisher
 from kobai.problem import Batch, Problem
 from kobai.problem.examples import TensorExamples
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import (
     classifier,
     endless,
     level,
     per_step,
     pictures,
 )
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import EarlyStopping, GeometricBatch, Schedule, train

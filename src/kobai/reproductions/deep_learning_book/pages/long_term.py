@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kobai import models, seeds
 from kobai.problem import Analytic
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.page import Page, judge
-from kobai.reproductions.chapter8.surface_paths import (
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.page import Page, judge
+from kobai.reproductions.deep_learning_book.surface_paths import (
     contours,
     map_panel,
     path,

@@ -11,7 +11,7 @@ from torch import Tensor
 from kobai import data, models, seeds
 from kobai.data import DataSplits
 from kobai.problem import Batch, EmpiricalRisk, Problem
-from kobai.reproductions.chapter8.config import Config
+from kobai.reproductions.deep_learning_book.config import Config
 
 
 def pictures(config: Config, *, limit: int | None = None) -> DataSplits:

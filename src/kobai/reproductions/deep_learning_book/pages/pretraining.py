@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from kobai import models, seeds
 from kobai.problem import Problem
-from kobai.reproductions.chapter8.config import Config
-from kobai.reproductions.chapter8.networks import pictures
-from kobai.reproductions.chapter8.page import Page, judge, mean_of
+from kobai.reproductions.deep_learning_book.config import Config
+from kobai.reproductions.deep_learning_book.networks import pictures
+from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.figures import Outcome
 from kobai.results import Panel, Panels, Series
 from kobai.training import greedy_pretraining, train, train_by_hints
