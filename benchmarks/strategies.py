@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from kobai import data, models, seeds
 from kobai.problem import Problem
-from kobai.reproductions.chapter8.continuation import lagged_sums
-from kobai.reproductions.chapter8.pretraining import chain
+from kobai.reproductions.deep_learning_book.pages.continuation import lagged_sums
+from kobai.reproductions.deep_learning_book.pages.pretraining import chain
 from kobai.training import (
     AuxiliaryHeads,
     EarlyStopping,

@@ -37,7 +37,7 @@ from kobai import data, models, seeds
 from kobai.models.resnet import ResNetConfig
 from kobai.models.transformer import TransformerConfig
 from kobai.optim import EKFAC, KFAC, MuonAdamW
-from kobai.training.augmentation import Augmentation, Compose, Flip, Shift
+from kobai.training import Augmentation, Compose, Flip, Shift
 
 WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 

@@ -11,7 +11,7 @@ import time
 import torch
 
 from kobai import data, models, optim
-from kobai.studies import Setting, Task, TrainingOptions, run_trial, run_trials
+from kobai.studies import Setting, StudyTraining, Task, run_trial, run_trials
 from kobai.training import LinearDecay
 
 WIDTHS = (100,) * 5
@@ -29,7 +29,7 @@ def work(network: str, optimizer: str, batch: int, epochs: float) -> Task:
         optimizer=optimizer,
         config=optim.CONFIGS[optimizer](**numbers),
         schedule=LinearDecay(),
-        training=TrainingOptions(
+        training=StudyTraining(
             epochs=epochs, batch_size=batch, evaluate_every=epochs, evaluate_train_limit=None
         ),
         seeds=(0,),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kobai.cli import main
+from kobai.cli import VERBS, main
 from kobai.cli.options import CompareOptions, from_values, options_of, parse, to_values
 
 RUN = ["--data", "blobs", "--limit", "60", "--epochs", "1", "--seeds", "1"]
@@ -346,6 +346,6 @@ def test_a_stop_at_once_says_how_to_go_on(monkeypatch, capsys, words, told):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"kobai.cli.{words[0]}.main", stopped)
+    monkeypatch.setattr(f"kobai.cli.{VERBS[words[0]][0]}.main", stopped)
     assert main(words) == 130
     assert told in capsys.readouterr().err

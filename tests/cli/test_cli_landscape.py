@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kobai.cli import landscape as verb
-from kobai.cli import landscape_flags, main
+from kobai.cli import main
+from kobai.cli.landscape import flags, verb
 from kobai.results import Check, Line, MinimumProof, Plane, Volume, load, load_all
 
 SMALL = ["--data", "blobs", "--limit", "60", "--dtype", "float64"]
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     flags = ["--model.widths", "6", "--optimizers", "sgd,adam", "--seeds", "1", "--epochs", "2"]
     small = ["--curvature.eigenvalues", "1", "--landscape.grid", "3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kobai.cli.compare.write_figures", lambda folder: [])
+        patch.setattr("kobai.cli.training.compare.write_figures", lambda folder: [])
         assert main(["compare", *SMALL, *flags, *small, "--out", str(folder)]) == 0
     return folder
 
@@ -173,13 +173,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(run, tmp_path, capsys, flags, wor
 
 
 def test_ranges_and_durations_are_read_as_written():
-    assert [landscape_flags.parse_duration(t) for t in ("60", "60s", "2min", "1.5h")] == [
+    assert [flags.parse_duration(t) for t in ("60", "60s", "2min", "1.5h")] == [
         60,
         60,
         120,
         5400,
     ]
-    (a,) = landscape_flags.parse_ranges("0:2", [5])
+    (a,) = flags.parse_ranges("0:2", [5])
     np.testing.assert_allclose(a, [0, 0.5, 1, 1.5, 2])
-    a, b = landscape_flags.parse_ranges("-1:1,0:3", [3, 4])
+    a, b = flags.parse_ranges("-1:1,0:3", [3, 4])
     assert (a[1], b[0], b[-1]) == (0.0, 0.0, 3.0)

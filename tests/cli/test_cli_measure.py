@@ -9,8 +9,8 @@ import scipy.linalg
 import torch
 
 from kobai.cli import main
-from kobai.cli.measure import open_run
 from kobai.cli.options import MeasureOptions
+from kobai.cli.saved_runs import open_run
 from kobai.curvature import Hessian
 from kobai.results import CriticalRates, Ladder, SpectralDensity, Spectrum, load_all
 from kobai.studies import checkpoint_folder, load_model

@@ -1,4 +1,4 @@
-"""`kobai compare --suite chapter8` as a person calls it, small."""
+"""`kobai compare --suite deep-learning-book` as a person calls it, small."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from kobai.cli import main
 
 SMALL = [
-    "compare", "--suite", "chapter8", "--seeds", "1", "--limit", "100", "--problems",
+    "compare", "--suite", "deep-learning-book", "--seeds", "1", "--limit", "100", "--problems",
     "softmax,rosenbrock", "--optimizers", "momentum,lbfgs,newton", "--budget.steps", "3",
     "--budget.gradients", "2", "--budget.seconds", "0.001",
 ]  # fmt: skip
@@ -55,7 +55,7 @@ def test_resuming_repeats_nothing_and_prints_the_same_tables(folder, capsys):
     ],
 )
 def test_wrong_use_says_what(flags, message, tmp_path, capsys):
-    arguments = ["compare", "--suite", "chapter8", "--out", str(tmp_path / "x"), *flags]
+    arguments = ["compare", "--suite", "deep-learning-book", "--out", str(tmp_path / "x"), *flags]
     try:
         code = main(arguments)
     except SystemExit as refused:
@@ -63,3 +63,9 @@ def test_wrong_use_says_what(flags, message, tmp_path, capsys):
     assert code == 2
     assert message in "".join(capsys.readouterr())
     assert not (tmp_path / "x").exists()
+
+
+def test_the_former_name_of_the_suite_is_understood(tmp_path, capsys):
+    for flags in (["--suite", "chapter8"], ["--suite=chapter8"]):
+        assert main(["compare", *flags, "--seeds", "0", "--out", str(tmp_path / "x")]) == 2
+        assert "--seeds" in capsys.readouterr().err

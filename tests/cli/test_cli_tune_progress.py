@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from kobai.cli.run_folder import Clock
-from kobai.cli.tune import _Lines
+from kobai.cli.training.tune import _Lines
 from kobai.studies import Study, StudyOptions
 from kobai.studies.trial import Outcome
 

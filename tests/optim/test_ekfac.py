@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kobai.optim.averages import past_weight
 from test_kfac_exactness import PROBLEMS
 from torch import nn
 
 import cases
 from kobai.optim import EKFAC, KFAC
-from kobai.optim.averages import past_weight
 from tolerances import assert_close
 
 NAMES = ["mlp", "cnn", "convolutional", "tokens", "segmentation", "tied", "lstm", "transformer"]

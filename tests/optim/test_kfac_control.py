@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
+from kobai.optim.passes import moved, repeat
+from kobai.optim.quadratic_model import minimiser, quadratic_model, shrunk
+from kobai.optim.step_control import StepControl
+from kobai.optim.trials import Trial
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from kobai.optim import EKFAC, KFAC, LevenbergMarquardt
 from kobai.optim.damping import ReductionRatio
-from kobai.optim.passes import moved, repeat
-from kobai.optim.quadratic_model import minimiser, quadratic_model, shrunk
-from kobai.optim.step_control import StepControl
-from kobai.optim.trials import Trial
 from kobai.problem import Categorical
 from tolerances import assert_close
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-
-from kobai.optim import EKFAC, KFAC
 from kobai.optim.blocks import Blocks
 from kobai.optim.coverage import plan_blocks
 from kobai.optim.distribution import invert, joined, owners
 from kobai.optim.inversions import Inversions
 from kobai.optim.statistics import Sums
+from torch import nn
+
+from kobai.optim import EKFAC, KFAC
 from two_ranks import on_two_ranks
 
 SETTINGS = {

@@ -5,11 +5,11 @@ import math
 import kfac_oracle as oracle
 import pytest
 import torch
+from kobai.optim.averages import past_weight
 from torch import nn
 
 import cases
 from kobai.optim import KFAC
-from kobai.optim.averages import past_weight
 from kobai.problem import Categorical, Gaussian, Problem, as_likelihood, call_arguments
 from tolerances import assert_close
 

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
+from kobai.optim.coverage import plan_blocks
+from kobai.optim.statistics import BackwardStatistics
+from kobai.optim.statistics_part import part_of
 from torch import nn
 
 from kobai.layers import LayerUse
 from kobai.optim import EKFAC, KFAC, KFACConfig, build
-from kobai.optim.coverage import plan_blocks
-from kobai.optim.statistics import BackwardStatistics
-from kobai.optim.statistics_part import part_of
 from kobai.problem import as_likelihood
 from tolerances import assert_close
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from kobai.optim.averages import past_weight
+from kobai.optim.refresh import FRESH, STALE, Refresh, interval
 from torch import nn
 
 from kobai.optim import EKFAC, KFAC, KFACConfig, build
-from kobai.optim.averages import past_weight
-from kobai.optim.refresh import FRESH, STALE, Refresh, interval
 
 AUTOMATIC = {"statistics_every": "auto", "inverse_every": "auto"}
 FIXED = {"lr": 1e-6, "damping": 0.1}

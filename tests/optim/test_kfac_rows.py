@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from kobai.optim.gradient_rows import pays
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kobai.optim import KFAC, kronecker_stack
-from kobai.optim.gradient_rows import pays
 from tolerances import assert_close
 
 INPUTS, WIDTH = 90, 84

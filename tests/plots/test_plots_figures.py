@@ -13,8 +13,8 @@ from PIL import Image
 from example_results import a_history, a_plane, a_spectrum, histories, with_holes
 from kobai import plots
 from kobai.plots import curves, eigenvalues, landscape_contour, landscape_surface
-from kobai.plots.contour import true_to_scale
-from kobai.plots.eye import Relief, runs_of
+from kobai.plots.landscape.contour import true_to_scale
+from kobai.plots.landscape.occlusion import Relief, runs_of
 from kobai.results import Check
 
 

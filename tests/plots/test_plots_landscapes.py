@@ -11,7 +11,7 @@ import pytest
 from matplotlib.text import Text
 
 from kobai import plots
-from kobai.plots import contour
+from kobai.plots.landscape import contour
 from kobai.results import Line, Plane, Volume
 
 

@@ -26,7 +26,7 @@ from kobai.studies.budgets import (
 )
 from kobai.studies.setting import Setting
 from kobai.studies.suite import (
-    CHAPTER8,
+    BOOK_METHODS,
     TOLERANCE,
     method_named,
     problems,
@@ -203,7 +203,7 @@ def test_the_grid_is_judged_on_a_seed_that_counts_for_nothing_else(splits):
 
 
 def test_all_of_the_chapters_methods_are_there():
-    for name in CHAPTER8:
+    for name in BOOK_METHODS:
         assert method_named(name).on_all_data == (
             name in OPTIMIZERS and OPTIMIZERS[name].on_all_data
         )

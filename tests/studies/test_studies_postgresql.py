@@ -15,7 +15,7 @@ import pytest
 
 from kobai import data, models, optim
 from kobai.optim import Linear, Log
-from kobai.studies import Setting, Study, StudyOptions, Task, TrainingOptions
+from kobai.studies import Setting, Study, StudyOptions, StudyTraining, Task
 from kobai.studies.storage import HEARTBEAT_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def _study(folder: Path, storage: str | None, *, trials: int = 12, name: str = "
         optimizer="momentum",
         config=optim.CONFIGS["momentum"](),
         schedule=None,
-        training=TrainingOptions(epochs=2, batch_size=16),
+        training=StudyTraining(epochs=2, batch_size=16),
         metric="train_loss",
     )
     space = {"lr": Log(1e-3, 10.0), "momentum": Linear(0.0, 0.95)}

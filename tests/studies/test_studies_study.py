@@ -14,7 +14,7 @@ import pytest
 from kobai import data, models, optim
 from kobai.optim import Choice, Fixed, Linear, Log, When
 from kobai.results import load, save
-from kobai.studies import Setting, Study, StudyOptions, Task, TrainingOptions, run_trial, summarise
+from kobai.studies import Setting, Study, StudyOptions, StudyTraining, Task, run_trial, summarise
 from kobai.studies.presence import queue_again
 from kobai.studies.storage import ProcessLock, open_storage
 from kobai.training import LinearDecay
@@ -35,7 +35,7 @@ def task(setting: Setting, **changes) -> Task:
         "optimizer": "momentum",
         "config": optim.CONFIGS["momentum"](),
         "schedule": None,
-        "training": TrainingOptions(epochs=2, batch_size=16, evaluate_every=1.0),
+        "training": StudyTraining(epochs=2, batch_size=16, evaluate_every=1.0),
         "metric": "validation_loss",
     }
     return Task(**{**chosen, **changes})
@@ -155,7 +155,7 @@ def test_a_scheduled_and_conditional_space(setting, tmp_path):
 
 def test_pruned_trials_count(setting, tmp_path):
     one = study(setting, tmp_path, trials=14, pruner="median",
-                training=TrainingOptions(epochs=4, batch_size=16, evaluate_every=0.5))  # fmt: skip
+                training=StudyTraining(epochs=4, batch_size=16, evaluate_every=0.5))  # fmt: skip
     assert one.work()
     trials = one.trials()
     assert len(trials.value) == 14

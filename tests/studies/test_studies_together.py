@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kobai import data, models, optim
-from kobai.studies import Setting, Task, TrainingOptions, run_trial, run_trials
+from kobai.studies import Setting, StudyTraining, Task, run_trial, run_trials
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Stack, design_of, matrices_of
 from kobai.studies.together import reason_against, run_together
@@ -34,7 +34,7 @@ def task(network: str, optimizer: str = "momentum", **changes) -> Task:
         optimizer=optimizer,
         config=optim.CONFIGS[optimizer](**settings),
         schedule=changes.pop("schedule", LinearDecay(final_fraction=0.1)),
-        training=TrainingOptions(
+        training=StudyTraining(
             epochs=changes.pop("epochs", 25),
             batch_size=changes.pop("batch_size", 64),
             evaluate_every=5,

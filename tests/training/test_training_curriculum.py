@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kobai.training.curriculum import curriculum_indices, train_by_curriculum
+from kobai.training import curriculum_indices, train_by_curriculum
 
 HARDNESS = torch.arange(100).flip(0).double()
 

@@ -8,7 +8,7 @@ from torch import nn
 from kobai import Problem
 from kobai.problem import evaluation_mode
 from kobai.results import History
-from kobai.training import Constant, LinearDecay, train
+from kobai.training import Constant, LinearDecay, TrainingOptions, train
 
 
 def _generator(seed: int = 3) -> torch.Generator:
@@ -356,3 +356,27 @@ def test_an_optimizer_that_hides_its_loss_is_refused(make_problem):
     optimizer = Silent(problem.model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match="returned None"):
         train(problem, optimizer, generator=_generator(), batch_size=50)
+
+
+def test_options_and_keyword_arguments_say_the_same(make_problem):
+    def run(*options, **changes):
+        problem = make_problem()
+        optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+        return train(problem, optimizer, *options, generator=_generator(), **changes)
+
+    by_name = run(epochs=1, batch_size=20, clip_norm=0.5, label="a")
+    by_options = run(TrainingOptions(epochs=1, batch_size=20, clip_norm=0.5, label="a"))
+    mixed = run(TrainingOptions(epochs=1, batch_size=7, label="a"), batch_size=20, clip_norm=0.5)
+    for other in (by_options, mixed):
+        assert np.array_equal(by_name.step_loss, other.step_loss)
+        assert by_name.label == other.label
+    with pytest.raises(TypeError, match="epoch"):
+        run(epoch=1)
+
+
+def test_options_refuse_what_is_out_of_range_before_any_problem_is_there():
+    with pytest.raises(ValueError, match="not both"):
+        TrainingOptions(epochs=1, steps=1)
+    for wrong in ({"steps": 0}, {"clip_norm": -1}, {"evaluate_train_limit": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TrainingOptions(**wrong)

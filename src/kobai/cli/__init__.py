@@ -19,13 +19,19 @@ __all__ = ["VERBS", "main"]
 
 #: Verb → (module with its ``main(arguments, command)``, what it does in one line).
 VERBS = {
-    "compare": ("compare", "train several optimizers on one problem: table, curves, landscape"),
-    "train": ("train", "one run with checkpoints"),
-    "measure": ("measure", "eigenvalues, trace, critical learning rate of a run or a fresh model"),
-    "landscape": ("landscape", "lines, planes, volumes and true minima of runs or any model"),
+    "compare": (
+        "training.compare",
+        "train several optimizers on one problem: table, curves, landscape",
+    ),
+    "train": ("training.train", "one run with checkpoints"),
+    "measure": (
+        "measure.verb",
+        "eigenvalues, trace, critical learning rate of a run or a fresh model",
+    ),
+    "landscape": ("landscape.verb", "lines, planes, volumes and true minima of runs or any model"),
     "reproduce": ("reproduce", "the figures and tables of a source, made again"),
     "gallery": ("gallery", "a guided tour of the optimization algorithms, as an HTML book"),
-    "tune": ("tune", "a study: Bayesian search, resumable, many workers"),
+    "tune": ("training.tune", "a study: Bayesian search, resumable, many workers"),
     "report": ("report", "rebuild the page of a run folder"),
     "data": ("data", "list, fetch and verify data sets"),
 }

@@ -2,11 +2,11 @@
 
 from kobai.cli import reproduce
 from kobai.cli.options import UsageError
-from kobai.reproductions import chapter8
+from kobai.reproductions import deep_learning_book
 
 _PROG = "kobai gallery"
 _HELP = f"""usage: {_PROG} [--section 8.6,…|all] [--quick] [--model …] [--data …]
-       and the other flags of kobai reproduce chapter8
+       and the other flags of kobai reproduce deep-learning-book
 
 Make an HTML book to the chapter on optimization for deep models: every difficulty, algorithm and
 strategy, from computations. Finished pages in the folder are kept with --resume.
@@ -25,17 +25,17 @@ pages:
 def main(arguments: list[str], command: str) -> int:
     """Run the verb; the exit code."""
     if any(word in ("-h", "--help") for word in arguments):
-        print(_HELP + "\n".join(map(_listed, chapter8.PAGES)))
+        print(_HELP + "\n".join(map(_listed, deep_learning_book.PAGES)))
         return 0
-    return reproduce.main(["chapter8", *translated(arguments)], command)
+    return reproduce.main(["deep-learning-book", *translated(arguments)], command)
 
 
-def _listed(page: chapter8.Page) -> str:
+def _listed(page: deep_learning_book.Page) -> str:
     return f"  {page.name:7s} {page.title}{'' if page.own_network else ' *'}"
 
 
 def translated(arguments: list[str]) -> list[str]:
-    """The flags of `kobai reproduce chapter8` that say the same.
+    """The flags of `kobai reproduce deep-learning-book` that say the same.
 
     Raises:
         UsageError: If --section has no value.
@@ -50,7 +50,7 @@ def translated(arguments: list[str]) -> list[str]:
             value = word.partition("=")[2] if "=" in word else next(rest, "")
             if not value:
                 raise UsageError("--section wants a section, such as 8.6")
-            found += ["--figure", chapter8.named_by(value)]
+            found += ["--figure", deep_learning_book.named_by(value)]
         else:
             found.append(word)
     if not any(word == "--out" or word.startswith("--out=") for word in found):

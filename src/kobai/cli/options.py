@@ -20,7 +20,8 @@ from kobai import models, optim, training
 from kobai.curvature.spectrum import MatrixName
 from kobai.data import DATA_SETS, FORMS
 from kobai.optim import Domain
-from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, TrainingOptions
+from kobai.reproductions import FORMER_NAMES
+from kobai.studies import CurvatureOptions, LandscapeOptions, StudyOptions, StudyTraining
 
 
 class UsageError(ValueError):
@@ -104,8 +105,9 @@ class FolderOptions:
 class CompareOptions(ProblemOptions, FolderOptions):
     """Train one model with several optimizers, measure where each ends, draw the landscape.
 
-    With --suite chapter8: all algorithms of the chapter on several problems within equal budgets,
-    which has flags of its own (kobai compare --suite chapter8 --help).
+    With --suite deep-learning-book: the algorithms of that book's chapter 8 on several problems
+    within equal budgets, which has flags of its own (kobai compare --suite deep-learning-book
+    --help).
     """
 
     out: Path = Path("runs/compare")
@@ -119,7 +121,7 @@ class CompareOptions(ProblemOptions, FolderOptions):
     batch_schedule: str = "constant"
     """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
     flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining()
     curvature: CurvatureOptions = CurvatureOptions()
     landscape: LandscapeOptions = LandscapeOptions()
 
@@ -137,7 +139,7 @@ class TrainOptions(ProblemOptions, FolderOptions):
     batch_schedule: str = "constant"
     """Batch size over epochs: constant, geometric, linear or steps; brings --batch-schedule.*
     flags."""
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ class TuneOptions(ProblemOptions, FolderOptions):
     validation: float = 0.1
     """Share of the training data held out for validation (fraction)."""
     study: StudyOptions = StudyOptions()
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions(epochs=5.0)
+    training: Annotated[StudyTraining, tyro.conf.arg(name="")] = StudyTraining(epochs=5.0)
     workers: int = 1
     """Processes to run trials in (count)."""
     top: int = 100
@@ -375,17 +377,21 @@ def parse(base: type, arguments: Sequence[str], *, verb: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A settings file as nested dictionaries.
+    """A settings file as nested dictionaries, former names of sources as their names now.
 
     Raises:
         UsageError: If it is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a TOML file ({error})") from None
+    for name in ("source", "suite"):
+        if values.get(name) in FORMER_NAMES:
+            values[name] = FORMER_NAMES[values[name]]
+    return values
 
 
 def to_values(options: Any) -> dict[str, Any]:

@@ -7,17 +7,13 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from kobai import report, reproductions
-from kobai.cli.compare import resume_line
 from kobai.cli.figures import write_figures
 from kobai.cli.options import FolderOptions, UsageError, from_values, read_toml
 from kobai.cli.problem import find_device
-from kobai.cli.run_folder import Clock, Stop, claim, record
-from kobai.cli.tables import to_json, wide_console
-from kobai.plots import spell
-from kobai.results import Reproduction
+from kobai.cli.run_folder import Clock, Stop, claim, interrupted, record
+from kobai.cli.tables import findings_table, to_json, verdicts_table, wide_console
 from kobai.studies import Interrupted
 
 
@@ -55,11 +51,16 @@ def main(arguments: list[str], command: str) -> int:
                 stop=stop,
             )
         except Interrupted:
-            _record(folder, command, config, clock)
-            console.print(f"interrupted; finished figures are in {folder}. Go on with:")
-            console.print(f"  {resume_line(command)}", soft_wrap=True)
-            return 130
-    _record(folder, command, config, clock)
+            summary = None
+    record(
+        folder,
+        command=command,
+        seed=config.seed,
+        device=find_device(getattr(config, "device", "cpu")),
+        seconds=clock.seconds(),
+    )
+    if summary is None:
+        return interrupted(console, f"finished figures are in {folder}", command)
     write_figures(folder)
     page = report.build(folder)
     if options.json:
@@ -70,53 +71,6 @@ def main(arguments: list[str], command: str) -> int:
         wide.print(verdicts_table(summary))
     console.print(f"report: {page}")
     return 0
-
-
-def findings_table(summary: Reproduction) -> Table:
-    """Measured, predicted and their ratio, one row a finding."""
-    table = Table(title=f"{summary.title}: measured against predicted")
-    for head in ("figure", "quantity"):
-        table.add_column(head)
-    for head in ("measured", "predicted", "ratio"):
-        table.add_column(head, justify="right")
-    figures = {claim.key: claim.figure for claim in summary.claims}
-    for finding in summary.findings:
-        error = f" ± {spell(finding.error, 2)}" if finding.error == finding.error else ""
-        table.add_row(
-            figures.get(finding.claim, ""),
-            finding.what,
-            spell(finding.measured) + error,
-            spell(finding.predicted) if finding.predicted == finding.predicted else "–",
-            spell(finding.ratio) if finding.ratio == finding.ratio else "–",
-        )
-    return table
-
-
-def verdicts_table(summary: Reproduction) -> Table:
-    """A verdict on every claim that was tested; the others are counted below."""
-    table = Table(title="claims of the source", show_lines=True, caption_justify="left")
-    rest = [v.claim for v in summary.verdicts if v.verdict == "not run"]
-    if rest:
-        table.caption = f"not run: {len(rest)} claims of other figures ({', '.join(rest)})"
-    for head in ("claim", "where", "verdict", "because"):
-        table.add_column(head)
-    claims = {claim.key: claim for claim in summary.claims}
-    for entry in summary.verdicts:
-        if entry.verdict == "not run":
-            continue
-        stated = claims[entry.claim]
-        table.add_row(stated.text, stated.where, entry.verdict, entry.because)
-    return table
-
-
-def _record(folder: Path, command: str, config: Any, clock: Clock) -> None:
-    record(
-        folder,
-        command=command,
-        seed=config.seed,
-        device=find_device(getattr(config, "device", "cpu")),
-        seconds=clock.seconds(),
-    )
 
 
 def _name(arguments: list[str]) -> tuple[str, list[str]]:
@@ -133,9 +87,10 @@ def _name(arguments: list[str]) -> tuple[str, list[str]]:
             print(text)
             raise SystemExit(0)
         raise UsageError(f"name a source: {known}")
-    if arguments[0] not in reproductions.SOURCES:
-        raise UsageError(f"unknown source {arguments[0]!r}; choose from {known}")
-    return arguments[0], arguments[1:]
+    name = reproductions.FORMER_NAMES.get(arguments[0], arguments[0])
+    if name not in reproductions.SOURCES:
+        raise UsageError(f"unknown source {name!r}; choose from {known}")
+    return name, arguments[1:]
 
 
 def _parse(name: str, config: type, arguments: list[str]) -> Any:

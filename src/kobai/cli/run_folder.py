@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 import torch
+from rich.console import Console
 
 from kobai.cli.options import OF_A_RUN, FolderOptions, UsageError, read_toml, to_values
 from kobai.results import atomic_write, provenance, result_names, save
@@ -175,6 +176,19 @@ def record(folder: Path, *, command: str, seed: int, device: torch.device, secon
         folder,
         "run",
     )
+
+
+def interrupted(console: Console, kept: str, command: str) -> int:
+    """Say what is kept of an interrupted run and how to go on; the exit code."""
+    console.print(f"interrupted; {kept}. Go on with:")
+    console.print(f"  {resume_line(command)}", soft_wrap=True)
+    return 130
+
+
+def resume_line(command: str) -> str:
+    """The command that goes on with an interrupted run."""
+    words = [word for word in command.split(" ") if word not in ("--fresh", "--resume")]
+    return " ".join([*words, "--resume"])
 
 
 class Stop:

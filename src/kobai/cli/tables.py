@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kobai.results import Aggregate, Comparison, Spectrum
+from kobai import plots
+from kobai.results import Aggregate, Comparison, Reproduction, Spectrum
 
 
 def wide_console() -> Console:
@@ -86,6 +87,43 @@ def spectrum_table(spectra: list[Spectrum]) -> Table:
             f"{2 / top:.4g}" if top > 0 else "–",
             s.status,
         )
+    return table
+
+
+def findings_table(summary: Reproduction) -> Table:
+    """Measured, predicted and their ratio, one row a finding."""
+    table = Table(title=f"{summary.title}: measured against predicted")
+    for head in ("figure", "quantity"):
+        table.add_column(head)
+    for head in ("measured", "predicted", "ratio"):
+        table.add_column(head, justify="right")
+    figures = {claim.key: claim.figure for claim in summary.claims}
+    for finding in summary.findings:
+        error = f" ± {plots.spell(finding.error, 2)}" if finding.error == finding.error else ""
+        table.add_row(
+            figures.get(finding.claim, ""),
+            finding.what,
+            plots.spell(finding.measured) + error,
+            plots.spell(finding.predicted) if finding.predicted == finding.predicted else "–",
+            plots.spell(finding.ratio) if finding.ratio == finding.ratio else "–",
+        )
+    return table
+
+
+def verdicts_table(summary: Reproduction) -> Table:
+    """A verdict on every claim that was tested; the others are counted below."""
+    table = Table(title="claims of the source", show_lines=True, caption_justify="left")
+    rest = [v.claim for v in summary.verdicts if v.verdict == "not run"]
+    if rest:
+        table.caption = f"not run: {len(rest)} claims of other figures ({', '.join(rest)})"
+    for head in ("claim", "where", "verdict", "because"):
+        table.add_column(head)
+    claims = {claim.key: claim for claim in summary.claims}
+    for entry in summary.verdicts:
+        if entry.verdict == "not run":
+            continue
+        stated = claims[entry.claim]
+        table.add_row(stated.text, stated.where, entry.verdict, entry.because)
     return table
 
 

@@ -13,7 +13,7 @@ from kobai.landscape.smoothness import smoothness
 from kobai.landscape.surfaces import evaluate_plane
 from kobai.problem import Objective
 from kobai.results import Ensemble, Smoothness
-from kobai.results.shape import MEASURES
+from kobai.results.landscape.shape import MEASURES
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles over the planes."""

@@ -5,20 +5,27 @@ global state, so figures can be made on servers, in threads and in notebooks ali
 """
 
 from kobai.plots.bands import Band, by_optimizer, seed_band
-from kobai.plots.contour import landscape_contour, optimizers_on
-from kobai.plots.convexity import convexity_map
-from kobai.plots.density import spectral_density
+from kobai.plots.curvature.density import spectral_density
+from kobai.plots.curvature.isotropy import isotropy_cost
+from kobai.plots.curvature.spectrum import eigenvalues
+from kobai.plots.curvature.tangent_kernel import tangent_spectrum
 from kobai.plots.export import save, to_pdf, to_png, to_svg
-from kobai.plots.function_space import function_space, invariance_table
-from kobai.plots.input_response import input_response
-from kobai.plots.isotropy import isotropy_cost
-from kobai.plots.lines import landscape_lines
-from kobai.plots.mesh import export_landscape, to_csv, to_stl, to_vtp
-from kobai.plots.minima import descents, minimum_panels, proof_panel, solution_epochs
+from kobai.plots.landscape.contour import landscape_contour, optimizers_on
+from kobai.plots.landscape.convexity import convexity_map
+from kobai.plots.landscape.lines import landscape_lines
+from kobai.plots.landscape.mesh import export_landscape, to_csv, to_stl, to_vtp
+from kobai.plots.landscape.minimum_proof import proof_panel
+from kobai.plots.landscape.shape import (
+    connection,
+    critical_map,
+    ensemble_bands,
+    moving_frames,
+)
+from kobai.plots.landscape.side_by_side import landscape_panels
+from kobai.plots.landscape.surface import landscape_surface, viewpoint
+from kobai.plots.landscape.volume import landscape_slices
 from kobai.plots.panels import panels
-from kobai.plots.rate_map import rate_map
-from kobai.plots.reproductions import PICTURES, picture
-from kobai.plots.sample_sizes import sample_sizes
+from kobai.plots.pictures import PICTURES, picture
 from kobai.plots.scales import (
     AccuracyAxis,
     Range,
@@ -29,19 +36,7 @@ from kobai.plots.scales import (
     spell,
     tick,
 )
-from kobai.plots.shape import (
-    connection,
-    critical_map,
-    ensemble_bands,
-    moving_frames,
-    shape_table,
-)
-from kobai.plots.side_by_side import landscape_panels
-from kobai.plots.spectrum import eigenvalues
-from kobai.plots.spectrum_panels import spectrum_panels
 from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
-from kobai.plots.surface import landscape_surface, viewpoint
-from kobai.plots.tangent import tangent_spectrum
 from kobai.plots.training_curves import curves
 from kobai.plots.trials import (
     parallel_coordinates,
@@ -49,8 +44,18 @@ from kobai.plots.trials import (
     sensitivity,
     top_distribution,
 )
-from kobai.plots.volume import landscape_slices
-from kobai.plots.width_scan import width_scan
+from kobai.plots.true_minimum.solutions import (
+    descents,
+    minimum_panels,
+    shape_table,
+    solution_epochs,
+)
+from kobai.plots.wide_networks.function_space import function_space, invariance_table
+from kobai.plots.wide_networks.input_response import input_response
+from kobai.plots.wide_networks.rate_map import rate_map
+from kobai.plots.wide_networks.sample_sizes import sample_sizes
+from kobai.plots.wide_networks.spectrum_panels import spectrum_panels
+from kobai.plots.wide_networks.width_scan import width_scan
 
 __all__ = [
     "PICTURES",

@@ -17,6 +17,7 @@ from kobai.reproductions.figures import (
 )
 
 __all__ = [
+    "FORMER_NAMES",
     "SOURCES",
     "FigureMaker",
     "Outcome",
@@ -26,12 +27,15 @@ __all__ = [
 ]
 
 SOURCES: dict[str, str] = {
-    "chapter8": "kobai.reproductions.chapter8",
+    "deep-learning-book": "kobai.reproductions.deep_learning_book",
     "skip-connections": "kobai.reproductions.skip_connections",
     "true-minimum": "kobai.reproductions.true_minimum",
     "wide-networks": "kobai.reproductions.wide_networks",
 }
 """Name of a source → its package."""
+
+FORMER_NAMES: dict[str, str] = {"chapter8": "deep-learning-book"}
+"""Name that a source had before → its name; deprecated."""
 
 
 def source(name: str) -> ModuleType:
@@ -46,6 +50,7 @@ def source(name: str) -> ModuleType:
     Raises:
         ValueError: If the name is not known.
     """
+    name = FORMER_NAMES.get(name, name)
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
     return importlib.import_module(SOURCES[name])

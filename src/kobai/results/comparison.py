@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kobai.results.fields import settle
+from kobai.results.fields import coerce_fields
 from kobai.results.registry import register
 
 
@@ -25,7 +25,7 @@ class Aggregate:
     count: int
 
     def __post_init__(self) -> None:
-        settle(self, floats=("mean", "sd"), integers=("count",))
+        coerce_fields(self, floats=("mean", "sd"), integers=("count",))
 
 
 def aggregate(values: Iterable[float]) -> Aggregate:
@@ -79,7 +79,7 @@ class ComparisonRow:
     trace: Aggregate
 
     def __post_init__(self) -> None:
-        settle(self, integers=("seeds",))
+        coerce_fields(self, integers=("seeds",))
 
 
 @register
@@ -104,5 +104,5 @@ class Comparison:
     note: str = ""
 
     def __post_init__(self) -> None:
-        settle(self, integers=("parameters",))
+        coerce_fields(self, integers=("parameters",))
         object.__setattr__(self, "rows", tuple(self.rows))

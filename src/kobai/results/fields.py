@@ -28,7 +28,7 @@ def frozen_array(values: Any, dtype: type[np.generic] = np.float64) -> np.ndarra
     return array
 
 
-def settle(
+def coerce_fields(
     result: Any,
     *,
     arrays: Mapping[str, str] | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from kobai.results.fields import one_of, settle
+from kobai.results.fields import coerce_fields, one_of
 from kobai.results.files import atomic_write
 from kobai.results.registry import register
 
@@ -89,7 +89,7 @@ class History:
             if np.size(getattr(self, name)) == 0:
                 object.__setattr__(self, name, np.full(records, np.nan))
         columns = dict.fromkeys(("epoch", "seconds", *_MEASURED), "f T")
-        settle(
+        coerce_fields(
             self,
             arrays={"step": "i T", **columns, "step_loss": "f S"},
             integers=("seed",),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from kobai.results.fields import settle
+from kobai.results.fields import coerce_fields
 from kobai.results.registry import register
 
 
@@ -46,7 +46,7 @@ class Provenance:
     seconds: float
 
     def __post_init__(self) -> None:
-        settle(self, floats=("seconds",), integers=("threads", "seed"))
+        coerce_fields(self, floats=("seconds",), integers=("threads", "seed"))
 
 
 def provenance(

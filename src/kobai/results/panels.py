@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from kobai.results.fields import one_of, settle
+from kobai.results.fields import coerce_fields, one_of
 from kobai.results.registry import register
 
 KINDS = ("line", "points", "both", "theory", "faint")
@@ -31,7 +31,7 @@ class Series:
     kind: str = "line"
 
     def __post_init__(self) -> None:
-        settle(self, arrays={"x": "f K", "y": "f K", "error": "f E"})
+        coerce_fields(self, arrays={"x": "f K", "y": "f K", "error": "f E"})
         if len(self.error) not in (0, len(self.x)):
             raise ValueError(
                 f"Series.error has {len(self.error)} entries; expected none or {len(self.x)}"
@@ -69,7 +69,7 @@ class Panel:
     percent: bool = False
 
     def __post_init__(self) -> None:
-        settle(self, booleans=("log_x", "log_y", "percent"))
+        coerce_fields(self, booleans=("log_x", "log_y", "percent"))
         object.__setattr__(self, "series", tuple(self.series))
         object.__setattr__(self, "x_names", tuple(self.x_names))
 
@@ -94,7 +94,7 @@ class Panels:
     note: str = ""
 
     def __post_init__(self) -> None:
-        settle(self, integers=("columns",))
+        coerce_fields(self, integers=("columns",))
         object.__setattr__(self, "panels", tuple(self.panels))
         if not self.panels or self.columns < 1:
             raise ValueError("Panels needs at least one panel and one column")

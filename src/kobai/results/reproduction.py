@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kobai.results.fields import one_of, settle
+from kobai.results.fields import coerce_fields, one_of
 from kobai.results.registry import register
 
 VERDICTS = ("holds", "holds in part", "does not hold", "not run", "out of scope")
@@ -49,7 +49,7 @@ class Finding:
     error: float = float("nan")
 
     def __post_init__(self) -> None:
-        settle(self, floats=("measured", "predicted", "error"))
+        coerce_fields(self, floats=("measured", "predicted", "error"))
 
     @property
     def ratio(self) -> float:
@@ -106,7 +106,7 @@ class Reproduction:
     note: str = ""
 
     def __post_init__(self) -> None:
-        settle(self, floats=("seconds",), integers=("seed",))
+        coerce_fields(self, floats=("seconds",), integers=("seed",))
         known = {claim.key for claim in self.claims}
         stray = {entry.claim for entry in (*self.findings, *self.verdicts)} - known - {""}
         if stray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from kobai.results.fields import frozen_array, settle
+from kobai.results.fields import coerce_fields, frozen_array
 from kobai.results.registry import register
 
 TRIAL_STATES = ("finished", "diverged", "pruned", "failed")
@@ -58,7 +58,7 @@ class Trials:
     note: str = ""
 
     def __post_init__(self) -> None:
-        settle(
+        coerce_fields(
             self,
             arrays={
                 "number": "i T",
@@ -127,7 +127,7 @@ class Scores:
     note: str = ""
 
     def __post_init__(self) -> None:
-        settle(
+        coerce_fields(
             self,
             arrays={"best_of": "f K"},
             integers=("k", "counted", "rerun_settings", "rerun_seeds"),

@@ -22,7 +22,7 @@ from kobai.studies.scores import (
     time_to,
     top_k,
 )
-from kobai.studies.setting import Setting, TrainingOptions
+from kobai.studies.setting import Setting, StudyTraining
 from kobai.studies.study import Study, StudyOptions
 from kobai.studies.suite import run_suite
 from kobai.studies.suite_claims import conclude, profiles
@@ -42,8 +42,8 @@ __all__ = [
     "Setting",
     "Study",
     "StudyOptions",
+    "StudyTraining",
     "Task",
-    "TrainingOptions",
     "best_first",
     "best_values",
     "checkpoint_folder",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kobai import landscape, optim, seeds, training
+from kobai import landscape, seeds
 from kobai.curvature import measure
 from kobai.problem import Batch, EmpiricalRisk, Problem
 from kobai.problem.examples import TensorExamples
@@ -27,16 +27,9 @@ from kobai.results import (
     result_names,
     save,
 )
-from kobai.studies.setting import Setting, TrainingOptions
-from kobai.training import (
-    BatchSchedule,
-    Checkpoint,
-    EarlyStopping,
-    Progress,
-    Schedule,
-    snapshots,
-    train,
-)
+from kobai.studies.setting import Setting, StudyTraining
+from kobai.training import BatchSchedule, Checkpoint, Progress, Schedule, snapshots
+from kobai.training import load_model as load_trained
 
 SHARE = 0.95
 """The target of `steps_to_95`: this share of the best accuracy of any run of the comparison."""
@@ -87,7 +80,7 @@ class Interrupted(Exception):
 def train_run(
     setting: Setting,
     spec: RunSpec,
-    options: TrainingOptions,
+    training: StudyTraining,
     folder: Path,
     *,
     schedule: Schedule | None = None,
@@ -106,32 +99,14 @@ def train_run(
         done = load(folder, name)
         if done.status != "interrupted":
             return done
-    problem = setting.problem(spec.seed)
-    optimizer = optim.build(
+    history = setting.train(
         spec.optimizer,
-        problem.model,
-        problem.likelihood,
         spec.config,
-        generator=seeds.generator(spec.seed, "labels"),
-    )
-    history = train(
-        problem,
-        optimizer,
-        generator=seeds.generator(spec.seed, "shuffle"),
-        epochs=options.epochs,
-        batch_size=min(options.batch_size, problem.train.size),
+        training,
+        seed=spec.seed,
         batch_schedule=batch_schedule,
         schedule=schedule,
-        clip_norm=options.clip_norm,
-        clip_value=options.clip_value,
-        early_stopping=(
-            None if options.patience is None else EarlyStopping(patience=options.patience)
-        ),
-        evaluate_every=options.evaluate_every,
-        evaluate_train_limit=options.evaluate_train_limit,
         label=spec.label,
-        name=spec.optimizer,
-        seed=spec.seed,
         checkpoint=Checkpoint(
             folder=checkpoint_folder(folder, spec.label), resume=resume, max_snapshots=20
         ),
@@ -154,7 +129,7 @@ def load_model(setting: Setting, spec: RunSpec, folder: Path) -> Problem:
         ValueError: If the checkpoint is missing or damaged.
     """
     problem = setting.problem(spec.seed)
-    training.load_model(checkpoint_folder(folder, spec.label), problem.model)
+    load_trained(checkpoint_folder(folder, spec.label), problem.model)
     problem.model.eval()
     return problem
 

@@ -1,4 +1,4 @@
-"""What is trained on what: a model, data and training options, before any seed is chosen."""
+"""Describe runs before their seeds are chosen: a model, data and how to train."""
 
 import dataclasses
 from typing import Any
@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from kobai import data, models, seeds
+from kobai import data, models, optim, seeds
 from kobai.problem import Problem
+from kobai.results import History
+from kobai.training import EarlyStopping, TrainingOptions, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How long and how to train; the same for every optimizer of a comparison."""
+class StudyTraining:
+    """How long and how to train, in plain numbers; the same for every run of a comparison or study.
+
+    They are flags of the command line, and a search space may name them.
+    """
 
     epochs: float = 10.0
     """Passes over the training data."""
@@ -28,6 +33,20 @@ class TrainingOptions:
     """Evaluations without improvement of the validation loss before stopping; None never stops."""
     evaluate_train_limit: int | None = 10_000
     """Training examples that the training loss and accuracy are measured on (count)."""
+
+    def options(self) -> TrainingOptions:
+        """The same as options of `kobai.training.train`."""
+        return TrainingOptions(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            evaluate_every=self.evaluate_every,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            early_stopping=(
+                None if self.patience is None else EarlyStopping(patience=self.patience)
+            ),
+            evaluate_train_limit=self.evaluate_train_limit,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +96,45 @@ class Setting:
             test=None if self.splits.test is None else self._move(self.splits.test),
             validation=self.validation or None,
             generator=seeds.generator(seed, "validation") if self.validation else None,
+        )
+
+    def train(
+        self,
+        optimizer: str,
+        config: Any,
+        training: StudyTraining,
+        *,
+        seed: int,
+        **changes: Any,
+    ) -> History:
+        """Train a freshly initialised model.
+
+        Args:
+            optimizer: Name of the optimizer.
+            config: Its settings.
+            training: How long and how; a batch size beyond the data set means all of it.
+            seed: Draws parameters, labels and the order of the examples.
+            **changes: Further arguments of `kobai.training.train`.
+
+        Raises:
+            ValueError: If model, data and settings do not fit each other.
+        """
+        problem = self.problem(seed)
+        return train(
+            problem,
+            optim.build(
+                optimizer,
+                problem.model,
+                problem.likelihood,
+                config,
+                generator=seeds.generator(seed, "labels"),
+            ),
+            training.options(),
+            generator=seeds.generator(seed, "shuffle"),
+            batch_size=min(training.batch_size, problem.train.size),
+            name=optimizer,
+            seed=seed,
+            **changes,
         )
 
     def _move(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

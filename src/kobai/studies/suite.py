@@ -43,7 +43,7 @@ from kobai.studies.setting import Setting
 FACTORS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 """The grid: factors on a method's default learning rate."""
 
-CHAPTER8 = (
+BOOK_METHODS = (
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-momentum", "adadelta", "adam",
     "steepest-descent", "coordinate-descent", "nonlinear-cg", "bfgs", "lbfgs", "newton",
     "saddle-free-newton",

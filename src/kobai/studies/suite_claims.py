@@ -121,7 +121,7 @@ def conclude(tables: Sequence[BudgetTable], *, seed: int, seconds: float, note: 
         findings += found
         verdicts.append(verdict)
     return Reproduction(
-        source="chapter8", figure="profiles", title="All algorithms within equal budgets",
+        source="deep-learning-book", figure="profiles", title="All algorithms within equal budgets",
         scale="full", seed=seed, seconds=seconds, claims=CLAIMS, findings=tuple(findings),
         verdicts=tuple(verdicts), note=note,
     )  # fmt: skip

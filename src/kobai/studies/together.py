@@ -21,7 +21,7 @@ from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Gradient, Stack, design_of, matrices_of
 from kobai.studies.stacked_kfac import Networks, StackedKFAC, column
 from kobai.studies.trial import Outcome, Task, run_trial
-from kobai.training.run import DIVERGED
+from kobai.training.loop import DIVERGED
 
 _FIXED = ("training.epochs", "training.batch_size", "training.evaluate_every")
 
@@ -272,7 +272,7 @@ def _factors(settings: Sequence[Any], step: int, total: int) -> Tensor:
 
 
 def _evaluates(step: int, total: int, steps_per_epoch: int, every: float) -> bool:
-    """Whether an evaluation is due; see `kobai.training.plan.Plan`."""
+    """Whether an evaluation is due; see `kobai.training.epochs.Timetable`."""
     interval = every * steps_per_epoch
     crossed = math.floor((step + 1e-6) / interval) > math.floor((step - 1 + 1e-6) / interval)
     return step == total or crossed

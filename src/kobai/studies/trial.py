@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kobai import optim, seeds, training
 from kobai.optim.domains import Value
 from kobai.results import History
-from kobai.studies.setting import Setting, TrainingOptions
-from kobai.training import Progress, Schedule, train
+from kobai.studies.setting import Setting, StudyTraining
+from kobai.training import Schedule
 
 MEASURES = (
     "train_loss",
@@ -41,7 +40,7 @@ class Task:
     optimizer: str
     config: Any
     schedule: Schedule | None
-    training: TrainingOptions
+    training: StudyTraining
     seeds: tuple[int, ...] = (0,)
     metric: str = "train_accuracy"
 
@@ -141,7 +140,17 @@ def run_trial(
     for position, seed in enumerate(task.seeds):
         watch = None if report is None or position else _Reporter(task.metric, report)
         try:
-            histories.append(_train(task, config, schedule, options, seed, watch, stop))
+            histories.append(
+                task.setting.train(
+                    task.optimizer,
+                    config,
+                    options,
+                    seed=seed,
+                    schedule=schedule,
+                    progress=watch,
+                    stop=stop,
+                )
+            )
         except RuntimeError as error:
             failure = f"seed {seed}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             break
@@ -177,43 +186,6 @@ def outcome(task: Task, histories: list[History], failure: str = "") -> Outcome:
         epoch=[float(e) for e in longest],
         curve=[[_finite(v) for v in getattr(h, task.metric)] for h in histories],
         note="; ".join(filter(None, notes)),
-    )
-
-
-def _train(
-    task: Task,
-    config: Any,
-    schedule: Schedule | None,
-    options: TrainingOptions,
-    seed: int,
-    progress: Progress | None,
-    stop: Callable[[], bool] | None,
-) -> History:
-    problem = task.setting.problem(seed)
-    optimizer = optim.build(
-        task.optimizer,
-        problem.model,
-        problem.likelihood,
-        config,
-        generator=seeds.generator(seed, "labels"),
-    )
-    patience = options.patience
-    return train(
-        problem,
-        optimizer,
-        generator=seeds.generator(seed, "shuffle"),
-        epochs=options.epochs,
-        batch_size=min(options.batch_size, problem.train.size),
-        schedule=schedule,
-        clip_norm=options.clip_norm,
-        clip_value=options.clip_value,
-        early_stopping=None if patience is None else training.EarlyStopping(patience=patience),
-        evaluate_every=options.evaluate_every,
-        evaluate_train_limit=options.evaluate_train_limit,
-        name=task.optimizer,
-        seed=seed,
-        progress=progress,
-        stop=stop,
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy import special
 
 from kobai.results import register
-from kobai.results.fields import settle
+from kobai.results.fields import coerce_fields
 from kobai.theory.activations.activation import Activation, Linear, gaussian_average
 from kobai.theory.activations.hard_tanh import HardTanh
 from kobai.theory.activations.lookup import activation as named_activation
@@ -56,7 +56,7 @@ class IsometrySpectrum:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(
+        coerce_fields(
             self,
             arrays={"features": "f L", "moments": "f k"},
             floats=("largest", "lower", "upper", "atom", "learning_rate"),

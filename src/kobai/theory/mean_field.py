@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results import register
-from kobai.results.fields import settle
+from kobai.results.fields import coerce_fields
 from kobai.theory.activations.activation import Activation, gaussian_average
 from kobai.theory.network import WideNetwork
 
@@ -65,7 +65,7 @@ class OrderParameters:
 
     def __post_init__(self) -> None:
         names = "feature feature_pair variance covariance backward backward_pair sum_same sum_pair"
-        settle(
+        coerce_fields(
             self,
             arrays=dict.fromkeys(names.split(), "f L"),
             floats=("kappa1", "kappa2", "alpha"),

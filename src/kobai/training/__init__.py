@@ -1,17 +1,5 @@
 """How θ moves: one loop for every optimizer, with schedules, clipping, stopping and checkpoints."""
 
-from kobai.training.augmentation import (
-    Augmentation,
-    Compose,
-    Cutout,
-    Flip,
-    Mixup,
-    Rotate,
-    SelfPacedAugmentation,
-    Shift,
-)
-from kobai.training.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted_targets
-from kobai.training.averaging import PolyakAverage
 from kobai.training.batch_sizes import (
     BATCH_SCHEDULES,
     BatchSchedule,
@@ -21,17 +9,33 @@ from kobai.training.batch_sizes import (
     StepBatch,
 )
 from kobai.training.checkpoint import Checkpoint, load_model
-from kobai.training.continuation import Blurred, Stages, minimize_by_continuation
-from kobai.training.curriculum import curriculum_indices, train_by_curriculum
-from kobai.training.distillation import (
+from kobai.training.loop import train
+from kobai.training.options import TrainingOptions
+from kobai.training.progress import ConsoleProgress, Progress
+from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, Schedule
+from kobai.training.strategies.augmentation import (
+    Augmentation,
+    Compose,
+    Cutout,
+    Flip,
+    Mixup,
+    Rotate,
+    SelfPacedAugmentation,
+    Shift,
+)
+from kobai.training.strategies.auxiliary import AuxiliaryHeads, auxiliary_problem, weighted_targets
+from kobai.training.strategies.averaging import PolyakAverage
+from kobai.training.strategies.continuation import Blurred, Stages, minimize_by_continuation
+from kobai.training.strategies.curriculum import curriculum_indices, train_by_curriculum
+from kobai.training.strategies.distillation import (
     Tempered,
     distillation_problem,
     hint_problem,
     train_by_hints,
 )
-from kobai.training.early_stopping import EarlyStopping
-from kobai.training.first_rate import FirstRate, choose_first_rate
-from kobai.training.initial_scale import (
+from kobai.training.strategies.early_stopping import EarlyStopping
+from kobai.training.strategies.first_rate import FirstRate, choose_first_rate
+from kobai.training.strategies.initial_scale import (
     Raised,
     Signals,
     raise_vanishing,
@@ -40,10 +44,7 @@ from kobai.training.initial_scale import (
     signals,
     weight_names,
 )
-from kobai.training.loop import train
-from kobai.training.pretraining import greedy_pretraining
-from kobai.training.progress import ConsoleProgress, Progress
-from kobai.training.schedules import SCHEDULES, Constant, Cosine, LinearDecay, Schedule
+from kobai.training.strategies.pretraining import greedy_pretraining
 from kobai.training.trajectory import snapshots
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "Stages",
     "StepBatch",
     "Tempered",
+    "TrainingOptions",
     "auxiliary_problem",
     "choose_first_rate",
     "curriculum_indices",

@@ -16,17 +16,9 @@ class Evaluator:
         problem: Model and data.
         train_limit: Measure at most so many training examples, always the same ones, evenly spaced
             through the data (which may be sorted); None measures all.
-
-    Raises:
-        ValueError: If the limit is not positive.
     """
 
     def __init__(self, problem: Problem, *, train_limit: int | None = None) -> None:
-        if train_limit is not None and train_limit < 1:
-            raise ValueError(
-                f"evaluate_train_limit must be at least 1 example, got {train_limit}; "
-                "None measures all training examples"
-            )
         self._problem = problem
         self.measured = min(problem.train.size, train_limit or problem.train.size)
         self._objectives: dict[str, EmpiricalRisk] = {}

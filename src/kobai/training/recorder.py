@@ -1,4 +1,4 @@
-"""What a run leaves on record: rows along the way and the loss of every step."""
+"""Record a run: rows along the way and the loss of every step."""
 
 import contextlib
 import time
@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 @final
-class Clock:
+class TrainingClock:
     """Seconds of training, with evaluation and saving left out.
 
     Args:

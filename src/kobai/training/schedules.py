@@ -7,7 +7,10 @@ so the k-th step (counted from 0) runs at ε_k.
 import abc
 import dataclasses
 import math
-from typing import final
+from typing import Any, final
+
+import torch
+from torch import Tensor
 
 
 def linear_decay(step: int, *, until: int, final_fraction: float) -> float:
@@ -92,42 +95,12 @@ class Constant(Schedule):
         return warm_up(step, warmup=self.warmup)
 
 
-@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearDecay(Schedule):
-    """Linear decay to a fraction of the learning rate, constant from there on.
+class _Decay(Schedule):
+    """A linear warm-up, then a fall to a fraction of the learning rate, constant from there on.
 
     Attributes:
-        until: Steps of the decay (τ), counted after the warm-up (None: the rest of the run).
-        final_fraction: Final learning rate as a fraction of the initial one, in [0, 1].
-        warmup: Steps of linear warm-up at the start (0: none).
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
-
-    until: int | None = None
-    final_fraction: float = 0.01
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        _check(until=self.until, final_fraction=self.final_fraction, warmup=self.warmup)
-
-    def factor(self, step: int, *, total: int) -> float:
-        """The warm-up, then `linear_decay` counted from its end."""
-        if step < self.warmup:
-            return warm_up(step, warmup=self.warmup)
-        until = max(total - self.warmup, 1) if self.until is None else self.until
-        return linear_decay(step - self.warmup, until=until, final_fraction=self.final_fraction)
-
-
-@final
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
-    """Half a cosine wave down to a fraction of the learning rate, constant from there on.
-
-    Attributes:
-        until: Steps of the wave, counted after the warm-up (None: the rest of the run).
+        until: Steps of the fall, counted after the warm-up (None: the rest of the run).
         final_fraction: Final learning rate as a fraction of the initial one, in [0, 1].
         warmup: Steps of linear warm-up at the start (0: none).
 
@@ -143,11 +116,52 @@ class Cosine(Schedule):
         _check(until=self.until, final_fraction=self.final_fraction, warmup=self.warmup)
 
     def factor(self, step: int, *, total: int) -> float:
-        """The warm-up, then `cosine` counted from its end."""
+        """The warm-up, then the fall counted from its end."""
         if step < self.warmup:
             return warm_up(step, warmup=self.warmup)
         until = max(total - self.warmup, 1) if self.until is None else self.until
-        return cosine(step - self.warmup, until=until, final_fraction=self.final_fraction)
+        return self._fall(step - self.warmup, until=until, final_fraction=self.final_fraction)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _fall(step: int, *, until: int, final_fraction: float) -> float:
+        """The factor after so many steps of the fall."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearDecay(_Decay):
+    """Linear decay to a fraction of the learning rate, constant from there on.
+
+    Attributes:
+        until: Steps of the decay (τ), counted after the warm-up (None: the rest of the run).
+        final_fraction: Final learning rate as a fraction of the initial one, in [0, 1].
+        warmup: Steps of linear warm-up at the start (0: none).
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    final_fraction: float = 0.01
+
+    _fall = staticmethod(linear_decay)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(_Decay):
+    """Half a cosine wave down to a fraction of the learning rate, constant from there on.
+
+    Attributes:
+        until: Steps of the wave, counted after the warm-up (None: the rest of the run).
+        final_fraction: Final learning rate as a fraction of the initial one, in [0, 1].
+        warmup: Steps of linear warm-up at the start (0: none).
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    _fall = staticmethod(cosine)
 
 
 SCHEDULES: dict[str, type[Constant] | type[LinearDecay] | type[Cosine]] = {
@@ -156,6 +170,67 @@ SCHEDULES: dict[str, type[Constant] | type[LinearDecay] | type[Cosine]] = {
     "cosine": Cosine,
 }
 """The schedules by name; each is a config whose fields all have defaults."""
+
+
+@final
+class ScheduledRates:
+    """The learning rates of an optimizer's groups, moved by a schedule.
+
+    Without a schedule nothing is written, so that an optimizer may adapt its own rate.
+
+    Args:
+        optimizer: Its groups' rates now are what the schedule's factor multiplies.
+        schedule: The factor over the run, or None.
+        total: Steps of the run.
+
+    Raises:
+        ValueError: If there is a schedule and a group has no learning rate.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Schedule | None, *, total: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._total = total
+        if schedule is None:
+            self._initial: list[float] = []
+            return
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(optimizer).__name__} has a parameter group without 'lr', so there is "
+                "nothing a schedule could set; pass schedule=None"
+            )
+        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> None:
+        """Write the rates of the step after `step` steps into the groups."""
+        if self._schedule is not None:
+            self._write(self._schedule.factor(step, total=self._total))
+
+    def restore(self) -> None:
+        """Write the rates the groups started with, so that the optimizer can be used again."""
+        if self._schedule is not None:
+            self._write(1.0)
+
+    def current(self) -> float:
+        """The first group's rate; NaN if it has none."""
+        return float(self._optimizer.param_groups[0].get("lr", float("nan")))
+
+    def _write(self, factor: float) -> None:
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(initial * factor)
+            else:
+                group["lr"] = initial * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rates the groups started with."""
+        return {"initial": list(self._initial)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the rates a run started with."""
+        self._initial = list(state["initial"])
 
 
 def _check(*, warmup: int, until: int | None = None, final_fraction: float = 0.0) -> None:

@@ -11,7 +11,7 @@ from kobai import data, models
 from kobai.optim import CONFIGS, Domain, Linear, Log
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Trials
-from kobai.studies import Interrupted, Outcome, Setting, Study, StudyOptions, Task, TrainingOptions
+from kobai.studies import Interrupted, Outcome, Setting, Study, StudyOptions, StudyTraining, Task
 from kobai.training import LinearDecay
 
 WIDTH = 100
@@ -95,7 +95,7 @@ def task(config: Config, cell: Cell, where: Setting) -> Task:
         optimizer="momentum" if cell.optimizer == "sgd" else "kfac",
         config=settings,
         schedule=LinearDecay(),
-        training=TrainingOptions(
+        training=StudyTraining(
             epochs=config.length,
             batch_size=small if cell.batch == "small" else large,
             evaluate_every=config.length,

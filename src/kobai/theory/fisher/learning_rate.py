@@ -48,7 +48,7 @@ def critical_learning_rate(
     """Predict where gradient descent starts to diverge: η_c = 2/λ_max of the Fisher matrix.
 
     Valid while the Jacobian stays near its initial value: at η slightly above η_c the loss grows
-    for some 20 steps and may then settle at a flatter point, so test early steps.
+    for some 20 steps and may then coerce_fields at a flatter point, so test early steps.
 
     Args:
         network: Widths, variances, activation.

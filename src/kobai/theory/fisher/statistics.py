@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results import register
-from kobai.results.fields import settle
+from kobai.results.fields import coerce_fields
 
 
 @register
@@ -63,7 +63,7 @@ class FisherStatistics:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(
+        coerce_fields(
             self,
             arrays={"eigenvalues": "f k", "layer_trace": "f L", "layer_largest": "f L"},
             floats=("trace", "sum_of_squares", "largest", "lower", "upper", "bulk_mean"),

@@ -1,0 +1,1 @@
+"""`kobai landscape`: the verb, its flags, and the points it starts from."""

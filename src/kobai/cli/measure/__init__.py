@@ -1,0 +1,1 @@
+"""`kobai measure`: the verb and its tables."""

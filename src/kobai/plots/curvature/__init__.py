@@ -1,0 +1,1 @@
+"""Pictures of spectra, densities and kernels; public in `kobai.plots`."""

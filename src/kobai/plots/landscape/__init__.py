@@ -1,0 +1,1 @@
+"""Pictures of losses on lines, planes and volumes; public in `kobai.plots`."""

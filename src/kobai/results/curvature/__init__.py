@@ -1,0 +1,1 @@
+"""Results of `kobai.curvature` and `kobai.kernels`; public in `kobai.results`."""

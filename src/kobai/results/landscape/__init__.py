@@ -1,0 +1,1 @@
+"""Results of `kobai.landscape`; public in `kobai.results`."""
