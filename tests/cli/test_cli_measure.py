@@ -22,7 +22,6 @@ SMALL = ["--data", "blobs", "--limit", "60", "--model.widths", "6", "--dtype", "
 def undrawn(monkeypatch):
     """No static figures, which take longer than the numbers."""
     monkeypatch.setattr("kobai.cli.measure.write_figures", lambda folder: [])
-    monkeypatch.setattr("kobai.cli.train.write_figures", lambda folder: [])
 
 
 def measured(capsys, tmp_path, *flags: str) -> dict:
@@ -98,7 +97,9 @@ TINY = ["--data", "blobs", "--limit", "60", "--dtype", "float64"]
 def adam_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adam") / "run"
     flags = ["--optimizer", "adam", "--epochs", "2", "--model.widths", "6", "--out", str(folder)]
-    assert main(["train", *TINY, *flags]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kobai.cli.train.write_figures", lambda folder: [])
+        assert main(["train", *TINY, *flags]) == 0
     return folder
 
 
