@@ -41,6 +41,13 @@ def folder(tmp_path_factory) -> Path:
     return target
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No static figures, which take longer than these runs."""
+    for verb in ("compare", "train", "measure"):
+        monkeypatch.setattr(f"kobai.cli.{verb}.write_figures", lambda folder: [])
+
+
 def test_the_run_folder_holds_what_was_promised(folder):
     for name in ("run.toml", "run.json", "metrics.csv", "report.html", "comparison.json"):
         assert (folder / name).stat().st_size > 0, name
@@ -93,7 +100,7 @@ def test_the_settings_file_runs_again(folder, tmp_path, capsys):
         assert one.trace == two.trace
 
 
-def test_a_second_run_in_the_folder_must_say_what_it_wants(folder, capsys):
+def test_a_second_run_in_the_folder_must_say_what_it_wants(folder, undrawn, capsys):
     arguments = ["compare", *SMALL, "--optimizers", "sgd,adam,kfac", "--out", folder]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     assert run(*arguments) == 2
@@ -123,8 +130,37 @@ def test_measure_and_report_of_a_comparison(folder, capsys):
     assert page.exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(undrawn, tmp_path, monkeypatch, capsys):
     """Interrupted in the middle and resumed, a run ends in the numbers of an uninterrupted one."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    common = [
+        "--data", "blobs", "--limit", "120", "--model.widths", "8", "--optimizers", "sgd",
+        "--seeds", "1", "--epochs", "6", "--batch-size", "40", "--landscape.grid", "3",
+    ]  # fmt: skip
+    asked = []
+
+    def ask(stop):
+        asked.append(1)
+        if len(asked) == 10:
+            signal.raise_signal(signal.SIGINT)
+        return stop.wanted
+
+    monkeypatch.setattr("kobai.cli.run_folder.Stop.__call__", ask)
+    assert run("compare", *common, "--out", broken) == 130
+    assert "--resume" in "".join(capsys.readouterr())
+    assert not (broken / "report.html").exists()
+    with torch.random.fork_rng():  # resuming sets the global state to the saved one, as documented
+        assert run("compare", *common, "--out", broken, "--resume") == 0
+    assert run("compare", *common, "--out", whole) == 0
+    one, two = load(whole, "run_sgd-s0"), load(broken, "run_sgd-s0")
+    assert one.status == two.status == "finished"
+    assert one.train_loss.tolist() == two.train_loss.tolist()
+    assert one.step_loss.tolist() == two.step_loss.tolist()
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_a_process_of_its_own(undrawn, tmp_path):
+    """The same by the signal of another process, at whatever moment it comes."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     common = [
         "--data", "digits", "--optimizers", "sgd", "--seeds", "1", "--epochs", "40",
@@ -149,7 +185,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert one.step_loss.tolist() == two.step_loss.tolist()
 
 
-def test_divergence_is_kept_and_counted(tmp_path):
+def test_divergence_is_kept_and_counted(undrawn, tmp_path):
     target = tmp_path / "run"
     code = run(
         "compare", *SMALL, "--optimizers", "sgd,momentum", "--momentum.lr", "1e12", "--out", target
@@ -161,7 +197,7 @@ def test_divergence_is_kept_and_counted(tmp_path):
     assert rows["sgd"].statuses == {"finished": 2}
 
 
-def test_train_and_measure_one_run(tmp_path, capsys):
+def test_train_and_measure_one_run(undrawn, tmp_path, capsys):
     target = tmp_path / "run"
     data = ["--data", "teacher", "--limit", "100", "--model", "linear", "--model.widths", "10"]
     code = run("train", *data, "--optimizer", "kfac", "--epochs", "2", "--out", target)

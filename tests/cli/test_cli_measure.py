@@ -18,6 +18,12 @@ from kobai.studies import checkpoint_folder, load_model
 SMALL = ["--data", "blobs", "--limit", "60", "--model.widths", "6", "--dtype", "float64"]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No static figures, which take longer than the numbers."""
+    monkeypatch.setattr("kobai.cli.measure.write_figures", lambda folder: [])
+
+
 def measured(capsys, tmp_path, *flags: str) -> dict:
     capsys.readouterr()
     assert main(["measure", *SMALL, "--out", str(tmp_path), *flags, "--json"]) == 0
@@ -51,7 +57,7 @@ def test_everything_at_once(capsys, tmp_path):
         assert said in page
 
 
-def test_rates_follow_from_the_largest_eigenvalue(capsys, tmp_path):
+def test_rates_follow_from_the_largest_eigenvalue(undrawn, capsys, tmp_path):
     found = measured(capsys, tmp_path, "--momentum", "0.5", "--matrix", "ggn")
     top = found["measure_ggn"].eigenvalues[-1]
     values = [rate.value for rate in found["rates_ggn"].rates]
@@ -59,7 +65,7 @@ def test_rates_follow_from_the_largest_eigenvalue(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("matrix", ["fisher-kronecker", "fisher-full", "fisher-observed"])
-def test_fisher_matrices(capsys, tmp_path, matrix):
+def test_fisher_matrices(undrawn, capsys, tmp_path, matrix):
     spectrum = measured(capsys, tmp_path, "--matrix", matrix)[f"measure_{matrix}"]
     assert spectrum.status == "converged"
     assert spectrum.eigenvalues[0] >= -1e-9
@@ -91,11 +97,13 @@ TINY = ["--data", "blobs", "--limit", "60", "--dtype", "float64"]
 def adam_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adam") / "run"
     flags = ["--optimizer", "adam", "--epochs", "2", "--model.widths", "6", "--out", str(folder)]
-    assert main(["train", *TINY, *flags]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kobai.cli.train.write_figures", lambda folder: [])
+        assert main(["train", *TINY, *flags]) == 0
     return folder
 
 
-def test_an_adam_run_brings_its_own_rule(adam_run, tmp_path):
+def test_an_adam_run_brings_its_own_rule(undrawn, adam_run, tmp_path):
     """Against the dense generalised eigenproblem H v = λ P v with P from the optimizer's file."""
     assert main(["measure", str(adam_run), "--out", str(tmp_path)]) == 0
     (rates,) = [r for r in load_all(tmp_path).values() if isinstance(r, CriticalRates)]
@@ -116,7 +124,7 @@ def test_an_adam_run_brings_its_own_rule(adam_run, tmp_path):
     assert rate.status == "converged"
 
 
-def test_adam_without_a_run_divides_by_single_example_gradients(capsys, tmp_path):
+def test_adam_without_a_run_divides_by_single_example_gradients(undrawn, capsys, tmp_path):
     found = measured(capsys, tmp_path, "--preconditioner", "adam,diagonal")
     methods = [rate.method for rate in found["rates_hessian"].rates]
     assert methods[-1] == "Adam, β₁ = 0.9, single-example gradients"
@@ -124,7 +132,7 @@ def test_adam_without_a_run_divides_by_single_example_gradients(capsys, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "plain.pt", "nested.pth"])
-def test_a_model_file_is_measured_like_the_run_it_came_from(adam_run, tmp_path, kind):
+def test_a_model_file_is_measured_like_the_run_it_came_from(undrawn, adam_run, tmp_path, kind):
     folder = checkpoint_folder(adam_run, "adam-s0")
     tensors = safetensors.torch.load((folder / "model.safetensors").read_bytes())
     path = folder / kind

@@ -23,6 +23,12 @@ def tiny(monkeypatch):
     monkeypatch.setitem(rate_depth.SETTINGS, "quick", TINY)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No static figures, which take longer than the numbers."""
+    monkeypatch.setattr("kobai.cli.reproduce.write_figures", lambda folder: [])
+
+
 def reproduce(*words):
     return main(["reproduce", *map(str, words)])
 
@@ -42,7 +48,7 @@ def test_a_figure_with_its_files_tables_and_page(tmp_path, capsys):
     assert "Figure 2" in page
 
 
-def test_resume_keeps_what_is_finished_and_json_is_json(tmp_path, capsys, monkeypatch):
+def test_resume_keeps_what_is_finished_and_json_is_json(undrawn, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert reproduce("wide-networks", "--figure", "2", "--out", out) == 0
     assert reproduce("wide-networks", "--figure", "2", "--out", out) == 2  # neither flag
@@ -57,19 +63,18 @@ def test_resume_keeps_what_is_finished_and_json_is_json(tmp_path, capsys, monkey
     assert reproduce("wide-networks", "--seed", "1", "--out", out, "--resume") == 2
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(undrawn, tmp_path, capsys, monkeypatch):
     from kobai.cli import run_folder
 
     monkeypatch.setattr(run_folder.Stop, "__call__", lambda self: True)
     out = tmp_path / "run"
     assert reproduce("wide-networks", "--figure", "2", "--out", out) == 130
     assert "--resume" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setitem(rate_depth.SETTINGS, "quick", TINY)
+    monkeypatch.setattr(run_folder.Stop, "__call__", lambda self: False)
     assert reproduce("wide-networks", "--figure", "2", "--out", out, "--resume") == 0
 
 
-def test_settings_come_back_from_run_toml(tmp_path):
+def test_settings_come_back_from_run_toml(undrawn, tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     assert reproduce("wide-networks", "--figure", "2", "--seed", "3", "--out", first) == 0
     config = first / "run.toml"

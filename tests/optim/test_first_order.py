@@ -209,7 +209,7 @@ def test_the_known_minimum_is_reached_at_a_falling_rate(name):
     objective = surface.objective()
     config = CONFIGS[name](lr=RATES[name], weight_decay=0.0)
     optimizer = build(name, objective.space.module, "gaussian", config)
-    total = 2000
+    total = 400
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: max(0.0, 1 - k / total))
     for _ in range(total):
         optimizer.step(objective)

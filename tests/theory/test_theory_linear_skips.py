@@ -58,12 +58,12 @@ def test_expectations(skips):
     rng, d, depth, s = np.random.default_rng(0), 30, 4, 0.3
     root = rng.standard_normal((d, d)) / np.sqrt(d)
     covariance = root @ root.T
+    drawn = [
+        linear_factors(_weights(rng, depth, d, s), covariance, skips=skips) for _ in range(1500)
+    ]
     for layer in (1, 3):
-        inputs, outputs = 0.0, 0.0
-        for _ in range(1500):
-            factors = linear_factors(_weights(rng, depth, d, s), covariance, skips=skips)
-            inputs = inputs + factors.inputs(layer) / 1500
-            outputs = outputs + factors.outputs(layer) / 1500
+        inputs = sum(factors.inputs(layer) for factors in drawn) / 1500
+        outputs = sum(factors.outputs(layer) for factors in drawn) / 1500
         theory = expected_factors(layer, depth, s, covariance, skips=skips)
         for found, expected in ((inputs, theory.inputs), (outputs, theory.outputs * np.eye(d))):
             assert np.linalg.norm(found - expected) < 0.07 * np.linalg.norm(expected)
