@@ -21,8 +21,9 @@ class KFAC(FactoredOptimizer):
     parameters, and the step halved until the model is right about it; the next minibatch is
     repeated at the old ones, and the damping falls only if both agree with the model. Targets are
     read off the gradient at the outputs (`Likelihood.recover_targets`). Dropout masks are repeated
-    as they were, and normalisation over the batch takes the statistics of the same batch; running averages
-    are put back. In half precision under autocast these measurements are made in the parameters'.
+    as they were, and normalisation over the batch takes the statistics of the same batch; running
+    averages are put back. In half precision under autocast these measurements are made in the
+    parameters'.
 
     With a learning rate in numbers the step is
     ``θ ← (1 − lr·weight_decay) θ − ν·lr·(F + λ)⁻¹ m`` with m ← momentum · m + gradient,
