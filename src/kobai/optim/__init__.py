@@ -1,9 +1,9 @@
 """Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
+from kobai.curvature.coverage import Coverage
 from kobai.optim.catalogue import CONFIGS, KFACConfig, OptimizerConfig, build
 from kobai.optim.conjugate_gradient import NonlinearCG
 from kobai.optim.coordinate import CoordinateDescent
-from kobai.optim.coverage import Coverage
 from kobai.optim.curvature_configs import (
     GaussNewtonConfig,
     HessianFreeConfig,

@@ -10,30 +10,9 @@ from collections.abc import Collection
 
 from torch import nn
 
-from kobai.curvature.coverage import human_bytes
+from kobai.curvature.coverage import Coverage, Covered
 from kobai.layers import LayerForm
 from kobai.problem.plan import ParameterGroup, group_parameters
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """One line of the table that `print(optimizer)` shows.
-
-    Attributes:
-        parameters: Names of the parameters the block covers.
-        block: "kronecker", "ekfac", "unit" or "diagonal".
-        shape: Sizes of the matrices, such as "10×10 ⊗ 513×513".
-        numbers: Floating-point numbers kept for the block: factors, inverses, momentum, step.
-        refresh: Multiplications of one inversion, about K³ + M³ (ten times that for eigenvectors).
-        reason: Why this kind of block.
-    """
-
-    parameters: tuple[str, ...]
-    block: str
-    shape: str
-    numbers: int
-    refresh: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,8 +95,8 @@ class Plan:
     units: tuple[UnitLayer, ...]
     diagonals: tuple[DiagonalParameter, ...]
 
-    def table(self, corrected: bool = False) -> tuple[Coverage, ...]:
-        """The coverage, one line a block.
+    def table(self, corrected: bool = False) -> Coverage:
+        """The coverage, one line per block.
 
         Args:
             corrected: Whether eigenvalues are kept besides eigenvectors (EKFAC).
@@ -126,59 +105,50 @@ class Plan:
         for unit in self.units:
             count, size = unit.tensors[0].numel(), len(unit.tensors)
             rows.append(
-                Coverage(
+                Covered(
                     parameters=unit.parameters,
                     block="unit",
-                    shape=f"{count} of {size}×{size}",
+                    size=f"{count} of {size}×{size}",
                     numbers=2 * count * size * (size + 1),
-                    refresh=count * size**3,
+                    solve=count * size**3,
                     reason=unit.reason,
                 )
             )
         for entry in self.diagonals:
             count = entry.parameter.numel()
             rows.append(
-                Coverage(
+                Covered(
                     parameters=(entry.name,),
                     block="diagonal",
-                    shape=str(count),
+                    size=str(count),
                     numbers=2 * count,
-                    refresh=0,
+                    solve=0,
                     reason=entry.reason,
                 )
             )
-        return tuple(rows)
-
-    def summary(self, corrected: bool = False, bytes_per_number: int = 4) -> str:
-        """Memory of all blocks and multiplications of one refresh, in words."""
-        table = self.table(corrected)
-        numbers, refresh = sum(row.numbers for row in table), sum(row.refresh for row in table)
-        return (
-            f"{human_bytes(numbers * bytes_per_number)}, "
-            f"{float(refresh):.1e} multiplications to refresh"
-        )
+        return Coverage(rows)
 
 
-def _line(layer: KroneckerLayer, corrected: bool) -> Coverage:
+def _line(layer: KroneckerLayer, corrected: bool) -> Covered:
     form = layer.form
     m, k, groups = form.outputs, form.inputs, form.groups
     block = "ekfac" if corrected else "kronecker"
     if form.lookup:
         # The inputs' factor is diagonal: their inverse is a division.
-        return Coverage(
+        return Covered(
             parameters=layer.parameters,
             block=block,
-            shape=f"{m}×{m} ⊗ diagonal {k}",
+            size=f"{m}×{m} ⊗ diagonal {k}",
             numbers=2 * m * m + k + 2 * m * k + corrected * m * k,
-            refresh=(10 if corrected else 1) * m**3,
+            solve=(10 if corrected else 1) * m**3,
             reason=layer.reason,
         )
-    return Coverage(
+    return Covered(
         parameters=layer.parameters,
         block=block,
-        shape=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
+        size=(f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}",
         numbers=groups * (2 * m * m + 2 * k * k + (3 if corrected else 2) * m * k),
-        refresh=groups * (m**3 + k**3) * (10 if corrected else 1),
+        solve=groups * (m**3 + k**3) * (10 if corrected else 1),
         reason=layer.reason,
     )
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.coverage import Coverage
 from kobai.curvature.factor_sums import Sharing, check_sharing
 from kobai.curvature.shifted_inverse import InverseMethod
 from kobai.optim.averages import waits
 from kobai.optim.block_optimizer import BlockOptimizer
 from kobai.optim.blocks import Blocks
 from kobai.optim.cotangents import Labels
-from kobai.optim.coverage import Coverage, plan_blocks
+from kobai.optim.coverage import plan_blocks
 from kobai.optim.damping import Damping, LevenbergMarquardt, as_rule, check_damping, first_damping
 from kobai.optim.device_step import DeviceStep, finite_on_device
 from kobai.optim.gathering import gathered
@@ -180,13 +181,8 @@ class FactoredOptimizer(BlockOptimizer):
             f"output_damping={self.output_damping}, statistics_every={self.statistics_every}, "
             f"inverse_every={self.inverse_every}, labels={self.labels!r}, {self.likelihood!r})"
         ]
-        lines += [
-            f"  {' + '.join(row.parameters)}: {row.block} {row.shape}, {row.numbers} numbers "
-            f"({row.reason})"
-            for row in self.coverage()
-        ]
-        lines.append(f"  in all: {self._plan.summary(self.corrected)}")
-        return "\n".join(lines)
+        table = self.coverage()
+        return "\n".join([*lines, table.table(4), f"in all: {table.summary(4)}"])
 
     def _automatic(self) -> str:
         """What is decided by measurement, for `print`."""
@@ -194,7 +190,7 @@ class FactoredOptimizer(BlockOptimizer):
         words += ["damping"] if isinstance(self.damping, LevenbergMarquardt) else []
         return f" (automatic: {' and '.join(words)})" if words else ""
 
-    def coverage(self) -> tuple[Coverage, ...]:
+    def coverage(self) -> Coverage:
         """Every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
         return self._plan.table(self.corrected)
 

@@ -1,9 +1,9 @@
 """Gradient rows of every part of a network, batch by batch, from captured layers where possible.
 
-One forward pass notes what layers were called with; one backward pass per cotangent gives
-the gradients in their outputs for all examples at once, without any parameter gradient. Parts without a
-layer that is understood take one backward pass per row. Peak memory: the activations of a batch, and
-for each part what its rows are kept as.
+One forward pass notes what layers were called with; one backward pass per cotangent gives the
+gradients in their outputs for all examples at once, without any parameter gradient. Parts without a
+layer that is understood take one backward pass per row. Peak memory: the activations of a batch,
+and for each part what its rows are kept as.
 """
 
 from collections.abc import Iterator
