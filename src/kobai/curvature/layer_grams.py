@@ -1,9 +1,9 @@
 """Layer Grams: K_l = J_l J_lᵀ of every layer, and the spectra that follow from their sum.
 
-The matrix of inner products of gradients, one row an example and output: its sum over layers is the
-neural tangent kernel of a network, and over W the Fisher matrix's dual, with the same non-zero
-eigenvalues. Layers that are understood (matrices, convolutions, norms, embeddings) never form J_l;
-see `kobai.curvature.rows.outer_products` for the orders of contraction.
+They hold the inner products of gradients, one row per example and output. Their sum over layers is
+the neural tangent kernel of a network, and over W the Fisher matrix's dual, with the same non-zero
+eigenvalues. Layers of a known kind never form J_l; see `kobai.curvature.rows.outer_products` for
+the orders of contraction.
 """
 
 from typing import Literal
@@ -38,9 +38,9 @@ def layer_grams(
             W F; "observed": gradients of the losses. See `Scores` ("sampled" is not offered here).
 
     Returns:
-        One matrix a layer, by the layer's name, in the order of the parameters.
+        One matrix per layer, by the layer's name, in the order of the parameters.
         Cost: as many backward passes as an example has outputs, and the contractions; memory R S
-        numbers a layer and the captured inputs and gradients.
+        numbers per layer and the captured inputs and gradients.
 
     Raises:
         ValueError: If the two objectives belong to different modules.

@@ -40,7 +40,7 @@ class LayerUse:
 
     @property
     def reading(self) -> Reading:
-        """How inputs and gradients are read as rows."""
+        """The way to read inputs and gradients as rows."""
         return reading_of(self.module)
 
     def unpadded(self, gradients: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Watch:
 
     @property
     def edges(self) -> list[GradientEdge]:
-        """Where in the graph gradients are wanted."""
+        """Places in the graph where gradients are wanted."""
         edges = [call.edge for call in self.simple.calls if call.edge is not None]
         return edges + [edge for call in self.composite for edge in call.edges]
 

@@ -203,7 +203,7 @@ class ForwardPass:
         return apart.flatten(0, 1)
 
     def _jacobians(self, singles: Tensor) -> dict[str, Tensor]:
-        """Rows of the parameters without a layer, (R, size) each, by a backward pass a row."""
+        """Rows of the parameters without a layer, (R, size) each, by one backward pass per row."""
         if self.flat is None:
             return {}
         pull = Pullback(self.outputs, self.flat)
