@@ -28,6 +28,7 @@ class LayerUse:
         gradients: In the products, or the module's output, with an axis Q of cotangents in front.
         group: Which of the slot's groups; None for all of them.
         one_step: Whether it is a step of a recurrence, so that repeated uses are places.
+        reading: How inputs and gradients are read as rows; default: as the module says.
     """
 
     layer: str
@@ -40,7 +41,7 @@ class LayerUse:
 
     @property
     def reading(self) -> Reading:
-        """How inputs and gradients are read as rows."""
+        """The way to read inputs and gradients as rows."""
         return reading_of(self.module)
 
     def unpadded(self, gradients: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Watch:
 
     @property
     def edges(self) -> list[GradientEdge]:
-        """Where in the graph gradients are wanted."""
+        """Places in the graph where gradients are wanted."""
         edges = [call.edge for call in self.simple.calls if call.edge is not None]
         return edges + [edge for call in self.composite for edge in call.edges]
 

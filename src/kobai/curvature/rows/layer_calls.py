@@ -1,4 +1,4 @@
-"""Uses of a matrix written out as rows: inputs and gradients by example and place."""
+"""Calls of layers written out as rows: inputs and gradients by example and place."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def outer_rows(
 
     Args:
         form: Of the matrix; where it is a bias alone the inputs are ones.
-        uses: One, or one a group.
+        uses: One use, or one per group.
         examples: E.
         dtype: Of the result.
 

@@ -8,13 +8,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.coverage import Coverage
 from kobai.optim.damping import LevenbergMarquardt, check_damping
 from kobai.optim.entry import OptimizerEntry, settings_of
 from kobai.optim.kfac.distribution import joined, ranks
 from kobai.optim.kfac.gradient_rows import RowNotes
 from kobai.optim.kfac.measured import Measured
 from kobai.optim.kfac.observe import Observation, Observer
-from kobai.optim.kfac.plan import Coverage, plan_blocks
+from kobai.optim.kfac.plan import plan_blocks
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.refresh import Refresh
 from kobai.optim.kfac.settings import GROUP, SPACE, KFACSettings, all_finite, check_group
@@ -354,15 +355,10 @@ class KFAC(torch.optim.Optimizer):
             f"statistics_every={own.statistics_every}, inverse_every={own.inverse_every}, "
             f"labels={own.labels!r}, {self.likelihood!r})"
         ]
-        lines += [
-            f"  {' + '.join(row.parameters)}: {row.block} {row.shape}, {row.numbers} numbers "
-            f"({row.reason})"
-            for row in self.coverage()
-        ]
-        lines.append(f"  in all: {self._plan.summary(own.structure)}")
-        return "\n".join(lines)
+        table = self.coverage()
+        return "\n".join([*lines, table.table(4), f"in all: {table.summary(4)}"])
 
-    def coverage(self) -> tuple[Coverage, ...]:
+    def coverage(self) -> Coverage:
         """Return every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
         return self._plan.table(self.settings.structure)
 
