@@ -23,8 +23,8 @@ from kobai.optim.damping import (
 )
 from kobai.optim.line_search import SEARCHES, LineSearch, Search, as_search
 from kobai.optim.second_order.descent import Descent
-from kobai.optim.second_order.evaluator import Evaluator, Needs, Start, is_finite
-from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
+from kobai.optim.second_order.evaluator import Evaluator, Needs, StartingPoint, is_finite
+from kobai.optim.second_order.examples import await_fresh, judge_last_step
 from kobai.optim.second_order.globalisation import globalise
 from kobai.optim.state import keep_state
 from kobai.optim.trust_region import TrustRegion
@@ -60,7 +60,7 @@ _ITERATIONS = {"status": "max-iterations", "line": "ok", "step": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Move:
+class Displacement:
     """One iteration as it was made, all on the same data.
 
     Attributes:
@@ -213,7 +213,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         return self.damping if isinstance(self.damping, LevenbergMarquardt) else None
 
     @abc.abstractmethod
-    def model_at(self, start: Start) -> Descent | None:
+    def model_at(self, start: StartingPoint) -> Descent | None:
         """Make the model of the objective at a point; None where there is nothing to do."""
 
     def globalisation(self) -> LineSearch | TrustRegion | LevenbergMarquardt | None:
@@ -224,10 +224,10 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         """Give the number of iterations of a step."""
         return self.iterations
 
-    def learn(self, start: Start, move: Move) -> None:
+    def learn(self, start: StartingPoint, move: Displacement) -> None:
         """Take a move into account."""
 
-    def accept(self, start: Start) -> None:
+    def accept(self, start: StartingPoint) -> None:
         """Take note that the step proposed last is made."""
 
     def forget(self) -> None:
@@ -283,7 +283,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         self.param_groups[0]["damping"] = following
 
     def await_fresh(
-        self, start: Start, step: Float[Tensor, " P"], predicted: float, own: ReductionRatio
+        self, start: StartingPoint, step: Float[Tensor, " P"], predicted: float, own: ReductionRatio
     ) -> None:
         """Keep a step to be judged by the examples of the next one, where examples are seen."""
         if not self.exact:
@@ -344,7 +344,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         counts["steps"] += 1
         return first.returned
 
-    def _advance(self, start: Start) -> Tensor:
+    def _advance(self, start: StartingPoint) -> Tensor:
         """Make the iterations of a step and give the θ where they end."""
         record, rounds = self.record, self.rounds(start.function)
         for number in range(1, rounds + 1):
@@ -365,7 +365,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
                     self.forget()
                     break
                 if self.learns:
-                    move = Move(
+                    move = Displacement(
                         direction=outcome.direction,
                         step=outcome.step,
                         before=start.gradient,
@@ -378,14 +378,29 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
             start = dataclasses.replace(start, theta=outcome.moved, loss=value, gradient=gradient)
         return start.theta
 
-    def recall(self, start: Start, key: str) -> Float[Tensor, " P"] | None:
+    def first_trial(self, slope: float) -> float:
+        """Give the first trial along a direction that has no length of its own.
+
+        It is what the line search makes of the last step, or the learning rate where there is none.
+        A schedule acts by its ratio to the rate at the start.
+
+        Args:
+            slope: Derivative along the direction.
+        """
+        last, lr = self.record.get("trial"), self.param_groups[0]["lr"]
+        if last is None or not isinstance(self.search, LineSearch):
+            return lr
+        resumed = self.search.resume(last["step"], last["slope"] / slope if slope else 1.0)
+        return lr if resumed is None else resumed * (lr / self.defaults["lr"])
+
+    def recall(self, start: StartingPoint, key: str) -> Float[Tensor, " P"] | None:
         """Give a vector kept by `remember`; None where there is none for all the parameters."""
         known = [self.state.get(p, {}) for p in start.function.parameters]
         if any(key not in own for own in known):
             return None
         return torch.cat([own[key].reshape(-1) for own in known])
 
-    def remember(self, start: Start, key: str, vector: Float[Tensor, " P"]) -> None:
+    def remember(self, start: StartingPoint, key: str, vector: Float[Tensor, " P"]) -> None:
         """Keep a vector by parameters, under a name in their state."""
         function = start.function
         for parameter, piece in zip(function.parameters, function.split(vector), strict=True):

@@ -16,7 +16,7 @@ from kobai.optim.entry import check_damping as check_damping_flag
 from kobai.optim.line_search import Line, LineSearch, LineStep, Search
 from kobai.optim.second_order.base import SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
-from kobai.optim.second_order.evaluator import Evaluator, Start, is_finite
+from kobai.optim.second_order.evaluator import Evaluator, StartingPoint, is_finite
 from kobai.problem import ParameterSpace
 from kobai.problem.blocks import BlockKind
 
@@ -183,7 +183,7 @@ class CoordinateDescent(SecondOrder):
         assert function.objective is not None
         return len(self._positions(function.objective.space))
 
-    def model_at(self, start: Start) -> "BlockModel":
+    def model_at(self, start: StartingPoint) -> "BlockModel":
         """Choose the next block."""
         blocks = self._positions(start.objective.space)
         name, index = self._choose(blocks, start.gradient, self.record)
@@ -245,7 +245,7 @@ class BlockModel(LineModel):
     """The direction of Newton's method in one block."""
 
     def __init__(
-        self, optimizer: CoordinateDescent, start: Start, name: str, index: Tensor
+        self, optimizer: CoordinateDescent, start: StartingPoint, name: str, index: Tensor
     ) -> None:
         self.start, self._optimizer = start, optimizer
         self._name, self._index = name, index

@@ -23,6 +23,12 @@ from kobai.linalg import BlockDiagonal, Damped, Dense, conjugate_gradient
 from kobai.linalg.factor import cholesky, eigh
 from kobai.linalg.operator import LinearOperator
 from kobai.linalg.solvable import DampingForm, SolvableOperator
+from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.second_order.descent import RiskModel
+from kobai.optim.second_order.evaluator import StartingPoint, inner
+
+SOLVE_COUNTS = ("jittered_solves", "unconverged_solves", "cg_iterations")
+"""Counts of `FisherModel.solve`."""
 
 LARGEST_SYSTEM = 5_000
 """Rows of the largest dense system; beyond, "full" is solved by conjugate gradients."""
@@ -40,7 +46,7 @@ _ROWS_TOGETHER = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Direction:
-    """(F + λ)⁻¹ g and how the solve went.
+    """A direction (F + λ)⁻¹ g and how the solve went.
 
     Attributes:
         value: The direction; not finite where the solve failed.
@@ -56,6 +62,45 @@ class Direction:
     iterations: int = 0
 
 
+class FisherModel(RiskModel):
+    """A model whose matrix is a structure of the Fisher matrix.
+
+    Args:
+        optimizer: Its counts are raised.
+        start: The point.
+        fisher: The matrix there.
+        damping_form: How damping is shared out to factors.
+    """
+
+    def __init__(
+        self,
+        optimizer: SecondOrder,
+        start: StartingPoint,
+        fisher: Fisher,
+        damping_form: DampingForm = "exact",
+    ) -> None:
+        self.start, self.optimizer = start, optimizer
+        self._fisher = fisher
+        self._form: DampingForm = damping_form
+
+    def solve(self, damping: float) -> Direction:
+        """Compute (F + λ)⁻¹ g and count what the solve took."""
+        counts = self.optimizer.record["counts"]
+        found = natural_direction(self._fisher, self.start.gradient, damping, self._form)
+        counts["jittered_solves"] += found.status in ("jittered", "pseudo-inverse")
+        counts["cg_iterations"] += found.iterations
+        counts["unconverged_solves"] += bool(found.iterations) and found.status != "ok"
+        return found
+
+    def operator(self) -> LinearOperator:
+        """Give the matrix."""
+        return self._fisher
+
+    def curvature(self, direction: Float[Tensor, " P"]) -> float:
+        """Compute pᵀFp."""
+        return inner(direction, self._fisher @ direction)
+
+
 def natural_direction(
     fisher: Fisher,
     gradient: Float[Tensor, " P"],
@@ -64,7 +109,7 @@ def natural_direction(
     *,
     largest: int | None = None,
 ) -> Direction:
-    """(F + λ)⁻¹ g for any structure.
+    """Compute (F + λ)⁻¹ g for any structure.
 
     Args:
         fisher: The matrix, at the point where the gradient was taken.

@@ -21,7 +21,7 @@ from kobai.optim.entry import (
 from kobai.optim.line_search import Line, LineSearch, LineStep
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal, RiskModel
-from kobai.optim.second_order.evaluator import Start, inner, is_finite
+from kobai.optim.second_order.evaluator import StartingPoint, inner, is_finite
 from kobai.optim.trust_region import TrustRegion
 from kobai.problem import Likelihood, as_likelihood
 
@@ -148,7 +148,7 @@ class HessianFree(SecondOrder):
             return self.search
         return Halving()
 
-    def model_at(self, start: Start) -> "PathModel":
+    def model_at(self, start: StartingPoint) -> "PathModel":
         """Take the Gauss-Newton matrix by its products."""
         return PathModel(self, start)
 
@@ -157,7 +157,7 @@ class HessianFree(SecondOrder):
 class PathModel(RiskModel):
     """The model with B = G, minimised as far as conjugate gradients come."""
 
-    def __init__(self, optimizer: HessianFree, start: Start) -> None:
+    def __init__(self, optimizer: HessianFree, start: StartingPoint) -> None:
         self.start, self._optimizer = start, optimizer
 
     def operator(self) -> LinearOperator:

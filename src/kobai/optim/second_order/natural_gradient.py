@@ -24,9 +24,9 @@ from kobai.optim.entry import (
 )
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal
-from kobai.optim.second_order.evaluator import Start, is_finite
-from kobai.optim.second_order.example_model import ExampleModel, example_model
-from kobai.optim.second_order.fisher_model import SOLVE_COUNTS, FisherModel
+from kobai.optim.second_order.evaluator import StartingPoint, is_finite
+from kobai.optim.second_order.examples import ExampleModel, example_model
+from kobai.optim.second_order.fisher_solve import SOLVE_COUNTS, FisherModel
 from kobai.optim.trust_region import TrustRegion
 from kobai.problem import Likelihood, as_likelihood
 
@@ -206,14 +206,14 @@ class NaturalGradient(SecondOrder):
             defaults={"momentum": momentum, "weight_decay": weight_decay},
         )
 
-    def model_at(self, start: Start) -> "NaturalModel":
+    def model_at(self, start: StartingPoint) -> "NaturalModel":
         """Take the structure of the Fisher matrix."""
         fisher = Fisher(
             start.risk, self.structure, self.labels, generator=self.generator, theta=start.theta
         )
         return NaturalModel(self, start, fisher, self.damping_form)
 
-    def accept(self, start: Start) -> None:
+    def accept(self, start: StartingPoint) -> None:
         """Keep the velocity of the step that is made."""
         if self._velocity is not None:
             self.remember(start, _VELOCITY, self._velocity)
