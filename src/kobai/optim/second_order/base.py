@@ -30,13 +30,13 @@ from kobai.optim.state import keep_state
 from kobai.optim.trust_region import TrustRegion
 
 Globalisation = Search | TrustRegion | LevenbergMarquardt
-"""What optimizers take for `search`."""
+"""Values that optimizers take for `search`."""
 
 EXACT_RATIO = LevenbergMarquardt(
     initial=1e-2, raise_by=4.0, lower_by=1 / 3, minimum=1e-10, maximum=1e10, noise=0.0
 )
-"""What a damping of "auto" stands for where the ratio is taken as exact: quick to give way, since a
-rejected step costs one value."""
+"""Rule that a damping of "auto" stands for where the ratio is taken as exact: quick to give way,
+since a rejected step costs one value."""
 
 COUNTS = (
     "steps",
@@ -56,7 +56,7 @@ COUNTS = (
 
 
 _ITERATIONS = {"status": "max-iterations", "line": "ok", "step": 0.0}
-"""What is told of a step of iterations that nothing ended early."""
+"""Numbers of a step of iterations that nothing ended early."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,24 +95,24 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
     """
 
     needs: ClassVar[Needs] = "objective"
-    """What is asked of the argument of `step`."""
+    """Needs that the argument of `step` must meet."""
     monotone: ClassVar[bool] = True
-    """Under automatic damping, whether a step must lower the loss; else a step is refused only if
+    """Tells whether under automatic damping a step must lower the loss; else it is refused only if
     it raises the loss beyond doubt."""
     exact: ClassVar[bool] = True
-    """Whether the reduction ratio is one number without a known error."""
+    """Tells whether the reduction ratio is one number without a known error."""
     values_wanted: ClassVar[bool] = True
-    """Whether the loss at the end of a step must be finite where nothing judges the step."""
+    """Tells whether the loss at the end of a step must be finite where nothing judges the step."""
     restarts: ClassVar[bool] = False
-    """Whether a direction that leads uphill is replaced by that of a fresh start."""
+    """Tells whether a direction that leads uphill is replaced by that of a fresh start."""
     learns: ClassVar[bool] = False
-    """Whether moves are learnt from, which costs a gradient at the end of each."""
+    """Tells whether moves are learnt from, which costs a gradient at the end of each."""
     iterative: ClassVar[bool] = False
-    """Whether a step is made of iterations, each of which builds on the one before."""
+    """Tells whether a step is made of iterations, each of which builds on the one before."""
     damped: ClassVar[bool] = True
-    """Whether there is a damping without asking for one by `search`."""
+    """Tells whether there is a damping without asking for one by `search`."""
     quadratic: ClassVar[bool] = True
-    """Whether there is a matrix for trust regions and damping to act on."""
+    """Tells whether there is a matrix for trust regions and damping to act on."""
     generator: torch.Generator | None = None
     max_trials: int = 20
     max_iterations: int = 250

@@ -31,7 +31,7 @@ _KINDS = ("coordinate", "parameter", "layer", "unit", "filter")
 
 
 def soft_threshold(x: Float[Tensor, "*n"], amount: float) -> Float[Tensor, "*n"]:
-    """sign(x) max(|x| − amount, 0): the minimiser of ½(z − x)² + amount |z| in z."""
+    """Compute sign(x) max(|x| − amount, 0), the minimiser of ½(z − x)² + amount |z| in z."""
     return x.sign() * (x.abs() - amount).clamp(min=0.0)
 
 
@@ -192,7 +192,7 @@ class CoordinateDescent(SecondOrder):
         return BlockModel(self, start, name, index)
 
     def _positions(self, space: ParameterSpace) -> list[tuple[str, Tensor]]:
-        """Name and positions of every block."""
+        """Give name and positions of every block."""
         device = space.device
         if self.blocks == "coordinate":
             index = torch.arange(space.dimension, device=device)

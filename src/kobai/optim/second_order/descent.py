@@ -47,7 +47,7 @@ class Proposal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Judgement:
-    """What a step did, held against what the model said.
+    """The change by a step, held against what the model said.
 
     Attributes:
         ratio: Measured over predicted change by the whole step.

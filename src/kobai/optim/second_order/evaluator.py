@@ -19,7 +19,7 @@ from kobai.linalg import LinearOperator
 from kobai.problem import EmpiricalRisk, Objective
 
 Needs = Literal["closure", "objective", "risk"]
-"""What a method asks of the argument of `step`: values and gradients; second derivatives, too;
+"""Needs of a method from the argument of `step`: values and gradients; second derivatives, too;
 outputs and likelihood, too."""
 
 
@@ -98,7 +98,7 @@ class Evaluator:
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def assign(self, theta: Float[Tensor, " P"]) -> None:
-        """Displacement the parameters."""
+        """Move the parameters."""
         with torch.no_grad():
             for parameter, piece in zip(self.parameters, self.split(theta), strict=True):
                 parameter.copy_(piece)

@@ -1,4 +1,4 @@
-"""The quadratic model of a loss along one step, example by example.
+"""Model a loss along one step, example by example, and judge steps by examples.
 
 ℓₙ(θ + δ) ≈ ℓₙ(θ) + rₙ·uₙ + ½ uₙᵀHₙuₙ with u = Jδ the linearised change of the outputs, r the
 residual and H the output Hessian: one product with the Jacobian gives the Gauss-Newton model of the
@@ -47,23 +47,23 @@ class ExampleModel:
 
     @property
     def slope(self) -> float:
-        """gᵀδ, the derivative of the objective along the step."""
+        """Derivative gᵀδ of the objective along the step."""
         return float(self.linear.sum()) / self.weight
 
     @property
     def length(self) -> float:
-        """δᵀGδ with G the Gauss-Newton matrix: to second order twice the KL divergence."""
+        """Squared length δᵀGδ, G the Gauss-Newton matrix: about twice the KL divergence."""
         return float(self.curvature.sum()) / self.weight
 
     def change(self, scale: float = 1.0) -> Float[Tensor, " N"]:
-        """The model's change of each loss by the step times `scale`."""
+        """Compute the model's change of each loss by the step times `scale`."""
         return scale * self.linear + 0.5 * scale**2 * self.curvature
 
 
 def example_model(
     risk: EmpiricalRisk, theta: Float[Tensor, " P"], step: Float[Tensor, " P"]
 ) -> ExampleModel:
-    """The model of every example along `step`. Cost: about two forward and two backward passes."""
+    """Make the model of every example along `step`: about two forward and two backward passes."""
     losses, linear, curvature = [], [], []
     for batch in Linearization(risk, theta, keep=False):
         outputs, targets = batch.outputs, batch.targets
@@ -81,7 +81,7 @@ def example_model(
 
 
 def example_losses(risk: EmpiricalRisk, theta: Float[Tensor, " P"]) -> Float[Tensor, " N"]:
-    """ℓₙ(θ) of all examples, float64. Cost: one forward pass."""
+    """Compute ℓₙ(θ) of all examples, float64. Cost: one forward pass."""
     losses = []
     with torch.no_grad(), pure(risk.model, coupled=risk.coupled):
         for batch in risk.batches:

@@ -1,4 +1,4 @@
-"""The damped Fisher matrix's inverse times the gradient, on the smaller side.
+"""Solve with the damped Fisher matrix for the natural direction, on the smaller side.
 
 The gradient is a combination of the Fisher matrix's own rows: g = Gᵀz/W with z the residual in the
 factor's coordinates, S z = r where S Sᵀ is the output Hessian. Hence
@@ -54,7 +54,7 @@ class Direction:
             the shortest solution); "indefinite" (g makes a negative angle with the direction, as
             "tridiagonal" allows); "max-iterations" and the other statuses of
             `kobai.linalg.conjugate_gradient`; or why the factorisation failed.
-        iterations: Of conjugate gradients, 0 for direct solves.
+        iterations: Iterations of conjugate gradients, 0 for direct solves.
     """
 
     value: Float[Tensor, " P"]
@@ -113,7 +113,7 @@ def natural_direction(
 
     Args:
         fisher: The matrix, at the point where the gradient was taken.
-        gradient: Of the same objective.
+        gradient: Gradient of the same objective.
         damping: λ.
         damping_form: See `kobai.linalg.solvable.SolvableOperator`.
         largest: Rows of the largest dense system; default `LARGEST_SYSTEM`.
@@ -161,7 +161,7 @@ def natural_direction(
 
 
 def dense_system(fisher: Fisher) -> int:
-    """Rows of the largest dense system that the structure solves on the side of the examples."""
+    """Give the rows of the largest dense system that is solved on the side of the examples."""
     size, count = fisher.shape[0], fisher.source.count
     if isinstance(fisher.structure, FullStructure):
         return min(size, count)
@@ -184,7 +184,7 @@ def _block(
     damping_form: DampingForm,
     coordinates: Tensor | None,
 ) -> tuple[Tensor, str]:
-    """One block's share of the direction."""
+    """Compute one block's share of the direction."""
     if isinstance(block, LowRank) and coordinates is not None:
         inner, status = dual_solution(block.dual(), coordinates, damping)
         return block.rows.transpose((inner / block.weight).unsqueeze(1)).squeeze(1), status
@@ -197,7 +197,7 @@ def _block(
 def dual_solution(
     matrix: Float[Tensor, "R R"], right: Float[Tensor, " R"], damping: float
 ) -> tuple[Float[Tensor, " R"], str]:
-    """(K + λ)⁻¹ z: factorised in the precision of K, refined by residuals in float64.
+    """Compute (K + λ)⁻¹ z, factorised in the precision of K, refined by residuals in float64.
 
     Each refinement multiplies the error by about the same ratio, that of two corrections in a row;
     once what is left is below the rounding of K's precision, a factorisation in float64 would
@@ -226,13 +226,13 @@ def dual_solution(
 def _exact_product(
     matrix: Float[Tensor, "R R"], vector: Float[Tensor, " R"], damping: float
 ) -> Float[Tensor, " R"]:
-    """(K + λ) v in float64, some rows at a time: no copy of K is made."""
+    """Compute (K + λ) v in float64, some rows at a time, without a copy of K."""
     pieces = [rows.double() @ vector for rows in matrix.split(_ROWS_TOGETHER)]
     return torch.cat(pieces) + damping * vector
 
 
 def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:
-    """The shortest solution of a positive semidefinite system that has one."""
+    """Find the shortest solution of a positive semidefinite system that has one."""
     spectral = eigh(matrix)
     if spectral.status != "ok":
         return torch.full_like(gradient, torch.nan), spectral.status
@@ -245,7 +245,7 @@ def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:
 
 
 def _iterated(fisher: Fisher, gradient: Tensor, damping: float) -> Direction:
-    """By conjugate gradients, one product of about a forward and a backward pass a step."""
+    """Solve by conjugate gradients; a product costs about a forward and a backward pass."""
     solution = conjugate_gradient(
         Damped(fisher, damping), gradient, tol=_CG_TOLERANCE, max_iterations=_CG_ITERATIONS
     )
@@ -254,7 +254,7 @@ def _iterated(fisher: Fisher, gradient: Tensor, damping: float) -> Direction:
 
 
 def _coordinates(fisher: Fisher) -> Float[Tensor, " R"] | None:
-    """z with S z = r, rows by example and then cotangent; None where there is none.
+    """Find z with S z = r, rows by example and then cotangent; None where there is none.
 
     There is none for sampled labels, nor where a probability is too small for the factor to carry
     the residual: the general form of the solve then serves.

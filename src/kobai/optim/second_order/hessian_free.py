@@ -26,10 +26,10 @@ from kobai.optim.trust_region import TrustRegion
 from kobai.problem import Likelihood, as_likelihood
 
 HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, noise=0.0)
-"""What "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
+"""Rule that "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
 
 FIRST_RULE = dataclasses.replace(HESSIAN_FREE, initial=1e-2)
-"""What "auto" stands for by name: it starts lower, and minibatches send it back to there."""
+"""Rule that "auto" stands for by name: it starts lower, and minibatches send it back to there."""
 
 _SUFFICIENT = 1e-2
 """Share of the predicted decrease that is asked for [Martens 2010, §4.8]."""

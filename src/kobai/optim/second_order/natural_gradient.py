@@ -33,7 +33,7 @@ from kobai.problem import Likelihood, as_likelihood
 StepSize = Literal["fixed", "model"]
 
 FIRST_RULE = LevenbergMarquardt(initial=1e-2)
-"""What a damping of "auto" stands for by name: lower than for the class itself, since step and
+"""Rule that a damping of "auto" stands for by name: lower than for the class itself, since step and
 divergence are bounded otherwise there; minibatches send it back to where it starts."""
 
 _VELOCITY = "momentum_buffer"
@@ -219,7 +219,7 @@ class NaturalGradient(SecondOrder):
             self.remember(start, _VELOCITY, self._velocity)
 
     def keep_velocity(self, velocity: Tensor | None) -> None:
-        """Have a velocity for the case that its step is made."""
+        """Hold a velocity until its step is made or refused."""
         self._velocity = velocity
 
     def forget(self) -> None:
