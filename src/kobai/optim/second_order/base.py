@@ -352,7 +352,10 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
                 record["last"]["status"] = "stationary"
                 break
             model = self.model_at(start)
-            outcome = None if model is None else globalise(self, start, model)
+            outcome = None
+            if model is not None:
+                record["counts"]["iterations"] += 1
+                outcome = globalise(self, start, model)
             if outcome is None:
                 if self.iterative:
                     break

@@ -6,8 +6,8 @@ from typing import Literal, final
 from torch import nn
 
 from kobai.optim.entry import OptimizerEntry, check_choice, check_line, check_positive, settings_of
-from kobai.optim.line_search import Search, SearchName, StrongWolfe
-from kobai.optim.second_order.base import Displacement, SecondOrder
+from kobai.optim.line_search import SearchName, StrongWolfe
+from kobai.optim.second_order.base import Displacement, Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
 from kobai.optim.second_order.evaluator import StartingPoint, inner
 
@@ -109,7 +109,7 @@ class NonlinearCG(SecondOrder):
         *,
         lr: float = 1.0,
         beta: Beta = "polak-ribiere+",
-        search: Search = "strong-wolfe",
+        search: Globalisation = "strong-wolfe",
         restart_every: int | None = None,
         restart_above: float | None = None,
         iterations: int = 1,

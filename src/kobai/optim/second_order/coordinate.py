@@ -13,8 +13,8 @@ from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
 from kobai.optim.damping import check_damping
 from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
 from kobai.optim.entry import check_damping as check_damping_flag
-from kobai.optim.line_search import Line, LineSearch, LineStep, Search
-from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.line_search import Line, LineSearch, LineStep
+from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
 from kobai.optim.second_order.evaluator import Evaluator, StartingPoint, is_finite
 from kobai.problem import ParameterSpace
@@ -149,7 +149,7 @@ class CoordinateDescent(SecondOrder):
         order: Order = "cyclic",
         updates: int | None = 1,
         damping: float = 0.0,
-        search: Search = "backtracking",
+        search: Globalisation = "backtracking",
         minimizers: Mapping[str, Minimizer] | None = None,
         dense_limit: int = 200,
         max_iterations: int = 50,

@@ -165,7 +165,6 @@ def _along_line(
         record["last"]["status"] = "no-step"
         return None
     found = search.search(line, first)
-    counts["iterations"] += 1
     record["last"] |= {"line": found.status, "step": found.step, "step_scale": found.step / lr}
     works = found.step > 0 and math.isfinite(found.value)
     if rule is not None and not optimizer.exact:

@@ -6,8 +6,8 @@ from typing import final
 from torch import nn
 
 from kobai.optim.entry import OptimizerEntry, check_line, settings_of
-from kobai.optim.line_search import Search, SearchName
-from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.line_search import SearchName
+from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
 from kobai.optim.second_order.evaluator import StartingPoint
 
@@ -60,7 +60,7 @@ class SteepestDescent(SecondOrder):
         model: nn.Module,
         *,
         lr: float = 1.0,
-        search: Search = "backtracking",
+        search: Globalisation = "backtracking",
         iterations: int = 1,
         tol: float = 0.0,
     ) -> None:
