@@ -39,7 +39,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class ScaleSetting:
     """Sizes at one scale; the source leaves all of them open but the learning rate.
 
     Attributes:
@@ -81,13 +81,13 @@ class Setting:
     curve_steps: int
 
 
-SETTINGS: dict[str, Setting] = {
-    "quick": Setting(
+SETTINGS: dict[str, ScaleSetting] = {
+    "quick": ScaleSetting(
         images=256, test_images=256, shrink=2, width=0.125, batch_size=32, epochs=60, seeds=1,
         examples=128, nodes=15, ensemble=(3, 7), products=40, descent_networks=("dnn",),
         descent_epochs=400, radii=(0.01, 0.1, 0.3, 1.0), others=2, curve_steps=40,
     ),
-    "full": Setting(
+    "full": ScaleSetting(
         images=None, test_images=None, shrink=1, width=1.0, batch_size=128, epochs=300, seeds=3,
         examples=10_000, nodes=51, ensemble=(16, 21), products=200,
         descent_networks=("dnn", "cnn", "resnet50"), descent_epochs=100,
