@@ -23,6 +23,20 @@ Scale = Literal["quick", "full"]
 """``quick``: minutes, small settings with the same look; ``full``: up to an hour on two cores."""
 
 
+def check_config(config: Any) -> None:
+    """Refuse a source's configuration whose scale, seed or threads are out of range.
+
+    Raises:
+        ValueError: If one of them is.
+    """
+    if config.scale not in ("quick", "full"):
+        raise ValueError(f"scale is 'quick' or 'full', got {config.scale!r}")
+    if config.seed < 0:
+        raise ValueError(f"seed is an integer, 0 or more; got {config.seed}")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {config.threads}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FigureOutcome:
     """What making a figure gives.

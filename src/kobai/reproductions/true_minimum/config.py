@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from kobai.reproductions.figures import Scale
+from kobai.reproductions.figures import Scale, check_config
 
 DataName = Literal["cifar10", "digits", "mnist"]
 
@@ -26,14 +26,9 @@ class Config:
     """Where to compute; auto: on a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        if self.scale not in ("quick", "full"):
-            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
+        check_config(self)
         if self.data not in ("cifar10", "digits", "mnist"):
             raise ValueError(f"data is 'cifar10', 'digits' or 'mnist', got {self.data!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is at least 1, got {self.threads}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {self.device!r}")
 
