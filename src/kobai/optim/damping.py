@@ -16,7 +16,7 @@ are neither harmed nor helped as much as predicted.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -236,3 +236,10 @@ def as_rule(damping: Damping, automatic: LevenbergMarquardt) -> Damping:
             raise ValueError(f"damping is a number, a schedule or 'auto', got {damping!r}")
         return automatic
     return damping
+
+
+def same_examples(before: Sequence[float], now: Sequence[float]) -> bool:
+    """Say whether two fingerprints (sums over examples) are of the same ones, in any order."""
+    return len(before) == len(now) and all(
+        math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
+    )

@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.linearization import Linearization
-from kobai.optim.control_state import same_examples
-from kobai.optim.damping import ReductionRatio, reduction_ratio
+from kobai.optim.damping import ReductionRatio, reduction_ratio, same_examples
 from kobai.optim.second_order.evaluator import StartingPoint
 from kobai.problem import EmpiricalRisk, pure
 from kobai.problem.batch import input_tensors
