@@ -23,7 +23,7 @@ Targets = Literal["soft", "hard"]
 
 
 def relabelled(problem: Problem, theta: Float[Tensor, " P"], targets: Targets = "soft") -> Problem:
-    """The problem whose targets, in every split, are the model's own outputs at θ.
+    """Make the problem whose targets, in every split, are the model's own outputs at θ.
 
     Soft targets are the predicted distribution (categorical, Bernoulli) or the outputs themselves
     (Gaussian), with the loss as excess over the targets' entropy; label smoothing would move the
@@ -61,7 +61,7 @@ def relabelled(problem: Problem, theta: Float[Tensor, " P"], targets: Targets = 
 
 
 def likelihood_of(likelihood: Likelihood, targets: Targets) -> Likelihood:
-    """The likelihood whose loss is least, at 0 with soft targets, where outputs and targets agree.
+    """Make the likelihood whose loss is least, 0 with soft targets, where outputs are targets.
 
     Args:
         likelihood: Of the original problem; its scale, axis and reduction are kept.
@@ -91,7 +91,7 @@ def likelihood_of(likelihood: Likelihood, targets: Targets) -> Likelihood:
 def own_targets(
     likelihood: Likelihood, outputs: Tensor, original: Tensor, targets: Targets
 ) -> Tensor:
-    """Targets that a model with these outputs would give itself.
+    """Make the targets that a model with these outputs would give itself.
 
     Args:
         likelihood: Of the original problem.
@@ -141,7 +141,7 @@ class _Paired(Dataset[Any]):
 
     @staticmethod
     def collate(items: list[Any]) -> Batch:
-        """The data set's own collation for the inputs, the new targets beside them."""
+        """Collate the inputs as the data set does, and stack the new targets beside them."""
         originals, targets, collates = zip(*items, strict=True)
         inputs = as_batch(collates[0](list(originals))).inputs
         return Batch(inputs, torch.stack(targets))
