@@ -1,4 +1,4 @@
-"""Named filters: which parameters a random direction leaves where they are."""
+"""Named filters of the parameters that a random direction leaves where they are."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
 def excluded_parameters(
     space: ParameterSpace, exclude: Sequence[str], *, only: Sequence[str] = ()
 ) -> frozenset[str]:
-    """Names of the parameters that the filters take out.
+    """Name the parameters that the filters take out.
 
     Args:
         space: The parameters.
@@ -54,25 +54,15 @@ def excluded_parameters(
     for entry in exclude:
         if entry in FILTERS:
             out |= {name for name in space.names if FILTERS[entry](space, name)}
-            continue
-        found = fnmatch.filter(space.names, entry)
-        if not found:
-            raise ValueError(
-                f"exclude={entry!r} is neither a filter ({', '.join(FILTERS)}) nor matches a "
-                f"parameter; the parameters are {', '.join(space.names)}"
-            )
-        out |= set(found)
+        else:
+            known = ", ".join(FILTERS)
+            problem = f"exclude={entry!r} is neither a filter ({known}) nor matches a parameter"
+            out |= _matching(space, entry, problem)
     if isinstance(only, str):
         raise TypeError(f"only must be a sequence of patterns, such as ({only!r},)")
     kept: set[str] = set()
     for pattern in only:
-        found = fnmatch.filter(space.names, pattern)
-        if not found:
-            raise ValueError(
-                f"only={pattern!r} matches no parameter; the parameters are "
-                f"{', '.join(space.names)}"
-            )
-        kept |= set(found)
+        kept |= _matching(space, pattern, f"only={pattern!r} matches no parameter")
     if only:
         out |= set(space.names) - kept
     if len(out) == len(space.names):
@@ -81,3 +71,10 @@ def excluded_parameters(
             "parameter to move; exclude less, such as exclude=()"
         )
     return frozenset(out)
+
+
+def _matching(space: ParameterSpace, pattern: str, problem: str) -> set[str]:
+    found = fnmatch.filter(space.names, pattern)
+    if not found:
+        raise ValueError(f"{problem}; the parameters are {', '.join(space.names)}")
+    return set(found)
