@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.rows.interface import DenseRows, Rows
-from kobai.curvature.rows.layer_calls import joint_uses, outer_rows
+from kobai.curvature.rows.layer_calls import example_rows
 from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
 from kobai.curvature.rows.parts import Part
 from kobai.curvature.rows.pullback import Pullback
@@ -218,35 +218,10 @@ class ForwardPass:
             return DenseRows(jacobians[part.parameters[0]], part.indices)
         if not uses:
             return DenseRows(self.outputs.new_zeros(self.examples * count, part.size), part.indices)
-        if part.kind == "embedding":
-            return self._embedding(part, uses)
         if part.kind == "scale":
             return self._scale(part, uses)
-        inputs, gradients = [], []
         assert part.form is not None
-        for joint in joint_uses(uses):
-            found = outer_rows(part.form, joint, self.examples, self.outputs.dtype)
-            if found is None:
-                return None
-            inputs.append(found[0])
-            gradients.append(found[1])
-        if len(inputs) == 1:
-            return OuterRows(inputs[0], gradients[0], part.indices)
-        return OuterRows(torch.cat(inputs, 2), torch.cat(gradients, 3), part.indices)
-
-    def _embedding(self, part: Part, uses: list[LayerUse]) -> Rows | None:
-        tokens, gradients = [], []
-        for use in uses:
-            if use.inputs.numel() % self.examples:
-                return None
-            ids = use.inputs.reshape(self.examples, -1)
-            g = use.unpadded(use.gradients)
-            g = g.reshape(len(g), self.examples, -1, part.shape[2])
-            tokens.append(ids)
-            gradients.append(g.transpose(0, 1))
-        return EmbeddingRows(
-            torch.cat(tokens, 1), torch.cat(gradients, 2), part.indices, part.shape[1]
-        )
+        return example_rows(part.form, uses, self.examples, self.outputs.dtype, part.indices)
 
     def _scale(self, part: Part, uses: list[LayerUse]) -> Rows | None:
         names = [name.rpartition(".")[2] for name in part.parameters]
