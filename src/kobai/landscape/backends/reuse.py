@@ -22,7 +22,7 @@ from kobai.landscape.backends.interface import other_forwards
 from kobai.landscape.backends.passes import AffineSum, MovedParameters, Point
 from kobai.landscape.backends.reusable_calls import ReusableCall
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.layer_kinds import is_linear_in_parameters, output_with
+from kobai.layers.stock import is_linear_in_parameters, output_with
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 MEMORY_BOUND = 2**31

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Sequence
 
-from kobai.landscape.layer_kinds import is_embedding, is_normalisation
+from kobai.layers import is_kind
 from kobai.problem import ParameterSpace
 
 
@@ -14,7 +14,9 @@ def _is_bias(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_norm(space: ParameterSpace, name: str) -> bool:
-    return is_normalisation(space.module.get_submodule(name.rpartition(".")[0]))
+    owner = space.module.get_submodule(name.rpartition(".")[0])
+    # By name as well: people write their own RMSNorm.
+    return is_kind(owner, "norm") or "norm" in type(owner).__name__.lower()
 
 
 def _is_vector(space: ParameterSpace, name: str) -> bool:
@@ -22,7 +24,7 @@ def _is_vector(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_embedding(space: ParameterSpace, name: str) -> bool:
-    return is_embedding(space.module.get_submodule(name.rpartition(".")[0]))
+    return is_kind(space.module.get_submodule(name.rpartition(".")[0]), "embedding")
 
 
 FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
