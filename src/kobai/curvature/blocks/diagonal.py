@@ -25,7 +25,7 @@ class DiagonalBlock(Block):
     """
 
     kind: ClassVar[str] = "diagonal"
-    factored: ClassVar[bool] = False
+    factored: bool = False
 
     def __init__(
         self, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device

@@ -90,7 +90,7 @@ class Block(ABC):
     """
 
     kind: ClassVar[str]
-    factored: ClassVar[bool] = True
+    factored: bool = True
     shape: tuple[int, int, int]
     cost: float = 0.0
 

@@ -212,7 +212,7 @@ class Statistics:
         if not blocks.takes_factors(position):
             rows = example_rows(form, uses, examples, kept, torch.arange(form.size))
             if rows is None:
-                raise _mixed(layer.name, uses[0].owner, examples)
+                raise _mixed(layer.name, uses[0].module, examples)
             self._add(position, blocks.block(position).moments_of(rows))
             return
         dtype = kept if form.lookup or settings.precision is None else settings.precision
