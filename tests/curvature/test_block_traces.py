@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import cases
-from kobai.curvature import Fisher, block_traces
+from kobai.curvature import Fisher
+from kobai.curvature.blocks import block_traces
 from kobai.curvature.blocks.factor_sums import FactorSums
 from kobai.curvature.structures import KroneckerStructure
 from kobai.layers import LayerUse, slots
