@@ -49,46 +49,60 @@ class KFACSettings:
     """Settings of `KFAC` and `EKFAC`."""
 
     structure: KFACStructure = "kronecker"
-    """Fisher block of a layer: kronecker; ekfac, the same in eigenbases with second moments
-    measured; layer, every correlation in it; unit, a block for each output; diagonal."""
+    """Fisher block of a layer: kronecker, B ⊗ A; ekfac, the same in its eigenbases with second
+    moments measured; layer, every correlation in it; unit, a block for each output; diagonal."""
     lr: float | Literal["auto"] = "auto"
-    """Learning rate; auto: step and momentum by the quadratic model of the minibatch."""
+    """Learning rate, on which schedulers work as usual; auto: step and momentum by the quadratic
+    model of the minibatch, on which schedulers are a factor that starts at 1."""
     damping: float | Literal["auto"] = "auto"
-    """Multiple of the identity added to the Fisher matrix; auto: by the reduction ratio."""
+    """λ, added to the Fisher matrix, shared out between Kronecker factors by their scales; auto: by
+    the reduction ratio. From Python also a schedule step ↦ number or a LevenbergMarquardt rule."""
     momentum: float = 0.9
-    """Share of the last update kept, beside a learning rate in numbers."""
+    """Share of the last update kept, in [0, 1), beside a learning rate in numbers."""
     nesterov: bool = False
-    """Whether that momentum looks ahead."""
+    """Whether that momentum looks ahead, as in torch.optim.SGD."""
     weight_decay: float = 0.0
-    """Share of the parameters, times the learning rate, taken off each step."""
+    """Share of the parameters taken off each step, times the learning rate, or under auto times the
+    share of a whole natural-gradient step that is made; steps not made decay nothing."""
     statistics_every: int | Literal["auto"] = 10
-    """Steps between updates of the curvature statistics; denser at the start; auto: by measured
-    staleness."""
+    """Steps between updates of the curvature statistics, at the start a tenth of the steps made;
+    auto: halved while averages lag behind and doubled up to 100 while they do not."""
     inverse_every: int | Literal["auto"] = 100
-    """Steps between inversions; denser at the start; auto: by measured staleness."""
+    """Steps between inversions, at the start half of the steps made; auto: halved and doubled
+    likewise up to 1,000, and at once where averages or damping have moved far."""
     kl_bound: float | Literal["auto", "none"] = "auto"
-    """Largest squared length of a step in the Fisher metric; auto: by the reduction ratio; none
-    beside a learning rate in numbers: no bound, kept as inf."""
+    """Largest squared length of a step in the Fisher metric, in nats; auto: what the minibatch
+    allows, or 0.03 beside a learning rate in numbers; none: no bound there, kept as inf. A Gaussian
+    likelihood has unit variance: standardise targets, or raise the bound by their variance."""
     output_damping: float = 1.0
-    """Multiple of the identity added to the Fisher matrix of the outputs."""
+    """c ≥ 0, added to the output Hessian, in units of the likelihood's scale; for categorical
+    outputs on differences of logits only."""
     control_every: int = 10
     """Most steps from one measurement of the step to the next."""
     labels: Labels = "sampled"
-    """Whose labels: drawn from the model, all of them weighted, or the data's."""
+    """Whose labels: sampled, drawn from the model; exact, all of them weighted, one backward pass
+    per output; observed, the data's (the empirical Fisher matrix)."""
     sharing: Sharing = "trace"
-    """Tokens, positions and time steps: independent of each other, the same with the size of a
-    layer's gradients exact, or summed over first."""
+    """Tokens, positions and time steps: expand, independent of each other; trace, the same with
+    each block's trace exact; reduce, summed over first."""
     statistics_examples: StatisticsExamples = "auto"
-    """Examples of a batch that factors are summed over; auto: as many as their size needs."""
+    """Examples of a batch (of each process) that factors are summed over, in turns; auto: at least
+    64, and rows as many as the larger factor has lines, but 256; batches that do not make two such
+    blocks are whole; a number, or all."""
     distributed: bool = True
-    """Whether processes of torch.distributed, where there are such, train one model together."""
+    """Whether processes of torch.distributed, where there are such, train one model together:
+    statistics are then those of all of them, and inversions are shared out."""
     inverse: InverseMethod = "cholesky"
-    """How factors are inverted (kronecker): eigh is dearer; newton-schulz multiplies matrices
-    only."""
+    """How factors are inverted (kronecker): cholesky; eigh, dearer, negative eigenvalues count as
+    zero; newton-schulz, products of matrices only, left to Cholesky where it does not converge."""
     product_dtype: Literal["parameters", "float32", "float64", "float16", "bfloat16"] = "parameters"
-    """Precision in which inverses are kept and multiplied (kronecker)."""
+    """Precision in which inverses are kept and multiplied (kronecker). parameters: that of the
+    factors, at least float32; on a CPU that multiplies bfloat16 matrices, rows of linear layers are
+    then rounded to it and wide inverses multiplied in two bfloat16 pieces where that moves a step
+    by less than 1 %; float32 turns both off. bfloat16 can spoil steps along much curvature."""
     factor_dtype: Literal["parameters", "float32", "float64"] = "parameters"
-    """Precision of the factors and of their inversion."""
+    """Precision of the factors' sums, averages and inversion; parameters: theirs, at least
+    float32."""
 
     def __post_init__(self) -> None:
         if self.kl_bound == "none":
