@@ -3,7 +3,7 @@
 from kobai.curvature.coverage import Cost, Coverage, Covered
 from kobai.curvature.critical_rates import AdamPoint, critical_rates, measure_ladder
 from kobai.curvature.exactness import Exactness, Rung, exactness
-from kobai.curvature.fisher import STRUCTURES, Fisher
+from kobai.curvature.fisher import STRUCTURES, Fisher, register_structure
 from kobai.curvature.ggn import GGN, Jacobian
 from kobai.curvature.hessian import Hessian
 from kobai.curvature.layer_grams import dual_eigenvalues, layer_grams
@@ -52,5 +52,6 @@ __all__ = [
     "measure_density",
     "measure_ladder",
     "register_layer",
+    "register_structure",
     "trace",
 ]

@@ -1,6 +1,6 @@
 """The Fisher information matrix of a network, whole or in a structure."""
 
-from typing import Literal, final, get_args
+from typing import final, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,8 @@ from kobai.linalg import LinearOperator
 from kobai.linalg.operators.solvable import DampingForm, MatrixFunction, SolvableOperator
 from kobai.problem import EmpiricalRisk
 
-StructureName = Literal[
-    "full", "layer", "tridiagonal", "chain", "unit", "kronecker", "ekfac", "diagonal"
-]
+StructureName = str
+"""A name in `STRUCTURES`."""
 
 STRUCTURES: dict[StructureName, Structure] = {
     "full": FullStructure(),
@@ -38,7 +37,31 @@ STRUCTURES: dict[StructureName, Structure] = {
     "ekfac": EKFACStructure(),
     "diagonal": DiagonalStructure(),
 }
-"""The structures by name, with their default settings, from the dearest to the cheapest."""
+"""The structures by name, with their default settings, from the dearest to the cheapest; then
+those given to `register_structure`."""
+_OWN = frozenset(STRUCTURES)
+
+
+def register_structure(name: str, structure: Structure) -> None:
+    """Make a structure of one's own known by a name, wherever kobai takes one.
+
+    It is then an operator (`Fisher`), a row of `kobai.kernels.isotropy` and a preconditioner of
+    `kobai.optim.NaturalGradient`.
+
+    Args:
+        name: The name; it may replace one registered before, but none of kobai's own.
+        structure: What is kept of the matrix. Its operator must be positive semi-definite, as
+            `Fisher` declares it so.
+
+    Raises:
+        ValueError: If the name is one of kobai's own.
+        TypeError: If `structure` is not a `Structure`.
+    """
+    if name in _OWN:
+        raise ValueError(f"{name} is a structure of kobai's own; take another name")
+    if not isinstance(structure, Structure):
+        raise TypeError(f"register an object of a subclass of Structure, got {structure!r}")
+    STRUCTURES[name] = structure
 
 
 @final
