@@ -36,6 +36,7 @@ from kobai.optim.kfac.distribution import ranks, renew_stack, shared_renewal
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.settings import INVERSE_DENSITY, STATISTICS_DENSITY, KFACSettings, due
 from kobai.optim.kfac.side_stream import SideStream
+from kobai.optim.kfac.stack import waits
 
 Every = int | Literal["auto"]
 """Steps between two renewals, or "auto"."""
@@ -145,12 +146,7 @@ class Refresh:
             return failed + shared_renewal(stacks, damping)
         # Tables and the like are renewed in the foreground wherever that is.
         beside = [stack for stack in stacks if stack.block.shared()]
-        if not (
-            beside
-            and beside[0].momentum.device.type != "cpu"
-            and not retry
-            and self.side.suits(beside)
-        ):
+        if not (beside and waits(beside[0].momentum) and not retry and self.side.suits(beside)):
             beside = []
         self.side.launch(beside, damping)
         for stack in stacks:

@@ -282,13 +282,18 @@ def _kept_share(momentum: float, finite: Tensor | None) -> float | Tensor:
     return momentum if finite is None else 1.0 - (1.0 - momentum) * finite.to(torch.float64)
 
 
+def waits(tensor: Tensor) -> bool:
+    """Say whether the host, to read a number of a tensor, waits for a device."""
+    return tensor.device.type != "cpu"
+
+
 def inner(a: Tensor, b: Tensor) -> float | Tensor:
     """Return the inner product of all entries, in float64 where its own precision overflows.
 
     On a device a tensor without axes, for which nobody has waited; it may have overflowed.
     """
     product = torch.dot(a.reshape(-1), b.reshape(-1))
-    if product.device.type != "cpu":
+    if waits(product):
         return product.double()
     value = float(product)
     if math.isfinite(value):
