@@ -144,15 +144,15 @@ def test_a_resumed_run_keeps_intervals_and_sketches_to_the_bit(kind):
     settings = {**AUTOMATIC, "control_every": 3}
     whole = network()
     optimizer = kind(whole, **settings)
-    train(whole, optimizer, 0, 60, still=20, batch=16)
+    train(whole, optimizer, 0, 42, still=15, batch=16)
     first = network()
     half = kind(first, **settings)
-    train(first, half, 0, 33, still=20, batch=16)
+    train(first, half, 0, 23, still=15, batch=16)
     second = network(seed=1)
     second.load_state_dict(first.state_dict())
     resumed = kind(second, **settings)
     resumed.load_state_dict(half.state_dict())
-    train(second, resumed, 33, 60, still=20, batch=16)
+    train(second, resumed, 23, 42, still=15, batch=16)
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert resumed.diagnostics() == optimizer.diagnostics()
