@@ -21,7 +21,11 @@ def saved(optimizer):
     names = {id(p): name for name, p in optimizer.model.named_parameters()}
     own = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     state = optimizer.state_dict()["state"]
-    return {name: state[i] for i, name in enumerate(own) if "updates" in state.get(i, {})}
+    return {
+        name: {key: value for key, value in state[i].items() if not isinstance(value, dict)}
+        for i, name in enumerate(own)
+        if "updates" in state.get(i, {})
+    }
 
 
 def blocks_of(model, **settings):
