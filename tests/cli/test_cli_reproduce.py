@@ -8,7 +8,7 @@ import pytest
 from kobai.cli import main
 from kobai.reproductions.wide_networks import EXPECTED, rate_depth
 
-TINY = rate_depth.Setting(
+TINY = rate_depth.RateDepthSetting(
     depths=(4, 8),
     rates=tuple(np.geomspace(0.01, 0.3, 6).tolist()),
     seeds=1,

@@ -8,10 +8,10 @@ from torch import nn
 
 import cases
 from kobai import Problem
-from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams, score_rows
+from kobai.curvature import GGN, Fisher, dual_eigenvalues, layer_grams
 from kobai.curvature.fisher import STRUCTURES
+from kobai.curvature.rows import OuterRows, network
 from kobai.curvature.rows.network import ScoreRows
-from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.scores import Scores
 from kobai.layers import slots
 from kobai.models import NTKLinear
@@ -331,7 +331,7 @@ def test_batches_are_cut_to_a_memory_bound(name, labels, monkeypatch):
         return operator.dense(), len(list(operator.source))
 
     whole, batches = matrix()
-    monkeypatch.setattr(score_rows, "MEMORY_BOUND", 1)
+    monkeypatch.setattr(network, "MEMORY_BOUND", 1)
     cut, pieces = matrix()
     assert batches == 1
     assert pieces == cases.objective(name).size
@@ -351,7 +351,7 @@ def test_compact_rows_are_the_same_matrix(memory, monkeypatch):
     source = ScoreRows(
         objective, None, Scores(likelihood=objective.likelihood, labels="outputs")
     )  # fmt: skip
-    monkeypatch.setattr(score_rows, "_CACHED_BYTES", memory)
+    monkeypatch.setattr(network, "_CACHED_BYTES", memory)
     (rows,) = source.compact()
     assert [type(own).__name__ for own in rows] == ["DenseRows", "OuterRows"]
     for own in rows:

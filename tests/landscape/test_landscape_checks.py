@@ -7,12 +7,11 @@ from torch import nn
 
 import cases
 from kobai.landscape import Directions, raise_if_failed, random_directions
-from kobai.landscape.backends.evaluator import ValueEvaluator
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator, ValueEvaluator
 from kobai.landscape.checks import shape as shape_checks
 from kobai.landscape.checks import values as checks
 from kobai.landscape.checks.differences import first_derivative, second_derivative
-from kobai.landscape.grid.blocks import sweep
+from kobai.landscape.grid.blocks import Collector, sweep
 from kobai.problem import Analytic, Problem
 
 AXES = (np.linspace(-0.5, 0.5, 5), np.linspace(-0.4, 0.6, 4))
@@ -41,7 +40,7 @@ def setting(request):
 
 def test_a_right_surface_passes(setting):
     objective, directions, evaluator = setting
-    losses = sweep(AXES, evaluator)["loss"]
+    losses = sweep(AXES, Collector(evaluator)).fields["loss"]
     raise_if_failed(
         [
             checks.centre(objective, directions, evaluator),
@@ -57,7 +56,7 @@ def test_a_right_surface_passes(setting):
 
 def test_rows_shifted_by_a_step_are_found(setting):
     objective, directions, evaluator = setting
-    losses = sweep(AXES, evaluator)["loss"]
+    losses = sweep(AXES, Collector(evaluator)).fields["loss"]
     losses[1::2] = np.roll(losses[1::2], 1, axis=1)
     losses[0] = np.roll(losses[0], 1)
     assert not checks.nodes(objective, directions, AXES, losses).passed
@@ -65,7 +64,7 @@ def test_rows_shifted_by_a_step_are_found(setting):
 
 def test_transposed_grids_are_found(setting):
     objective, directions, evaluator = setting
-    losses = sweep(AXES, evaluator)["loss"]
+    losses = sweep(AXES, Collector(evaluator)).fields["loss"]
     assert not checks.nodes(objective, directions, AXES, losses.T.reshape(5, 4)).passed
 
 
@@ -97,7 +96,7 @@ def test_exchanged_axes_are_found(setting):
 def test_low_precision_is_found(setting):
     objective, directions, evaluator = setting
     rough = Spoiled(evaluator, values=lambda v: v.bfloat16().double())
-    losses = sweep(AXES, rough)["loss"]
+    losses = sweep(AXES, Collector(rough)).fields["loss"]
     assert not checks.nodes(objective, directions, AXES, losses).passed
 
 

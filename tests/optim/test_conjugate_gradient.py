@@ -12,7 +12,7 @@ from kobai.curvature import Hessian
 from kobai.linalg import conjugate_gradient
 from kobai.optim import NonlinearCG, SteepestDescent
 from kobai.optim.line_search import Constant, Exact, StrongWolfe
-from kobai.optim.second_order.base import Move
+from kobai.optim.second_order.base import Displacement
 from kobai.optim.second_order.conjugate_gradient import BETAS, beta_of
 from kobai.problem import SURFACES, Analytic, surfaces
 from laws import optimizers as laws
@@ -163,14 +163,16 @@ def test_formulas_for_beta(beta):
         "hestenes-stiefel": 8 / 4,
         "dai-yuan": 10 / 4,
     }
-    move = Move(
+    move = Displacement(
         direction=torch.tensor([-1.0, 1.0]).double(),
         step=0.5,
         before=torch.tensor([2.0, 0.0]).double(),
         after=torch.tensor([1.0, 3.0]).double(),
     )
     assert beta_of(beta, move) == pytest.approx(by_hand[beta])
-    back = Move(direction=-move.before, step=1.0, before=move.before, after=0.5 * move.before)
+    back = Displacement(
+        direction=-move.before, step=1.0, before=move.before, after=0.5 * move.before
+    )
     assert beta_of("polak-ribiere+", back) == 0.0
     assert beta_of("polak-ribiere", back) < 0.0
 
@@ -265,7 +267,9 @@ def test_a_step_asks_only_its_own_minibatch():
     optimizer.step(risk)
     after = risk.grad(risk.theta())
     step = optimizer.diagnostics()["step"]
-    move = Move(direction=(risk.theta() - start) / step, step=step, before=before, after=after)
+    move = Displacement(
+        direction=(risk.theta() - start) / step, step=step, before=before, after=after
+    )
     kept = beta_of("polak-ribiere+", move) * move.direction
     other = problem.objective(second)
     start, fresh = other.theta(), other.grad(other.theta())

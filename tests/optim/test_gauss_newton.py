@@ -11,7 +11,7 @@ import cases
 from kobai.curvature import GGN
 from kobai.optim import CONFIGS, GaussNewton, HessianFree, LevenbergMarquardt, build
 from kobai.optim.damping import ReductionRatio, reduction_ratio
-from kobai.optim.second_order.example_model import example_losses, example_model
+from kobai.optim.second_order.examples import example_losses, example_model
 from kobai.problem import Problem
 from laws import optimizers as laws
 

@@ -17,7 +17,7 @@ OURS = [name for name in CONFIGS if name != "lbfgs"]
 """Torch's own L-BFGS keeps all state under one parameter, which torch's checkpoints refuse."""
 
 
-def _trained(name, steps=3):
+def _trained(name, steps=2):
     problem = cases.problem("mlp")
     optimizer = build(name, problem.model, problem.likelihood)
     _run(problem, optimizer, steps)
@@ -36,7 +36,7 @@ def _fresh(name, problem):
     return twin, build(name, twin.model, twin.likelihood)
 
 
-def _go_on_alike(pairs, steps=3):
+def _go_on_alike(pairs, steps=2):
     for _ in range(steps):
         for problem, optimizer in pairs:
             _run(problem, optimizer, 1)
@@ -57,17 +57,13 @@ def _old_layout(state_dict):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_keys_of_the_state_are_parameters(name):
-    _, optimizer = _trained(name)
-    assert all(isinstance(key, int) for key in optimizer.state_dict()["state"])
-
-
-@pytest.mark.parametrize("name", OURS)
 def test_every_way_of_saving_goes_on_to_the_bit(name):
     """torch.save, a deep copy, and torch's distributed checkpoints by parameter name."""
     problem, optimizer = _trained(name)
+    state_dict = optimizer.state_dict()
+    assert all(isinstance(key, int) for key in state_dict["state"])
     file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
+    torch.save(state_dict, file)
     file.seek(0)
     loaded = _fresh(name, problem)
     loaded[1].load_state_dict(torch.load(file, weights_only=True))

@@ -26,7 +26,7 @@ from kobai.reproductions.skip_connections.tables import (
     score,
 )
 from kobai.results import Trials, load, result_names
-from kobai.studies import Interrupted, Outcome
+from kobai.studies import Interrupted, TrialOutcome
 from kobai.theory import expected_factors
 
 TINY = Config(trials=2, top=1, epochs=0.2, batches=(256, 719), depth=3, workers=1)
@@ -100,7 +100,7 @@ def test_scores_are_means_of_the_best_and_lost_trials_count_nothing():
 def test_new_seeds_are_set_beside_what_the_search_promised():
     def run(train, test):
         final = {} if train is None else {"train_accuracy": [train], "test_accuracy": [test]}
-        return Outcome(
+        return TrialOutcome(
             state="diverged" if train is None else "finished", value=train or 0.0, final=final,
             seconds=[1.0], epoch=[1.0], curve=[[train]],
         )  # fmt: skip

@@ -14,7 +14,7 @@ from kobai.models import MLPConfig
 from kobai.reproductions import true_minimum as study
 from kobai.reproductions.true_minimum import config as configuration
 from kobai.reproductions.true_minimum.config import SETTINGS, Config
-from kobai.reproductions.true_minimum.descent import Start, descend
+from kobai.reproductions.true_minimum.descent import DescentStart, descend
 from kobai.reproductions.true_minimum.descent import judge as judge_descents
 from kobai.reproductions.true_minimum.landscape import judge as judge_landscapes
 from kobai.reproductions.true_minimum.networks import NETWORKS, architecture, bench, parameters
@@ -245,7 +245,7 @@ def _tiny_minimum():
 def test_descent_from_the_minimum_stays_there():
     found = _tiny_minimum()
     run, path = descend(
-        found, Start("θ*", found.theta, "sgd", rate=0.1), epochs=3, batch_size=8,
+        found, DescentStart("θ*", found.theta, "sgd", rate=0.1), epochs=3, batch_size=8,
         generator=seeded(), stop=lambda: False,
     )  # fmt: skip
     assert run.loss.max() < 1e-25
@@ -259,7 +259,7 @@ def test_descent_from_near_by_comes_down_to_the_floor():
     shift = torch.randn(len(found.theta), generator=seeded(5), dtype=torch.float64)
     start = found.theta + 0.05 * shift
     run, _ = descend(
-        found, Start("near", start, rate=0.02), epochs=40, batch_size=8, generator=seeded(),
+        found, DescentStart("near", start, rate=0.02), epochs=40, batch_size=8, generator=seeded(),
         stop=lambda: False,
     )  # fmt: skip
     assert run.radius == pytest.approx(float((start - found.theta).norm() / found.theta.norm()))

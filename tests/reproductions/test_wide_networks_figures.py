@@ -28,7 +28,7 @@ def quiet(line):
     del line
 
 
-TINY_WIDTH = rate_width.Setting(
+TINY_WIDTH = rate_width.RateWidthSetting(
     widths=(48, 96),
     rates=tuple(np.geomspace(3e-3, 0.3, 9).tolist()),
     seeds=2,
@@ -36,7 +36,7 @@ TINY_WIDTH = rate_width.Setting(
     outputs=4,
     hidden_widths=(24, 48),
 )
-TINY_DEPTH = rate_depth.Setting(
+TINY_DEPTH = rate_depth.RateDepthSetting(
     depths=(4, 8, 16),
     rates=tuple(np.geomspace(3e-3, 0.3, 12).tolist()),
     seeds=2,
@@ -44,8 +44,8 @@ TINY_DEPTH = rate_depth.Setting(
     source="digits",
     side=8,
 )
-TINY_METRIC = input_metric.Setting(
-    spectra=eigenvalues.Setting(widths=(64, 128), seeds=2, examples=30, outputs=3),
+TINY_METRIC = input_metric.InputMetricSetting(
+    spectra=eigenvalues.EigenvalueSetting(widths=(64, 128), seeds=2, examples=30, outputs=3),
     widths=(64, 128),
     seeds=2,
     width=32,
@@ -179,7 +179,7 @@ def test_every_structure_is_invariant_where_it_is_closed():
 
 @pytest.mark.slow
 def test_figure_3_follows_function_space():
-    setting = natural_gradients.Setting(
+    setting = natural_gradients.NaturalGradientSetting(
         width=128, examples=16, test=50, side=14, seeds=1, steps=4, factors=(1.0, 0.25)
     )
     runs = natural_gradients.train_all(setting, seed=0, report=quiet, stop=go)

@@ -15,8 +15,8 @@ from kobai import data, models, optim
 from kobai.optim import Choice, Fixed, Linear, Log, When
 from kobai.results import load, save
 from kobai.studies import Setting, Study, StudyOptions, StudyTraining, Task, run_trial, summarise
-from kobai.studies.presence import queue_again
 from kobai.studies.storage import ProcessLock, open_storage
+from kobai.studies.workers import queue_again
 from kobai.training import LinearDecay
 
 SPACE = {"lr": Log(1e-3, 10.0), "momentum": Linear(0.0, 0.95)}

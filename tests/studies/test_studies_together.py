@@ -6,9 +6,9 @@ import torch
 
 from kobai import data, models, optim
 from kobai.studies import Setting, StudyTraining, Task, run_trial, run_trials
+from kobai.studies.batched_trials import reason_not_to_batch, run_batched
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Stack, design_of, matrices_of
-from kobai.studies.together import reason_against, run_together
 from kobai.training import LinearDecay
 
 FAMILIES = {
@@ -63,7 +63,7 @@ def test_momentum(network):
         {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.01},
     ]
     work = task(network, epochs=10)
-    for one, together in zip(values, run_together(work, values), strict=True):
+    for one, together in zip(values, run_batched(work, values), strict=True):
         assert_alike(together, run_trial(work, one))
 
 
@@ -88,7 +88,7 @@ def test_kfac(network, output_damping):
         {"lr": 0.01, "momentum": 0.0, "damping": 0.3},
         {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.01, "damping": 0.1},
     ]
-    for one, together in zip(values, run_together(work, values), strict=True):
+    for one, together in zip(values, run_batched(work, values), strict=True):
         assert_alike(together, run_trial(work, one))
 
 
@@ -97,21 +97,21 @@ def test_kfac_of_small_batches(network):
     """With few examples a step gradients are preconditioned factor by factor."""
     work = task(network, "kfac", config={"lr": 0.03, "damping": 0.1}, batch_size=4, epochs=25 / 64)
     values = [{"lr": 0.03, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.5, "damping": 0.3}]
-    for one, together in zip(values, run_together(work, values), strict=True):
+    for one, together in zip(values, run_batched(work, values), strict=True):
         assert_alike(together, run_trial(work, one))
 
 
 def test_seeds_are_averaged():
     work = task("linear", epochs=1, seeds=(3, 4))
     values = [{"lr": 0.02}, {"lr": 0.01}]
-    for one, together in zip(values, run_together(work, values), strict=True):
+    for one, together in zip(values, run_batched(work, values), strict=True):
         assert_alike(together, run_trial(work, one))
 
 
 def test_a_trial_that_diverges_takes_no_other_with_it():
     work = task("relu", epochs=5)
     values = [{"lr": 0.01, "momentum": 0.5}, {"lr": 1e4, "momentum": 0.9}]
-    good, lost = run_together(work, values)
+    good, lost = run_batched(work, values)
     assert_alike(good, run_trial(work, values[0]))
     assert lost.state == "diverged"
     assert lost.value == np.inf
@@ -120,7 +120,7 @@ def test_a_trial_that_diverges_takes_no_other_with_it():
 
 def test_stopping_interrupts_all():
     asked = iter([False, False, True])
-    found = run_together(task("linear"), [{"lr": 0.01}] * 2, stop=lambda: next(asked))
+    found = run_batched(task("linear"), [{"lr": 0.01}] * 2, stop=lambda: next(asked))
     assert [one.state for one in found] == ["interrupted"] * 2
 
 
@@ -194,9 +194,9 @@ def test_moments_are_those_of_the_captured_layers(kind, network, rows):
     ],
 )
 def test_what_cannot_be_trained_together_says_why(optimizer, changes, searched, told):
-    assert told in reason_against(task("linear", optimizer, **changes), searched)
+    assert told in reason_not_to_batch(task("linear", optimizer, **changes), searched)
     with pytest.raises(ValueError, match="cannot be trained together"):
-        run_together(task("linear", optimizer, **changes), [dict.fromkeys(searched, 0.1)])
+        run_batched(task("linear", optimizer, **changes), [dict.fromkeys(searched, 0.1)])
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])

@@ -6,12 +6,12 @@ from kobai.curvature.exactness import Exactness, Rung, exactness
 from kobai.curvature.fisher import STRUCTURES, Fisher
 from kobai.curvature.ggn import GGN, Jacobian
 from kobai.curvature.hessian import Hessian
+from kobai.curvature.layer_grams import dual_eigenvalues, layer_grams
 from kobai.curvature.learning_rate import (
     CriticalLearningRate,
     adam_diagonal,
     critical_learning_rate,
 )
-from kobai.curvature.rows.grams import dual_eigenvalues, layer_grams
 from kobai.curvature.scores import Scores
 from kobai.curvature.sharded import Sharded
 from kobai.curvature.spectral_density import layer_densities, measure_density

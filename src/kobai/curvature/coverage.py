@@ -1,4 +1,7 @@
-"""What a structure keeps for every parameter and what it costs, said before it is allocated."""
+"""The table of blocks that Fisher matrices and optimizers print: kind, size, cost and reason.
+
+It is known before anything is allocated.
+"""
 
 import dataclasses
 from typing import final
@@ -12,9 +15,10 @@ class Covered:
         parameters: Names; every trainable parameter is in exactly one line.
         block: Kind of block, such as "kronecker" or "diagonal".
         size: Sizes of the matrices kept, such as "6×6 ⊗ 5×5" or "4 of 3×3".
-        numbers: Floating-point numbers kept for products and solves.
+        numbers: Floating-point numbers kept for products and solves; of an optimizer also those of
+            averages, momentum and step.
         build: Multiplications to build it from captured gradients, those of forward and backward
-            passes left out.
+            passes left out; 0 where they depend on the batches to come.
         solve: Multiplications to factorise once.
         reason: Why this kind of block.
     """
@@ -23,14 +27,24 @@ class Covered:
     block: str
     size: str
     numbers: int
-    build: float | int
+    build: float | int = 0
     solve: float | int
     reason: str
+
+    @property
+    def shape(self) -> str:
+        """The former name of `size`."""
+        return self.size
+
+    @property
+    def refresh(self) -> float | int:
+        """The former name of `solve`."""
+        return self.solve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a Fisher matrix takes.
+    """The memory and work that a Fisher matrix takes.
 
     Attributes:
         memory: Bytes kept.
@@ -61,7 +75,7 @@ class Coverage(tuple[Covered, ...]):
         """The table as text.
 
         Args:
-            bytes_per_number: Of the dtype in which blocks are kept.
+            bytes_per_number: Size of the dtype in which blocks are kept.
         """
         head = ("parameters", "block", "size", "memory", "why")
         lines = [head] + [
@@ -78,6 +92,14 @@ class Coverage(tuple[Covered, ...]):
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
+        )
+
+    def summary(self, bytes_per_number: int = 8) -> str:
+        """Memory of all blocks and multiplications to factorise them, in words."""
+        numbers, solve = sum(line.numbers for line in self), sum(line.solve for line in self)
+        return (
+            f"{human_bytes(numbers * bytes_per_number)}, "
+            f"{float(solve):.1e} multiplications to refresh"
         )
 
     def __str__(self) -> str:

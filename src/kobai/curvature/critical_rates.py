@@ -1,4 +1,4 @@
-"""Critical learning rates of several methods at one point, and the ladder, as results to keep."""
+"""Critical learning rates of several methods at one point, and the ladder of structures."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from kobai.results import CriticalRate, CriticalRates, Ladder, LadderRung, Spect
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamPoint:
-    """What Adam's step at a point depends on besides the gradient.
+    """The part of Adam's step at a point that is not the gradient.
 
     Attributes:
         diagonal: (P,) √v̂ + ε, what it divides by.

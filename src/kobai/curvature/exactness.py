@@ -1,4 +1,4 @@
-"""How good is each Fisher structure on this network: a ladder from full to diagonal."""
+"""Compare the Fisher structures on one network with the full matrix, from full to diagonal."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The Fisher information matrix of a network: what kind, and how much of it is kept."""
+"""The Fisher information matrix of a network, whole or in a structure."""
 
 from typing import Literal, final, get_args
 
@@ -59,7 +59,7 @@ class Fisher(SolvableOperator):
             example has outputs; equals the Gauss-Newton matrix. "sampled": labels drawn from the
             model. "observed": the data's labels: the *empirical* Fisher matrix, the uncentred
             covariance of the examples' gradients, which is another matrix and not an estimate.
-        samples: Labels drawn an example, for "sampled".
+        samples: Labels drawn per example, for "sampled".
         generator: Draws labels; required for "sampled". The draws are fixed at construction.
         theta: Where; default: the module's parameters now. A copy is taken.
 
@@ -148,7 +148,7 @@ class Fisher(SolvableOperator):
         return self._operator
 
     def coverage(self) -> Coverage:
-        """Which block every parameter has, its size, memory and why; prints as a table."""
+        """Say which block every parameter has, its size, memory and why; prints as a table."""
         return self.structure.coverage(self.source)
 
     @property

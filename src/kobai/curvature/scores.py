@@ -1,6 +1,6 @@
-"""Which vectors are pulled back through a network: the columns of its output metric.
+"""The vectors that are pulled back through a network: the columns of its output metric.
 
-Every Fisher matrix of kobai is F = (1/W) Σ (Jₙᵀu)(Jₙᵀu)ᵀ over examples n and a few cotangents u an
+Every Fisher matrix of kobai is F = (1/W) Σ (Jₙᵀu)(Jₙᵀu)ᵀ over examples n and a few cotangents u per
 example; W is the objective's normaliser. What u is, is the kind of Fisher matrix.
 """
 

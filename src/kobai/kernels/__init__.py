@@ -2,10 +2,10 @@
 
 from kobai.kernels.comparison import kernel_alignment, kernel_distance, kernel_drift
 from kobai.kernels.forster import RadialIsotropic, radial_isotropic
-from kobai.kernels.isotropy import isotropy
 from kobai.kernels.linearized import LinearizedModel, linearize
 from kobai.kernels.measure import measure_isotropy, measure_kernel
-from kobai.kernels.natural import natural_kernel
+from kobai.kernels.natural.isotropy import isotropy
+from kobai.kernels.natural.kernel import natural_kernel
 from kobai.kernels.operator import TangentKernel
 from kobai.kernels.plan import KernelPlan
 from kobai.kernels.regression import KernelRegression

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.kernels.comparison import kernel_alignment
-from kobai.kernels.isotropy import isotropy
+from kobai.kernels.natural.isotropy import isotropy
 from kobai.kernels.tangent import ntk, ntk_plan
 from kobai.linalg.factor import eigh
 from kobai.linalg.operators.solvable import DampingForm

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kobai.curvature.rows import Rows
-from kobai.curvature.rows.gram_sums import sum_of_grams
-from kobai.curvature.rows.grams import for_output, for_trace
+from kobai.curvature.rows.grams import for_output, for_trace, sum_of_grams
 from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.rows.outer_products import mirrored
 from kobai.curvature.scores import Scores

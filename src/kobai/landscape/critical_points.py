@@ -54,9 +54,9 @@ def critical_points(
         tolerance: ‖∇L‖ up to this share of its median over nodes of the plane is genuine.
         max_points: How many to verify, lowest loss first; the note counts the rest.
         refine_steps: Newton steps in the plane; 0 takes the spline's points.
-        curvature: Also the eigenvalues of the whole Hessian.
+        curvature: Find the eigenvalues of the whole Hessian as well.
         tol: Their relative accuracy.
-        max_products: Budget of Hessian products a point.
+        max_products: Budget of Hessian products per point.
         polish: From a model to an optimizer over it; it is stepped on the objective from each
             point (`optimizer.step(objective)`), and where it ends is projected on the plane. The
             model has its parameters back afterwards.
@@ -64,8 +64,8 @@ def critical_points(
         generator: Draws starting vectors; default: one of seed 0.
 
     Returns:
-        The points, none where the slice has none inside the grid. Cost a point: a few gradients and
-        Hessian products in the plane, with `curvature` about a hundred products more.
+        The points, none where the slice has none inside the grid. Cost per point: a few gradients
+        and Hessian products in the plane, with `curvature` about a hundred products more.
 
     Raises:
         ValueError: If there are not two directions, they are not the plane's, or the grid has fewer
@@ -84,13 +84,26 @@ def critical_points(
     points = []
     for c in found[:max_points]:
         coordinates, status = _refine(objective, directions, c, spacing, refine_steps)
+        theta = directions.at(coordinates)
+        low = high = float("nan")
+        if curvature:
+            extremes = eigenvalues(
+                Hessian(objective, theta), min(2, len(theta)), which="both", tol=tol,
+                max_products=max_products, generator=draw,
+            )  # fmt: skip
+            if extremes.values.numel():
+                low, high = float(extremes.values[0]), float(extremes.values[-1])
         points.append(
-            _verify(
-                objective, directions, coordinates, status, tolerance * scale,
-                curvature=curvature, tol=tol, max_products=max_products, generator=draw,
-                polish=polish, polish_steps=polish_steps,
+            CriticalPoint(
+                coordinates=coordinates,
+                kind=kind_of(low, high),
+                eigenvalue_min=low,
+                eigenvalue_max=high,
+                status=status,
+                **_slopes(objective, directions, theta, tolerance * scale),
+                **_polished(objective, directions, theta, polish, polish_steps),
             )
-        )  # fmt: skip
+        )
     notes = []
     if len(found) > max_points:
         notes.append(f"{len(found) - max_points} more were located and not verified")
@@ -107,7 +120,7 @@ def critical_points(
 
 
 def locate(plane: Plane, field: str = "loss") -> tuple[list[Float[np.ndarray, " 2"]], int]:
-    """Stationary points of a spline through a field, lowest first; nodes that are not finite.
+    """Locate stationary points of a spline through a field, lowest first; count bad nodes.
 
     The slope is followed on a grid four times as fine; Newton's method starts at every local
     minimum of its norm, and what it reaches within two cells counts once.
@@ -148,7 +161,7 @@ def locate(plane: Plane, field: str = "loss") -> tuple[list[Float[np.ndarray, " 
 
 
 def _levelled(values: np.ndarray) -> np.ndarray:
-    """The values, or a logarithm of them where a few large ones would drown the rest.
+    """Give the values, or a logarithm of them where a few large ones would drown the rest.
 
     A growing function has the same stationary points. The logarithm is of the height above the
     lowest node, softened below a hundredth of the median height: at a true minimum it would be −∞.
@@ -166,7 +179,7 @@ def _refined(axis: np.ndarray) -> np.ndarray:
 
 
 def _local_minima(values: np.ndarray) -> list[tuple[int, int]]:
-    """Nodes no larger than their eight neighbours, the border left out, lowest first."""
+    """List the nodes no larger than their eight neighbours, the border left out, lowest first."""
     middle = values[1:-1, 1:-1]
     least = np.ones(middle.shape, dtype=bool)
     for i, j in itertools.product((0, 1, 2), repeat=2):
@@ -181,7 +194,7 @@ def _local_minima(values: np.ndarray) -> list[tuple[int, int]]:
 def _newton(
     surface: RectBivariateSpline, c: np.ndarray, unit: np.ndarray, plane: Plane, tolerance: float
 ) -> np.ndarray | None:
-    """A zero of the slope within two cells of the start and inside the grid, or None."""
+    """Find a zero of the slope within two cells of the start and inside the grid, or None."""
     start = c.copy()
     for _ in range(40):
         slope = np.array([surface.ev(*c, dx=1), surface.ev(*c, dy=1)]) * unit
@@ -205,7 +218,7 @@ def _newton(
 
 
 def _scale(plane: Plane, objective: Objective, directions: Directions) -> float:
-    """Median ‖∇L‖ over nodes spread over the plane."""
+    """Find the median ‖∇L‖ over nodes spread over the plane."""
     if "gradient_norm" in plane.fields:
         norms = plane.fields["gradient_norm"]
         return float(np.median(norms[np.isfinite(norms)]))
@@ -223,7 +236,7 @@ def _scale(plane: Plane, objective: Objective, directions: Directions) -> float:
 def _refine(
     objective: Objective, directions: Directions, c: np.ndarray, spacing: np.ndarray, steps: int
 ) -> tuple[np.ndarray, str]:
-    """Newton's method on the true loss in the plane; the spline's point where it wanders off."""
+    """Run Newton's method on the true loss in the plane; keep the start where it wanders off."""
     place = c.copy()
     if steps == 0:
         return place, "interpolated"
@@ -246,7 +259,7 @@ def _refine(
 
 
 def kind_of(low: float, high: float) -> str:
-    """What the extreme eigenvalues of a Hessian make of a stationary point."""
+    """Name a stationary point by the extreme eigenvalues of the Hessian there."""
     size = max(abs(low), abs(high))
     if not np.isfinite(size) or size == 0:
         return "unknown"
@@ -255,21 +268,10 @@ def kind_of(low: float, high: float) -> str:
     return "minimum"
 
 
-def _verify(
-    objective: Objective,
-    directions: Directions,
-    coordinates: np.ndarray,
-    status: str,
-    zero: float,
-    *,
-    curvature: bool,
-    tol: float,
-    max_products: int | None,
-    generator: torch.Generator,
-    polish: MakeOptimizer | None,
-    polish_steps: int,
-) -> CriticalPoint:
-    theta = directions.at(coordinates)
+def _slopes(
+    objective: Objective, directions: Directions, theta: Tensor, zero: float
+) -> dict[str, Any]:
+    """Measure value, gradient and curvatures in the plane, as fields of the result."""
     value, gradient = objective.value_and_grad(theta)
     norm = float(gradient.double().norm())
     along = torch.stack([torch.dot(gradient.double(), v.double()) for v in directions.vectors.T])
@@ -277,29 +279,14 @@ def _verify(
     inside = float((along @ torch.linalg.solve(directions.gram(), along)).clamp(min=0).sqrt())
     matrix = projected_hessian(objective, theta, directions.vectors)
     in_plane = plane_eigenvalues(matrix, directions.gram()).numpy()
-    low = high = float("nan")
-    if curvature:
-        extremes = eigenvalues(
-            Hessian(objective, theta), min(2, len(theta)), which="both", tol=tol,
-            max_products=max_products, generator=generator,
-        )  # fmt: skip
-        if extremes.values.numel():
-            low, high = float(extremes.values[0]), float(extremes.values[-1])
-    ending = _polished(objective, directions, theta, polish, polish_steps)
-    return CriticalPoint(
-        coordinates=coordinates,
-        loss=float(value),
-        plane_kind=kind_of(float(in_plane[0]), float(in_plane[-1])),
-        plane_eigenvalues=in_plane,
-        plane_gradient_norm=inside,
-        gradient_norm=norm,
-        genuine=norm <= zero,
-        kind=kind_of(low, high),
-        eigenvalue_min=low,
-        eigenvalue_max=high,
-        status=status,
-        **ending,
-    )
+    return {
+        "loss": float(value),
+        "plane_kind": kind_of(float(in_plane[0]), float(in_plane[-1])),
+        "plane_eigenvalues": in_plane,
+        "plane_gradient_norm": inside,
+        "gradient_norm": norm,
+        "genuine": norm <= zero,
+    }
 
 
 def _polished(
@@ -309,7 +296,7 @@ def _polished(
     polish: MakeOptimizer | None,
     steps: int,
 ) -> dict[str, Any]:
-    """Where an optimizer goes from a point, as fields of the result."""
+    """Follow an optimizer from a point to where it goes, as fields of the result."""
     if polish is None:
         return {"polished_coordinates": np.full(2, np.nan)}
     before = objective.theta()

@@ -39,11 +39,11 @@ class Curve:
     connection: Connection
 
     def at(self, t: float) -> Float[Tensor, " P"]:
-        """γ(t)."""
-        return _mix(_weights(self.kind, t), self.start, self.control, self.end)
+        """Compute γ(t)."""
+        return _at(self.kind, t, self.start, self.control, self.end)
 
     def directions(self, *, labels: tuple[str, str, str] = ("start", "end", "bend")) -> Directions:
-        """The plane that holds the curve, exactly: through both ends and the control point.
+        """Make the plane that holds the curve, exactly: through both ends and the control point.
 
         Raises:
             ValueError: If the control point lies on the line between the ends.
@@ -52,7 +52,7 @@ class Curve:
         return between_directions(dict(zip(labels, points, strict=True)))
 
     def path(self, count: int = 33) -> list[Float[Tensor, " P"]]:
-        """Points at equal steps of t, for `project_trajectory`."""
+        """Give points at equal steps of t, for `project_trajectory`."""
         return [self.at(float(t)) for t in np.linspace(0, 1, count)]
 
 
@@ -86,7 +86,7 @@ def connect(
         end: The other.
         kind: Quadratic Bézier curve, or two straight pieces.
         steps: Steps of training; 0 leaves the curve straight.
-        points: Values of t a step.
+        points: Values of t per step.
         lr: Largest length of a step per coordinate, as a share of the root mean square of
             end − start.
         resolution: Values of t at which both ways are measured, ends included.
@@ -113,11 +113,10 @@ def connect(
     control, losses, status = _train(
         objective, start, end, kind, steps, points, step_size, generator
     )
-    ts = np.linspace(0, 1, resolution)
+    ts, fine = np.linspace(0, 1, resolution), np.linspace(0, 1, 8 * resolution)
     straight = _losses(objective, [start + float(t) * (end - start) for t in ts])
-    bent = _losses(objective, [_mix(_weights(kind, float(t)), start, control, end) for t in ts])
-    fine = np.linspace(0, 1, 8 * resolution)
-    way = [_mix(_weights(kind, float(t)), start, control, end) for t in fine]
+    bent = _losses(objective, [_at(kind, t, start, control, end) for t in ts])
+    way = [_at(kind, t, start, control, end) for t in fine]
     length = sum(float((q - p).double().norm()) for p, q in itertools.pairwise(way))
     connection = Connection(
         label=label,
@@ -138,7 +137,7 @@ def connect(
 
 
 def barrier(t: Float[np.ndarray, " T"], losses: Float[np.ndarray, " T"]) -> float:
-    """Largest height of a loss above the straight line between its first and last value, or 0.
+    """Find the largest height of a loss above the line between its first and last value, or 0.
 
     Args:
         t: From 0 to 1.
@@ -151,15 +150,14 @@ def barrier(t: Float[np.ndarray, " T"], losses: Float[np.ndarray, " T"]) -> floa
 
 
 def _weights(kind: str, t: float) -> tuple[float, float, float]:
-    """Weights of start, control point and end."""
+    """Give the weights of start, control point and end."""
     if kind == "bezier":
         return (1 - t) ** 2, 2 * t * (1 - t), t**2
     return max(0.0, 1 - 2 * t), 1 - abs(1 - 2 * t), max(0.0, 2 * t - 1)
 
 
-def _mix(
-    weights: tuple[float, float, float], start: Tensor, control: Tensor, end: Tensor
-) -> Tensor:
+def _at(kind: str, t: float, start: Tensor, control: Tensor, end: Tensor) -> Tensor:
+    weights = _weights(kind, float(t))
     if weights[0] == 1 or weights[2] == 1:  # the ends themselves, to the bit
         return (start if weights[0] == 1 else end).clone()
     return weights[0] * start + weights[1] * control + weights[2] * end
@@ -175,7 +173,7 @@ def _train(
     step_size: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, list[float], str]:
-    """The control point, the loss of every step, and how it went."""
+    """Train the control point; return it, the loss of every step, and how it went."""
     control = ((start + end) / 2).detach().clone().requires_grad_()
     if steps == 0:
         return control.detach(), [], "finished"
@@ -186,11 +184,10 @@ def _train(
         draws = torch.rand(points, generator=generator, device=generator.device).tolist()
         total, gradient = 0.0, torch.zeros_like(start)
         for k, draw in enumerate(draws):
-            weights = _weights(kind, (k + draw) / points)
-            theta = _mix(weights, start, control.detach(), end)
-            value, slope = objective.value_and_grad(theta)
+            t = (k + draw) / points
+            value, slope = objective.value_and_grad(_at(kind, t, start, control.detach(), end))
             total += float(value) / points
-            gradient += (weights[1] / points) * slope
+            gradient += (_weights(kind, t)[1] / points) * slope
         losses.append(total)
         if not math.isfinite(total) or abs(total) > DIVERGED * max(1.0, abs(losses[0])):
             return control.detach().clone(), losses, "diverged"

@@ -15,7 +15,7 @@ _KINKS = re.compile(
 
 
 def slopes(objective: Objective, theta: Tensor, vectors: Tensor) -> tuple[float, Tensor, float]:
-    """Loss, ∇L·d for every direction, and ‖∇L‖ at θ, from one backward pass.
+    """Compute loss, ∇L·d for every direction, and ‖∇L‖ at θ, by one backward pass.
 
     Args:
         objective: Any objective.
@@ -32,7 +32,7 @@ def slopes(objective: Objective, theta: Tensor, vectors: Tensor) -> tuple[float,
 
 
 def projected_hessian(objective: Objective, theta: Tensor, vectors: Tensor) -> Tensor:
-    """The D x D matrix of second derivatives dᵢᵀ H dⱼ at θ, float64 on the CPU.
+    """Compute the D x D matrix of second derivatives dᵢᵀ H dⱼ at θ, float64 on the CPU.
 
     Cost: one gradient with its graph and D Hessian-vector products by double backward.
     """
@@ -57,7 +57,7 @@ def projected_hessian(objective: Objective, theta: Tensor, vectors: Tensor) -> T
 
 
 def plane_eigenvalues(matrix: Tensor, gram: Tensor) -> Tensor:
-    """Eigenvalues of the Hessian restricted to the plane, per unit of distance, ascending.
+    """Find the eigenvalues of the Hessian restricted to the plane, per distance, ascending.
 
     Args:
         matrix: dᵢᵀ H dⱼ.
@@ -70,7 +70,7 @@ def plane_eigenvalues(matrix: Tensor, gram: Tensor) -> Tensor:
 
 
 def has_kinks(objective: Objective, theta: Tensor) -> bool:
-    """Whether L is only piecewise smooth in θ: ReLU, max pooling, clamps, absolute values.
+    """Tell whether L is only piecewise smooth in θ: ReLU, max pooling, clamps, absolute values.
 
     Found by their names in the autograd graph of one share of the loss. Where it is, a second
     difference sees how slopes jump at the kinks, and the Hessian, which exists almost everywhere,

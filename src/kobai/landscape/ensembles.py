@@ -1,5 +1,6 @@
 """One point, many random planes: what a single picture does not say."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float
 
 from kobai.landscape.directions.gaussian import Norm, random_directions
+from kobai.landscape.directions.subspace import Directions
 from kobai.landscape.grid.axes import Axis, spread
 from kobai.landscape.options import BackendName, Stop
 from kobai.landscape.smoothness import smoothness
@@ -74,15 +76,16 @@ def evaluate_ensemble(
     if not (len(wanted) and wanted.min() > 0 and wanted.max() < 1 and np.all(np.diff(wanted) > 0)):
         raise ValueError(f"levels increase in (0, 1), got {tuple(levels)}")
     theta = objective.theta() if theta is None else theta
+    draw = functools.partial(random_directions, objective, theta, norm=norm, exclude=exclude)
     if isinstance(a, int) or isinstance(b, int):
-        a, b = _common_axes(objective, theta, a, b, norm, exclude, backend, generator)
+        ahead = torch.Generator(generator.device)  # the first plane's directions come again below
+        ahead.set_state(generator.get_state())
+        a, b = _common_axes(objective, draw(generator=ahead), a, b, backend)
     values: list[np.ndarray] = []
     shapes: list[Smoothness] = []
     failed = 0
     for k in range(count):
-        directions = random_directions(
-            objective, theta, norm=norm, exclude=exclude, generator=generator
-        )
+        directions = draw(generator=generator)
         fields = ("loss",) if field == "loss" else ("loss", field)
         plane = evaluate_plane(
             objective, directions, a=a, b=b, fields=fields, label=f"{label} plane {k + 1}".strip(),
@@ -117,19 +120,9 @@ def evaluate_ensemble(
 
 
 def _common_axes(
-    objective: Objective,
-    theta: torch.Tensor,
-    a: Axis,
-    b: Axis,
-    norm: Norm,
-    exclude: Sequence[str],
-    backend: BackendName,
-    generator: torch.Generator,
+    objective: Objective, directions: Directions, a: Axis, b: Axis, backend: BackendName
 ) -> tuple[Axis, Axis]:
-    """Axes of one range, found on the first pair of directions, which is drawn again later."""
-    ahead = torch.Generator(generator.device)
-    ahead.set_state(generator.get_state())
-    directions = random_directions(objective, theta, norm=norm, exclude=exclude, generator=ahead)
+    """Make axes of one range, found on a first pair of directions."""
     trial = evaluate_plane(objective, directions, a=3, b=3, backend=backend, checks=False)
     half = max(float(trial.a[-1]), float(trial.b[-1]))
     found = [spread(n, -half, half) if isinstance(n, int) else n for n in (a, b)]
@@ -137,14 +130,14 @@ def _common_axes(
 
 
 def _quantiles(stack: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Quantiles over the first axis; NaN at nodes where some plane is not finite."""
+    """Take quantiles over the first axis; NaN at nodes where some plane is not finite."""
     good = np.isfinite(stack).all(axis=0)
     found = np.quantile(np.where(good, stack, 0.0), levels, axis=0)
     return np.where(good, found, np.nan)
 
 
 def median_smoothness(ensemble: Ensemble) -> Smoothness:
-    """The median of every measure over the planes.
+    """Take the median of every measure over the planes.
 
     Args:
         ensemble: With at least one plane.

@@ -1,5 +1,6 @@
 """Small planes that follow a run: what the loss looks like around each point of its path."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ def frame_directions(
     across: Float[Tensor, " P"] | None = None,
     generator: torch.Generator | None = None,
 ) -> Directions:
-    """A moving frame: unit directions along a path at one of its points, and across it.
+    """Make a moving frame: unit directions along a path at one of its points, and across it.
 
     The first direction is the tangent (the chord between the neighbours), the second the change of
     tangent there, made orthogonal: the plane in which the path bends. A path that does not bend
@@ -73,22 +74,16 @@ def frame_directions(
         names=("along the path", name),
         kind="frame",
         origin_label=f"step {step}",
+        note="a frame that moves along the path",
     )
     near = {f"step {k}": path[k] for k in dict.fromkeys((before, after)) if k != step}
     places = made.project([point.to(here) for point in near.values()])[0].tolist()
-    return Directions(
-        origin=here,
-        vectors=made.vectors,
-        names=made.names,
-        kind=made.kind,
-        origin_label=made.origin_label,
-        points={name: tuple(c) for name, c in zip(near, places, strict=True)},
-        note="a frame that moves along the path",
-    )
+    points = {name: tuple(c) for name, c in zip(near, places, strict=True)}
+    return dataclasses.replace(made, points=points)
 
 
 def _across(vector: Tensor, tangent: Tensor) -> Tensor | None:
-    """The unit part of a vector across a unit tangent, or None where there is almost none."""
+    """Give the unit part of a vector across a unit tangent, or None where there is almost none."""
     size = float(vector.norm())
     rest = vector - torch.dot(vector, tangent) * tangent
     rest -= torch.dot(rest, tangent) * tangent
@@ -113,7 +108,7 @@ def moving_frame(
         objective: Whose loss.
         path: Points of a run, in order.
         count: How many frames, evenly spaced along the path, its last point among them.
-        nodes: Nodes a side.
+        nodes: Nodes per side.
         reach: Half-width of every frame, in chords: distances between its neighbouring points.
         label: Name of the run.
         generator: Draws a second direction where the path is straight or ends.

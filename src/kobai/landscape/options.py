@@ -26,7 +26,7 @@ RATIO = 5.0
 """The grid ends where the loss along a direction first reaches this multiple of its centre's."""
 
 COARSE_PRECISION = 0.02
-"""What bfloat16 may be off by, in shares of the range of the losses that are looked at."""
+"""The error that bfloat16 may make, in shares of the range of the losses looked at."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,19 +123,12 @@ class Settings:
     announce: Callable[[Estimate], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.grid not in ("centred", "source"):
-            raise ValueError(f"grid must be 'centred' or 'source', got {self.grid!r}")
-        if self.backend not in get_args(BackendName):
-            raise ValueError(
-                f"backend must be one of {get_args(BackendName)}, got {self.backend!r}"
-            )
-        if self.batchnorm not in ("frozen", "recalibrated", "interpolated"):
-            raise ValueError(
-                "batchnorm must be 'frozen', 'recalibrated' or 'interpolated', got "
-                f"{self.batchnorm!r}"
-            )
-        if self.precision not in ("given", "bfloat16"):
-            raise ValueError(f"precision must be 'given' or 'bfloat16', got {self.precision!r}")
+        words = {"grid": Grid, "backend": BackendName, "batchnorm": BatchNormMode}
+        for name, allowed in {**words, "precision": Precision}.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(
+                    f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
+                )
         if self.tol is not None and not 0 < self.tol < 1:
             raise ValueError(f"tol must lie between 0 and 1, got {self.tol}")
         if self.budget is not None and not self.budget > 0:

@@ -13,7 +13,7 @@ from kobai.problem.likelihoods import TargetKind as Targets
 
 
 def relabelled(problem: Problem, theta: Float[Tensor, " P"], targets: Targets = "soft") -> Problem:
-    """The problem whose targets, in every split, are the model's own outputs at θ.
+    """Make the problem whose targets, in every split, are the model's own outputs at θ.
 
     Soft targets are the mean of the predictive distribution: probabilities (categorical,
     Bernoulli), or the outputs themselves (Gaussian). The loss of probabilities is then the excess
@@ -77,7 +77,7 @@ class _Paired(Dataset[Any]):
 
     @staticmethod
     def collate(items: list[Any]) -> Batch:
-        """The data set's own collation for the inputs, the new targets beside them."""
+        """Collate the inputs as the data set does, and stack the new targets beside them."""
         originals, targets, collates = zip(*items, strict=True)
         inputs = as_batch(collates[0](list(originals))).inputs
         return Batch(inputs, torch.stack(targets))

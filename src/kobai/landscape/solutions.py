@@ -97,7 +97,7 @@ def classify(
 
 
 def _in_a_row(small: Float[np.ndarray, " T"] | np.ndarray, patience: int) -> np.ndarray:
-    """Whether a record ends a row of so many that are true."""
+    """Tell for each record whether it ends a row of so many that are true."""
     counts, run = np.zeros(len(small), dtype=int), 0
     for i, value in enumerate(small):
         run = run + 1 if value else 0

@@ -14,9 +14,9 @@ from kobai.landscape.checks.proof import prove, require_overview
 from kobai.landscape.checks.values import ModuleState
 from kobai.landscape.directions.subspace import Directions
 from kobai.landscape.grid.axes import Axis, spread_axes, wanted_axes
+from kobai.landscape.grid.blocks import GridValues
 from kobai.landscape.grid.evaluation import fill
 from kobai.landscape.grid.fields import FieldEvaluator
-from kobai.landscape.grid.refinement import GridValues
 from kobai.landscape.grid.resumption import kept_record
 from kobai.landscape.options import GridOptions, Settings
 from kobai.landscape.processes import Processes
@@ -164,7 +164,7 @@ def _evaluate(
     count = int(np.prod([n if isinstance(n, int) else len(n) for n in wanted]))
 
     # The back-end: the data on the device, and the fastest way to compute losses there.
-    kept = processes.agree(kept_record(settings.folder))
+    kept = processes.agree(kept_record(settings.folder)) if settings.folder else None
     choice = choose_for_grid(
         objective, directions, settings, points=count, processes=processes, kept=kept
     )

@@ -34,7 +34,7 @@ def project_trajectory(
         optimizer: Its optimizer.
 
     Returns:
-        The trajectory. Cost: one evaluation a point.
+        The trajectory. Cost: one evaluation per point.
 
     Raises:
         ValueError: If there are not two directions, no points, or points of another length.
@@ -62,7 +62,7 @@ def joint_directions(
     label: str = "true minimum",
     count: int = 2,
 ) -> Directions:
-    """One plane for several runs that holds a given point: PCA of all their points about it.
+    """Find a plane for several runs that holds a given point: PCA of their points about it.
 
     Args:
         point: What the plane shall hold, such as a true minimum; it lies at (0, 0).

@@ -60,7 +60,7 @@ def true_minimum(
             with running statistics frozen, if it has batch normalisation.
         targets: "soft" or "hard".
         theta: θ*; default: the module's parameters now.
-        curvature: Also prove the second-order conditions.
+        curvature: Prove the second-order conditions as well.
         tol: Relative accuracy of the eigenvalues.
         max_products: Budget of Hessian products; default as in `eigenvalues`.
         label: Name of the point.
@@ -110,7 +110,7 @@ def prove_minimum(
         theta: The point.
         targets: How the data were relabelled.
         original: The risk over the original data.
-        curvature: Also the second-order conditions.
+        curvature: Prove the second-order conditions as well.
         tol: Relative accuracy of the eigenvalues.
         max_products: Budget of Hessian products.
         label: Name of the point.
@@ -206,7 +206,7 @@ def _floor_check(loss: float, original: float, epsilon: float, targets: Targets)
 
 
 def _floor(objective: EmpiricalRisk, theta: Tensor) -> float:
-    """The entropy of the targets, in the objective's normalisation: what `excess` leaves out."""
+    """Compute the entropy of the targets, which `excess` leaves out, in the objective's units."""
     if not objective.likelihood.excess:
         return 0.0
     whole = copy.copy(objective.likelihood)
@@ -220,7 +220,7 @@ def _floor(objective: EmpiricalRisk, theta: Tensor) -> float:
 def _gradient_of_rounding(
     objective: EmpiricalRisk, theta: Tensor, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Bound on ‖∇L‖ per unit of residual in every output, and the largest |output|.
+    """Bound ‖∇L‖ per unit of residual in every output, and find the largest |output|.
 
     ‖Jᵀr‖ ≤ ‖J‖_F ‖r‖, and E‖Jᵀs‖² = ‖J‖_F² for random signs s: one backward pass.
     """
@@ -240,7 +240,7 @@ def _gradient_of_rounding(
 
 
 def _gap(hessian: Hessian, ggn: GGN, generator: torch.Generator) -> float:
-    """Largest relative difference of the two matrices over a few random vectors."""
+    """Find the largest relative difference of the two matrices over a few random vectors."""
     block = rademacher(hessian, 3, generator=generator)
     gauss = ggn @ block
     difference = (hessian @ block - gauss).double().norm(dim=0)

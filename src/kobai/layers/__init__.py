@@ -18,6 +18,7 @@ from kobai.layers.table import (
     register_layer,
     scale_rows,
     slots,
+    units_of,
 )
 from kobai.layers.uses import LayerUse, Watch
 
@@ -47,4 +48,5 @@ __all__ = [
     "scale_rows",
     "slots",
     "tensor_at",
+    "units_of",
 ]

@@ -1,4 +1,4 @@
-"""What curvature sees of layers: their inputs, and gradients in their outputs.
+"""Record calls of layers: their inputs, and where gradients in their outputs can be asked for.
 
 A forward hook notes each call of a layer: its input and the place of its output in the autograd
 graph. The place is taken before anything after the layer can modify the output, so activations that
@@ -37,7 +37,8 @@ class Call:
 class Capture:
     """Calls of chosen layers during forward passes, in order.
 
-    Made by `capture`; holds what was seen until `clear`.
+    Made by `capture`; holds what was seen until `clear`. Gradients in the outputs of the calls are
+    `torch.autograd.grad` at their edges, which can be asked for as often as needed.
 
     Attributes:
         calls: One entry a call; a layer that is used twice appears twice.
@@ -50,42 +51,6 @@ class Capture:
     def clear(self) -> None:
         """Forget all calls and let go of their graphs."""
         self.calls.clear()
-
-    def output_gradients(
-        self,
-        outputs: Tensor,
-        cotangents: Tensor,
-        *,
-        batched: bool = False,
-        retain_graph: bool = True,
-    ) -> list[Tensor | None]:
-        """Gradients of ⟨outputs, cotangents⟩ in the outputs of every captured call.
-
-        Args:
-            outputs: The model's outputs, with their graph.
-            cotangents: Shaped like the outputs; with `batched`, one more axis first.
-            batched: Pull all cotangents back in one vectorised pass.
-            retain_graph: Keep the graph for later passes.
-
-        Returns:
-            One tensor a call in the order of `calls`, shaped like that call's output (with the
-            extra axis first if `batched`), None where no gradient flows. Parameter gradients are
-            not touched. Cost: the part of a backward pass that concerns activations.
-        """
-        edges = [call.edge for call in self.calls if call.edge is not None]
-        if not edges:
-            return [None] * len(self.calls)
-        found = iter(
-            torch.autograd.grad(
-                outputs,
-                edges,
-                cotangents,
-                retain_graph=retain_graph,
-                allow_unused=True,
-                is_grads_batched=batched,
-            )
-        )
-        return [None if call.edge is None else next(found) for call in self.calls]
 
 
 def _by_type(types: tuple[type[nn.Module], ...]) -> Callable[[nn.Module], bool]:
@@ -159,6 +124,6 @@ def attach(
 
 
 def _is_view_of_its_own(output: Tensor, inputs: Tensor) -> bool:
-    """Whether an output is a view of memory that the layer itself took, not of its inputs."""
+    """Tell whether an output is a view of memory that the layer itself took, not of its inputs."""
     base = output._base
     return base is not None and base is not inputs and base is not inputs._base

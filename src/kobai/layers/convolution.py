@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kobai.layers.convolution_moments import convolution_moment
 from kobai.layers.form import LayerForm, Slot
-from kobai.layers.interface import MatrixKind, Reading, by_first_axis, unchanged
+from kobai.layers.interface import MatrixKind, Reading, unchanged
 from kobai.layers.moments import sum_of_grams
 from kobai.layers.patches import convolution_patches
 
@@ -99,16 +99,6 @@ class Convolution(MatrixKind):
             transposed=module.transposed,
         )
         return (Slot(name="", weight="weight", bias="bias" if present else None, form=form),)
-
-    def units(self, module: Any, positions: Tensor) -> Tensor:
-        """A unit is an output channel; of a transposed convolution, a column of its group."""
-        if not module.transposed or positions.ndim == 1:
-            return by_first_axis(positions)
-        # Stored as (inputs, outputs / groups, …).
-        columns = positions.reshape(
-            module.groups, -1, positions.shape[1], positions.shape[2:].numel()
-        ).transpose(1, 2)
-        return columns.reshape(module.groups * positions.shape[1], -1)
 
     def reading(self, module: Any) -> Reading:
         """Rows are patches."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LayerForm:
-    """How a layer's parameters form matrices, one a group.
+    """The matrices that a layer's parameters form, one per group.
 
     Attributes:
         groups: Number of independent matrices (groups of a convolution, the three projections of

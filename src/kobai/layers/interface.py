@@ -17,7 +17,7 @@ from kobai.layers.form import LayerForm, Slot
 
 
 class Reading(ABC):
-    """How the inputs and output gradients of a layer's calls are read as rows (interface).
+    """A way to read the inputs and output gradients of a layer's calls as rows (interface).
 
     Attributes:
         axes: Axes of an input that has one for examples, without places.
@@ -95,25 +95,13 @@ class LayerKind(ABC):
     def slots(self, module: Any) -> tuple[Slot, ...]:
         """Name the matrices of a module that matches; none for normalisations."""
 
-    @abstractmethod
-    def units(self, module: Any, positions: Tensor) -> Tensor:
-        """Arrange what a parameter holds by the unit that it feeds.
-
-        Args:
-            module: Of one of the `types`, or one that matches.
-            positions: Shaped like one of its parameters, of at least one axis.
-
-        Returns:
-            The same entries, (units, entries of a unit).
-        """
-
 
 class MatrixKind(LayerKind):
     """A kind of layer that multiplies by one weight and does nothing else (interface)."""
 
     @abstractmethod
     def reading(self, module: Any) -> Reading:
-        """How calls of a module are read as rows."""
+        """The way to read calls of a module as rows."""
 
     @abstractmethod
     def multiplied(self, module: Any, inputs: Tensor) -> Tensor:
@@ -174,8 +162,3 @@ def unchanged(
         and all(getattr(own, name, None) is getattr(kind, name, None) for name in methods)
         for kind in types
     )
-
-
-def by_first_axis(positions: Tensor) -> Tensor:
-    """Arrange what a parameter holds by its first axis, (units, entries of a unit)."""
-    return positions.reshape(positions.shape[0], positions.shape[1:].numel())

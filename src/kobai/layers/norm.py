@@ -54,10 +54,6 @@ class Norm(ScaleKind):
         """No matrices."""
         return ()
 
-    def units(self, module: Any, positions: Tensor) -> Tensor:
-        """Each entry is a unit's own."""
-        return positions.reshape(-1, 1)
-
     def rows(
         self, module: Any, names: Sequence[str], inputs: Tensor, gradients: Tensor, examples: int
     ) -> Float[Tensor, "E Q U k"] | None:
@@ -94,7 +90,7 @@ class Norm(ScaleKind):
 
 
 def normalised_inputs(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What a scale-and-shift layer multiplies by its scale: its output at scale 1 and shift 0."""
+    """Compute what a normalisation multiplies by its scale: its output at scale 1 and shift 0."""
     state = {}
     for name, parameter in module._parameters.items():
         if parameter is not None:

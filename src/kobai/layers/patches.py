@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def batched_images(module: Any, inputs: Tensor) -> Tensor:
-    """What a convolution was called with, with an axis for images if there was none."""
+    """Give the inputs of a convolution an axis for images if they have none."""
     return inputs if inputs.ndim == len(module.kernel_size) + 2 else inputs.unsqueeze(0)
 
 
 def convolution_pads(module: Any) -> list[int]:
-    """What is added before and after each axis of the images, last axis first, as `F.pad` wants."""
+    """Margins before and after each axis of the images, last axis first, as `F.pad` takes them."""
     pads: list[int] = []
     for axis in reversed(range(len(module.kernel_size))):
         reach = module.dilation[axis] * (module.kernel_size[axis] - 1)

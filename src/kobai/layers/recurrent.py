@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kobai.layers.composite import Product, in_precision, multiply
 from kobai.layers.form import Slot, slot_of
-from kobai.layers.interface import CompositeKind, by_first_axis, unchanged
+from kobai.layers.interface import CompositeKind, unchanged
 
 
 @final
@@ -45,15 +45,66 @@ class Recurrent(CompositeKind):
                     )  # fmt: skip
         return tuple(found)
 
-    def units(self, module: Any, positions: Tensor) -> Tensor:
-        """A unit is a row of a matrix of the gates."""
-        return by_first_axis(positions)
-
     def replay(
         self, module: Any, parameters: dict[str, Tensor], arguments: dict[str, Any]
     ) -> tuple[Any, list[Product]]:
-        """See `CompositeKind.replay`."""
-        return _recurrence(module, parameters, arguments)
+        """See `CompositeKind.replay`; torch gives all states, then the last."""
+        p, dtype = parameters, parameters["weight_ih_l0"].dtype
+        x, start = (in_precision(arguments[name], dtype) for name in ("input", "hx"))
+        single = x.ndim == 2
+        if single:
+            x = x.unsqueeze(1)
+        elif module.batch_first:
+            x = x.transpose(0, 1)
+        with_memory = isinstance(module, nn.LSTM)
+        states, memories = start if isinstance(start, tuple) else (start, None)
+        if single and states is not None:
+            states = states.unsqueeze(1)
+            memories = None if memories is None else memories.unsqueeze(1)
+        ways = ("", "_reverse") if module.bidirectional else ("",)
+        last_states, last_memories = [], []
+        products: list[Product] = []
+        for level in range(module.num_layers):
+            if level and module.dropout:
+                x = F.dropout(x, module.dropout, module.training)
+            sides = []
+            for way, end in enumerate(ways):
+                suffix, number = f"_l{level}{end}", level * len(ways) + way
+                width = module.proj_size or module.hidden_size
+                state = x.new_zeros(x.shape[1], width) if states is None else states[number]
+                memory = x.new_zeros(x.shape[1], module.hidden_size) if memories is None else (
+                    memories[number]
+                )  # fmt: skip
+                from_input = multiply(
+                    f"weight_ih{suffix}", None, x, p[f"weight_ih{suffix}"],
+                    p.get(f"bias_ih{suffix}"), products, True,
+                )  # fmt: skip
+                seen: list[Tensor] = []
+                order = range(x.shape[0])
+                for t in reversed(order) if end else order:
+                    from_state = multiply(
+                        f"weight_hh{suffix}", None, state.unsqueeze(1), p[f"weight_hh{suffix}"],
+                        p.get(f"bias_hh{suffix}"), products, False,
+                    ).squeeze(1)  # fmt: skip
+                    state, memory = _step(module, from_input[t], from_state, state, memory)
+                    if module.proj_size:
+                        state = multiply(
+                            f"weight_hr{suffix}", None, state.unsqueeze(1), p[f"weight_hr{suffix}"],
+                            None, products, False,
+                        ).squeeze(1)  # fmt: skip
+                    seen.append(state)
+                sides.append(torch.stack(seen[::-1] if end else seen))
+                last_states.append(state)
+                last_memories.append(memory)
+            x = torch.cat(sides, -1)
+        ends = torch.stack(last_states)
+        memory_ends = torch.stack(last_memories) if with_memory else None
+        if single:
+            x, ends = x.squeeze(1), ends.squeeze(1)
+            memory_ends = None if memory_ends is None else memory_ends.squeeze(1)
+        elif module.batch_first:
+            x = x.transpose(0, 1)
+        return (x, (ends, memory_ends) if with_memory else ends), products
 
 
 @final
@@ -74,22 +125,40 @@ class RecurrentCell(CompositeKind):
         return unchanged(module, self.types)
 
     def slots(self, module: Any) -> tuple[Slot, ...]:
-        """What multiplies the input, and what multiplies the state."""
+        """The matrix that multiplies the input, and the one that multiplies the state."""
         return tuple(
             slot_of(module, f"weight_{end}", f"weight_{end}", f"bias_{end}", 1,
                     *getattr(module, f"weight_{end}").shape)
             for end in ("ih", "hh")
         )  # fmt: skip
 
-    def units(self, module: Any, positions: Tensor) -> Tensor:
-        """A unit is a row of a matrix of the gates."""
-        return by_first_axis(positions)
-
     def replay(
         self, module: Any, parameters: dict[str, Tensor], arguments: dict[str, Any]
     ) -> tuple[Any, list[Product]]:
         """See `CompositeKind.replay`."""
-        return _cell(module, parameters, arguments)
+        p, dtype = parameters, parameters["weight_ih"].dtype
+        x, start = (in_precision(arguments[name], dtype) for name in ("input", "hx"))
+        single = x.ndim == 1
+        if single:
+            x = x.unsqueeze(0)
+            start = tuple(s.unsqueeze(0) for s in start) if isinstance(start, tuple) else (
+                None if start is None else start.unsqueeze(0)
+            )  # fmt: skip
+        zeros = x.new_zeros(x.shape[0], module.hidden_size)
+        state, memory = start if isinstance(start, tuple) else (start, None)
+        state = zeros if state is None else state
+        memory = zeros if memory is None else memory
+        products: list[Product] = []
+        ends = [
+            multiply(f"weight_{end}", None, rows.unsqueeze(1), p[f"weight_{end}"],
+                     p.get(f"bias_{end}"), products, False).squeeze(1)
+            for end, rows in (("ih", x), ("hh", state))
+        ]  # fmt: skip
+        state, memory = _step(module, ends[0], ends[1], state, memory)
+        result = (state,) if memory is None else (state, memory)
+        if single:
+            result = tuple(r.squeeze(0) for r in result)
+        return result, products
 
 
 def _step(
@@ -110,93 +179,3 @@ def _step(
     relu = getattr(module, "nonlinearity", "tanh") == "relu"
     total = from_input + from_state
     return (torch.relu(total) if relu else torch.tanh(total)), None
-
-
-def _cell(
-    module: Any, p: dict[str, Tensor], arguments: dict[str, Any]
-) -> tuple[Any, list[Product]]:
-    dtype = p["weight_ih"].dtype
-    x, start = (in_precision(arguments[name], dtype) for name in ("input", "hx"))
-    single = x.ndim == 1
-    if single:
-        x = x.unsqueeze(0)
-        start = tuple(s.unsqueeze(0) for s in start) if isinstance(start, tuple) else (
-            None if start is None else start.unsqueeze(0)
-        )  # fmt: skip
-    zeros = x.new_zeros(x.shape[0], module.hidden_size)
-    state, memory = start if isinstance(start, tuple) else (start, None)
-    state = zeros if state is None else state
-    memory = zeros if memory is None else memory
-    products: list[Product] = []
-    ends = [
-        multiply(f"weight_{end}", None, rows.unsqueeze(1), p[f"weight_{end}"], p.get(f"bias_{end}"),
-                products, False).squeeze(1)
-        for end, rows in (("ih", x), ("hh", state))
-    ]  # fmt: skip
-    state, memory = _step(module, ends[0], ends[1], state, memory)
-    result = (state,) if memory is None else (state, memory)
-    if single:
-        result = tuple(r.squeeze(0) for r in result)
-    return result, products
-
-
-def _recurrence(
-    module: Any, p: dict[str, Tensor], arguments: dict[str, Any]
-) -> tuple[Any, list[Product]]:
-    """The unrolled layers; outputs in the order torch gives them: all states, then the last."""
-    dtype = p["weight_ih_l0"].dtype
-    x, start = (in_precision(arguments[name], dtype) for name in ("input", "hx"))
-    single = x.ndim == 2
-    if single:
-        x = x.unsqueeze(1)
-    elif module.batch_first:
-        x = x.transpose(0, 1)
-    with_memory = isinstance(module, nn.LSTM)
-    states, memories = start if isinstance(start, tuple) else (start, None)
-    if single and states is not None:
-        states = states.unsqueeze(1)
-        memories = None if memories is None else memories.unsqueeze(1)
-    ways = ("", "_reverse") if module.bidirectional else ("",)
-    last_states, last_memories = [], []
-    products: list[Product] = []
-    for level in range(module.num_layers):
-        if level and module.dropout:
-            x = F.dropout(x, module.dropout, module.training)
-        sides = []
-        for way, end in enumerate(ways):
-            suffix, number = f"_l{level}{end}", level * len(ways) + way
-            width = module.proj_size or module.hidden_size
-            state = x.new_zeros(x.shape[1], width) if states is None else states[number]
-            memory = x.new_zeros(x.shape[1], module.hidden_size) if memories is None else (
-                memories[number]
-            )  # fmt: skip
-            from_input = multiply(
-                f"weight_ih{suffix}", None, x, p[f"weight_ih{suffix}"], p.get(f"bias_ih{suffix}"),
-                products, True,
-            )  # fmt: skip
-            seen: list[Tensor] = []
-            order = range(x.shape[0])
-            for t in reversed(order) if end else order:
-                from_state = multiply(
-                    f"weight_hh{suffix}", None, state.unsqueeze(1), p[f"weight_hh{suffix}"],
-                    p.get(f"bias_hh{suffix}"), products, False,
-                ).squeeze(1)  # fmt: skip
-                state, memory = _step(module, from_input[t], from_state, state, memory)
-                if module.proj_size:
-                    state = multiply(
-                        f"weight_hr{suffix}", None, state.unsqueeze(1), p[f"weight_hr{suffix}"],
-                        None, products, False,
-                    ).squeeze(1)  # fmt: skip
-                seen.append(state)
-            sides.append(torch.stack(seen[::-1] if end else seen))
-            last_states.append(state)
-            last_memories.append(memory)
-        x = torch.cat(sides, -1)
-    ends = torch.stack(last_states)
-    memory_ends = torch.stack(last_memories) if with_memory else None
-    if single:
-        x, ends = x.squeeze(1), ends.squeeze(1)
-        memory_ends = None if memory_ends is None else memory_ends.squeeze(1)
-    elif module.batch_first:
-        x = x.transpose(0, 1)
-    return (x, (ends, memory_ends) if with_memory else ends), products

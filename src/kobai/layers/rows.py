@@ -1,7 +1,8 @@
-"""Calls of layers that multiply the last axis of what they are given."""
+"""Calls of layers that multiply the last axis of what they are given, or look up lines."""
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from kobai.layers.form import LayerForm
@@ -35,6 +36,8 @@ class LastAxis(Reading):
 
     def input_moment(self, form: LayerForm, inputs: Tensor) -> tuple[Tensor, int]:
         """See `Reading.input_moment`. Cost: R K² multiplications, for wide layers 5/8 of that."""
+        if form.lookup:
+            return torch.bincount(inputs.reshape(-1), minlength=form.inputs), inputs.numel()
         rows = inputs.reshape(-1, inputs.shape[-1])
         moment = bordered_gram(rows) if form.bias else gram(rows)
         return moment.unsqueeze(0), rows.shape[0]

@@ -12,15 +12,15 @@ from kobai.layers.convolution import Convolution
 from kobai.layers.embedding import Embedding
 from kobai.layers.form import Slot
 from kobai.layers.interface import LayerKind, MatrixKind, Reading, ScaleKind
-from kobai.layers.linear import Conv1DLinear, Linear, ScaledLinear
+from kobai.layers.linear import Linear, is_conv1d, linear_scales
 from kobai.layers.norm import NORMS
 from kobai.layers.recurrent import Recurrent, RecurrentCell
 from kobai.layers.rows import LAST_AXIS
 
 KINDS: list[LayerKind] = [
     Linear(),
-    ScaledLinear(),
-    Conv1DLinear(),
+    Linear(types=(), recognised=lambda module: linear_scales(module) is not None),
+    Linear(types=(), recognised=is_conv1d, transposed=True),
     Convolution(),
     Embedding(),
     Attention(),
@@ -114,8 +114,29 @@ def slots(module: nn.Module) -> tuple[Slot, ...]:
     return () if kind is None else kind.slots(module)
 
 
+def units_of(module: nn.Module, positions: Tensor) -> Tensor:
+    """Arrange what a parameter of a module holds by the unit that it feeds.
+
+    Args:
+        module: Any.
+        positions: Shaped like one of the module's own parameters, of at least one axis.
+
+    Returns:
+        The same entries, (units, entries of a unit). A unit is an entry of a scale or shift, a
+        column of a transposed weight (of its group), else what has one index on the first axis.
+    """
+    kind = layout_of(module)
+    if isinstance(kind, ScaleKind):
+        return positions.reshape(-1, 1)
+    if isinstance(kind, MatrixKind) and positions.ndim > 1:
+        form = kind.slots(module)[0].form_with(False)
+        if form.transposed and not form.lookup:
+            return form.matrix(positions, None).flatten(0, 1)
+    return positions.reshape(positions.shape[0], positions.shape[1:].numel())
+
+
 def reading_of(module: nn.Module | None) -> Reading:
-    """How calls of a module are read as rows; None: along their last axis."""
+    """The way to read calls of a module as rows; None: along their last axis."""
     kind = None if module is None else kind_of(module)
     return kind.reading(module) if isinstance(kind, MatrixKind) else LAST_AXIS
 
@@ -138,4 +159,4 @@ def scale_rows(
 def is_plain_linear(module: nn.Module) -> bool:
     """Tell whether the gradient of a module's weight, as stored, is gᵀa for its rows a and g."""
     kind = kind_of(module)
-    return isinstance(kind, Linear) and not kind.transposed
+    return isinstance(kind, Linear) and not kind.transposed and linear_scales(module) is None

@@ -10,7 +10,8 @@ from torch.autograd.graph import GradientEdge
 
 from kobai.layers.capture import Capture, attach
 from kobai.layers.composite import CompositeCall, attach_composites
-from kobai.layers.interface import CompositeKind, MatrixKind, Reading
+from kobai.layers.interface import CompositeKind, LayerKind, MatrixKind, Reading
+from kobai.layers.rows import LAST_AXIS
 from kobai.layers.table import kind_of, reading_of
 
 
@@ -28,6 +29,7 @@ class LayerUse:
         gradients: In the products, or the module's output, with an axis Q of cotangents in front.
         group: Which of the slot's groups; None for all of them.
         one_step: Whether it is a step of a recurrence, so that repeated uses are places.
+        reading: How inputs and gradients are read as rows; default: as the module says.
     """
 
     layer: str
@@ -37,11 +39,11 @@ class LayerUse:
     gradients: Tensor
     group: int | None = None
     one_step: bool = False
+    reading: Reading = None  # pyright: ignore[reportAssignmentType]
 
-    @property
-    def reading(self) -> Reading:
-        """How inputs and gradients are read as rows."""
-        return reading_of(self.module)
+    def __post_init__(self) -> None:
+        if self.reading is None:
+            self.reading = reading_of(self.module)
 
     def unpadded(self, gradients: Tensor) -> Tensor:
         """Gradients in the lines of a table that it looked up, zero where it passes none on.
@@ -62,17 +64,21 @@ class Watch:
     def __init__(self) -> None:
         self.simple = Capture()
         self.composite: list[CompositeCall] = []
+        self._kinds: dict[nn.Module, LayerKind | None] = {}
 
     def attach(
         self, model: nn.Module, modules: Collection[nn.Module]
     ) -> list[torch.utils.hooks.RemovableHandle]:
         """Install hooks on these modules of the model; removing the handles ends the watch."""
-        kinds = {m: kind_of(m) for m in modules}
+        kinds = self._kinds = {m: kind_of(m) for m in modules}
         inner = {m: kind for m, kind in kinds.items() if isinstance(kind, CompositeKind)}
         return [
             *attach(model, (kinds.keys() - inner.keys()).__contains__, self.simple),
             *attach_composites(model, inner, self.composite),
         ]
+
+    def _kind(self, module: nn.Module) -> LayerKind | None:
+        return self._kinds[module] if module in self._kinds else kind_of(module)
 
     def clear(self) -> None:
         """Forget all calls and let go of their graphs."""
@@ -91,7 +97,7 @@ class Watch:
 
     @property
     def edges(self) -> list[GradientEdge]:
-        """Where in the graph gradients are wanted."""
+        """Places in the graph where gradients are wanted."""
         edges = [call.edge for call in self.simple.calls if call.edge is not None]
         return edges + [edge for call in self.composite for edge in call.edges]
 
@@ -108,10 +114,11 @@ class Watch:
             gradient = next(rest) if call.edge is not None else None
             if gradient is not None:
                 own = gradient if batched else gradient.unsqueeze(0)
-                kind, inputs = kind_of(call.module), call.inputs
+                kind, inputs, reading = self._kind(call.module), call.inputs, LAST_AXIS
                 if isinstance(kind, MatrixKind):
                     inputs = kind.multiplied(call.module, inputs)
-                found.append(LayerUse(call.layer, "", call.module, inputs, own))
+                    reading = kind.reading(call.module)
+                found.append(LayerUse(call.layer, "", call.module, inputs, own, reading=reading))
         for call in self.composite:
             own = [next(rest) for _ in call.edges]
             for product, gradient in call.products(own, batched=batched):
@@ -124,6 +131,7 @@ class Watch:
                         gradient,
                         product.group,
                         call.kind.one_step,
+                        LAST_AXIS,
                     )
                 )
         return found

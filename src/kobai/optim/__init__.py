@@ -1,5 +1,6 @@
 """Optimizers: torch's first-order methods by name, K-FAC, and those that take the objective."""
 
+from kobai.curvature.coverage import Coverage
 from kobai.optim.damping import LevenbergMarquardt
 from kobai.optim.domains import (
     Choice,
@@ -24,7 +25,7 @@ from kobai.optim.first_order import (
     RMSpropConfig,
     SGDConfig,
 )
-from kobai.optim.kfac import EKFAC, KFAC, Coverage, KFACConfig, KFACSettings
+from kobai.optim.kfac import EKFAC, KFAC, KFACConfig, KFACSettings
 from kobai.optim.line_search import Backtracking, Constant, Exact, LineSearch, StrongWolfe
 from kobai.optim.muon import MuonAdamW
 from kobai.optim.registry import CONFIGS, OPTIMIZERS, OptimizerConfig, build, default_space

@@ -1,4 +1,4 @@
-"""How much damping: a number, a schedule, or Levenberg-Marquardt on the measured reduction ratio.
+"""Choose the damping: a number, a schedule, or Levenberg-Marquardt on the reduction ratio.
 
 The ratio compares what a step did to the loss with what the quadratic model of the same examples
 said it would do. Near one the model can be trusted further (less damping), near zero it cannot
@@ -16,7 +16,7 @@ are neither harmed nor helped as much as predicted.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,7 @@ def reduction_ratio(
     precision: torch.dtype = torch.float64,
     outputs: float = 0.0,
 ) -> ReductionRatio:
-    """The ratio and its standard error from the same examples before and after a step.
+    """Compute the ratio and its standard error from the same examples before and after a step.
 
     With dₙ the change of example n's loss and mₙ the model's change of it, ρ = Σ dₙ / Σ mₙ, and by
     the delta method se(ρ)² = N/(N−1) Σ (dₙ − ρ mₙ)² / (Σ mₙ)². A model that is right for every
@@ -146,12 +146,12 @@ class LevenbergMarquardt:
     def decide(
         self, damping: float, ratio: ReductionRatio, fresh: ReductionRatio | None = None
     ) -> tuple[float, Action]:
-        """The next damping and why.
+        """Give the next damping and why.
 
         Args:
             damping: λ of the step.
-            ratio: Of the step's own examples.
-            fresh: Of examples that had no part in the step, where there are such.
+            ratio: Ratio of the step's own examples.
+            fresh: Ratio of examples that had no part in the step, where there are such.
         """
         wanted, action = self._by_own(damping, ratio)
         if fresh is None:
@@ -181,25 +181,25 @@ class LevenbergMarquardt:
         return damping, "kept" if inside else "noise"
 
     def refuses(self, ratio: ReductionRatio) -> bool:
-        """Whether the loss rose beyond doubt, so that the step should be undone."""
+        """Tell if the loss rose beyond doubt, so that the step should be undone."""
         return ratio.actual > 0 and ratio.value + self._margin(ratio) < 0
 
     def _margin(self, ratio: ReductionRatio) -> float:
-        """What the ratio may be off by; a batch of one has an infinite error unless taken exact."""
+        """Give the likely error of the ratio, infinite for one example unless taken as exact."""
         return self.noise * ratio.error if self.noise else 0.0
 
     def raised(self, damping: float) -> tuple[float, Action]:
-        """The next damping after a step that failed altogether."""
+        """Give the next damping after a step that failed altogether."""
         higher = min(self.maximum, damping * self.raise_by)
         return higher, "raised" if higher > damping else "bound"
 
 
 Damping = float | Callable[[int], float] | Literal["auto"] | LevenbergMarquardt
-"""What optimizers take: λ, a schedule step ↦ λ, "auto", or a rule with settings of its own."""
+"""Forms of a damping: λ, a schedule step ↦ λ, "auto", or a rule with settings of its own."""
 
 
 def check_damping(value: Any, *, positive: bool = False) -> float:
-    """A damping as a float.
+    """Check a damping and give it as a float.
 
     Raises:
         TypeError: If it is no number.
@@ -216,7 +216,7 @@ def check_damping(value: Any, *, positive: bool = False) -> float:
 
 
 def first_damping(damping: Damping, *, positive: bool = False) -> float:
-    """The damping of step 0, checked.
+    """Give the damping of step 0, checked.
 
     Raises:
         TypeError: If it is none of the forms of `Damping`.
@@ -230,9 +230,16 @@ def first_damping(damping: Damping, *, positive: bool = False) -> float:
 
 
 def as_rule(damping: Damping, automatic: LevenbergMarquardt) -> Damping:
-    """The same damping with "auto" replaced by the rule it stands for."""
+    """Give the same damping with "auto" replaced by the rule it stands for."""
     if isinstance(damping, str):
         if damping != "auto":
             raise ValueError(f"damping is a number, a schedule or 'auto', got {damping!r}")
         return automatic
     return damping
+
+
+def same_examples(before: Sequence[float], now: Sequence[float]) -> bool:
+    """Say whether two fingerprints (sums over examples) are of the same ones, in any order."""
+    return len(before) == len(now) and all(
+        math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
+    )

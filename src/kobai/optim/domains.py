@@ -1,8 +1,8 @@
-"""What a hyperparameter may be: the kinds of values a search can try, as text and as objects.
+"""Domains of hyperparameters: the kinds of values a search can try, as text and as objects.
 
-A domain says what may be tried and how distance is measured there; what draws from it is somebody
-else's business. `str` of a domain and `parse_domain` are inverse to each other, so that a search
-space can stand in a settings file and on the command line.
+A domain says what may be tried and how distance is measured there; other modules draw from it.
+`str` of a domain and `parse_domain` are inverse to each other, so that a search space can stand in
+a settings file and on the command line.
 """
 
 import ast
@@ -152,7 +152,7 @@ Domain = Log | Linear | Integer | Choice | Fixed | When
 
 
 def parse_domain(text: str) -> Domain:
-    """A domain from its text.
+    """Read a domain from its text.
 
     Args:
         text: ``log(1e-4, 1)``, ``linear(0, 0.99)``, ``integer(1, 100)``, ``integer(1, 100, log)``,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kobai.optim.domains import Choice, Domain, Fixed, Integer, Linear, Log
+from kobai.optim.line_search import SEARCHES
 from kobai.problem import Likelihood
 
 Dash = Literal["solid", "dash", "dot", "dashdot"]
@@ -160,3 +161,10 @@ def check_damping(name: str, value: float | str, *, positive: bool = False) -> N
         check_positive(name, "damping", value)
     elif not 0 <= value < math.inf:
         raise ValueError(f"--{name}.damping must be non-negative and finite, got {value}")
+
+
+def check_line(name: str, lr: float, search: str, iterations: int) -> None:
+    """Refuse settings of a method of line searches that are out of range, naming their flags."""
+    check_positive(name, "lr", lr)
+    check_choice(name, "search", search, tuple(SEARCHES))
+    check_positive(name, "iterations", iterations)

@@ -1,4 +1,4 @@
-"""Line searches: how far to go along a direction.
+"""Line searches decide how far to go along a direction.
 
 Each is a frozen dataclass with one method, ``search(line, first)``. A `Line` is the objective along
 one direction; it asks the same function (the same minibatch) at every trial point, counts what it
@@ -90,18 +90,18 @@ class Line:
         self._known: tuple[LinePoint, Tensor, Tensor] | None = None
 
     def point(self, step: float) -> Float[Tensor, " P"]:
-        """θ + a p."""
+        """Compute θ + a p."""
         return self.theta + step * self.direction
 
     def value(self, step: float) -> LinePoint:
-        """φ(a) alone."""
+        """Compute φ(a) alone."""
         found = self._values.get(step)
         found = float(self._value(self.point(step))) if found is None else found
         known = found if math.isfinite(found) else math.inf
         return LinePoint(step=step, value=known, slope=math.nan)
 
     def slope(self, step: float) -> LinePoint:
-        """φ(a) and φ'(a); the gradient is kept for `gradient`."""
+        """Compute φ(a) and φ'(a); the gradient is kept for `gradient`."""
         value, gradient = self._value_and_grad(self.point(step))
         finite = bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
         trial = LinePoint(
@@ -113,11 +113,11 @@ class Line:
         return trial
 
     def curvature(self) -> float:
-        """φ''(0); NaN where there is no Hessian to ask."""
+        """Compute φ''(0); NaN where there is no Hessian to ask."""
         return math.nan if self._curvature is None else self._curvature(self.direction)
 
     def gradient(self, step: float) -> tuple[Float[Tensor, ""], Float[Tensor, " P"]]:
-        """Value and gradient at θ + a p, not computed again if they were the last asked for."""
+        """Give value and gradient at θ + a p, kept if they were the last asked for."""
         if self._known is None or self._known[0].step != step:
             self.slope(step)
         assert self._known is not None
@@ -128,7 +128,7 @@ class LineSearch(abc.ABC):
     """Find how far to go along a line."""
 
     downhill: ClassVar[bool] = True
-    """Whether the line must lead downhill."""
+    """Tells whether the line must lead downhill."""
 
     @abc.abstractmethod
     def search(self, line: Line, first: float) -> LineStep:
@@ -141,7 +141,7 @@ class LineSearch(abc.ABC):
 
     @abc.abstractmethod
     def resume(self, step: float, ratio: float) -> float | None:
-        """The first trial after a search that found `step`; None for the learning rate again.
+        """Give the first trial after a search that found `step`; None for the learning rate again.
 
         Args:
             step: The last step.
@@ -153,7 +153,7 @@ class LineSearch(abc.ABC):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant(LineSearch):
-    """The first step as it is, whatever it does to the function, unless that is not finite."""
+    """Take the first step as it is, whatever it does to the function, unless that is not finite."""
 
     def resume(self, step: float, ratio: float) -> float | None:
         """Begin with the learning rate again."""
@@ -170,7 +170,7 @@ class Constant(LineSearch):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backtracking(LineSearch):
-    """Shorter and shorter steps until φ(a) ≤ φ(0) + c a φ'(0) (Armijo's rule).
+    """Shorten steps until φ(a) ≤ φ(0) + c a φ'(0) (Armijo's rule).
 
     Attributes:
         sufficient: c, in (0, ½] so that the minimiser of a quadratic passes.
@@ -287,7 +287,7 @@ class StrongWolfe(LineSearch):
         return _nothing(line, "max-evaluations" if finite else "non-finite")
 
     def _falls(self, line: Line, trial: LinePoint) -> bool:
-        """The first condition, in values or, where these cannot tell, in slopes."""
+        """Check the first condition, in values or, where these cannot tell, in slopes."""
         origin = line.origin
         if trial.value <= origin.value + self.sufficient * trial.step * origin.slope:
             return True
@@ -374,7 +374,7 @@ class Exact(LineSearch):
 
 
 def _inside(low: LinePoint, high: LinePoint, *, halve: bool) -> float:
-    """A point well inside a bracket: minimiser of the cubic, or of the parabola, or the middle."""
+    """Choose a point well inside a bracket: minimiser of cubic or parabola, or the middle."""
     width = high.step - low.step
     share = 0.5
     if not halve and math.isfinite(high.value):
@@ -394,7 +394,7 @@ def _inside(low: LinePoint, high: LinePoint, *, halve: bool) -> float:
 
 
 def _extrapolated(origin: LinePoint, trial: LinePoint) -> float:
-    """A longer step: where the slope would vanish if it went on so, two to ten times as long."""
+    """Lengthen a step two to ten times, to where the slope would vanish if it went on so."""
     fall = trial.slope - origin.slope
     ahead = -origin.slope / fall * trial.step if fall > 0 else math.inf
     return min(max(ahead, 2 * trial.step), 10 * trial.step)
@@ -425,11 +425,11 @@ SearchName = Literal["backtracking", "strong-wolfe", "exact", "constant"]
 """Names of line searches."""
 
 Search = SearchName | LineSearch
-"""What optimizers take: a name, or a search with settings of its own."""
+"""Forms of a line search: a name, or a search with settings of its own."""
 
 
 def as_search(search: Search) -> LineSearch:
-    """A line search from its name.
+    """Give a line search by its name.
 
     Raises:
         ValueError: If the name is unknown.

@@ -14,7 +14,7 @@ from kobai.layers import is_kind
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 numbers by instructions of its own."""
+    """Tell if this machine's CPU multiplies bfloat16 numbers by instructions of its own."""
     return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
@@ -74,7 +74,7 @@ def orthogonalized(
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
     steps: int = 5,
 ) -> Float[Tensor, "M K"]:
-    """About U Vᵀ of a matrix U S Vᵀ, by Newton-Schulz iterations of degree five.
+    """Compute about U Vᵀ of a matrix U S Vᵀ, by Newton-Schulz iterations of degree five.
 
     Args:
         matrix: Any; it is divided by its norm first.
@@ -177,7 +177,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Trainable matrices and kernels that are neither embeddings nor the output layer's weight."""
+    """Find trainable matrices and kernels other than embeddings and the output layer's weight."""
     embeddings, kernels = (
         {
             id(p)

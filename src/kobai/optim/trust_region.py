@@ -40,7 +40,7 @@ def steihaug(
     tol: float | None = None,
     max_iterations: int = 250,
 ) -> TrustStep:
-    """Conjugate gradients on B p = −g until the residual is small or the boundary is met.
+    """Run conjugate gradients on B p = −g until the residual is small or the boundary is met.
 
     Args:
         operator: B, symmetric, of any signs.
@@ -62,15 +62,15 @@ def steihaug(
         return TrustStep(step=z, predicted=0.0, on_boundary=False, status="ok", products=0)
     for count in range(1, max_iterations + 1):
         product = operator @ direction
-        bend = _dot(direction, product)
+        curvature = _dot(direction, product)
         square = _dot(residual, residual)
-        if bend <= 0:
+        if curvature <= 0:
             reach = _to_boundary(z, direction, radius, gradient + image, product)
             return _finish(
                 gradient, z + reach * direction, image + reach * product, "negative-curvature",
                 count, boundary=True,
             )  # fmt: skip
-        scale = square / bend
+        scale = square / curvature
         if float((z + scale * direction).norm()) >= radius:
             reach = _positive_root(z, direction, radius)
             return _finish(
@@ -86,7 +86,7 @@ def steihaug(
 
 
 def dogleg(matrix: Float[Tensor, "P P"], gradient: Float[Tensor, " P"], radius: float) -> TrustStep:
-    """Along −g to the model's minimiser there, then towards the Newton step, until the boundary.
+    """Go along −g to the model's minimiser there, then towards the Newton step, until the boundary.
 
     Args:
         matrix: B, symmetric; positive definite, or else the path ends with its first leg.
@@ -101,13 +101,13 @@ def dogleg(matrix: Float[Tensor, "P P"], gradient: Float[Tensor, " P"], radius: 
         zero = torch.zeros_like(gradient)
         return TrustStep(step=zero, predicted=0.0, on_boundary=False, status="ok", products=0)
     image = matrix @ gradient
-    bend = _dot(gradient, image)
+    curvature = _dot(gradient, image)
     factor = cholesky(matrix)
     definite = factor.status == "ok"
     newton = -factor.solve(gradient)
     if definite and float(newton.norm()) <= radius:
         return _finish(gradient, newton, matrix @ newton, "ok", 1, boundary=False)
-    scale = norm**2 / bend if bend > 0 else math.inf
+    scale = norm**2 / curvature if curvature > 0 else math.inf
     if scale * norm >= radius or not definite:
         length = min(scale, radius / norm)
         boundary = length * norm >= radius * (1 - 1e-12)
@@ -146,7 +146,7 @@ class TrustRegion:
             raise ValueError(f"accept lies in [0, 1/4), got {self.accept}")
 
     def update(self, radius: float, ratio: float, *, length: float, on_boundary: bool) -> float:
-        """The next radius: a quarter of the step below ratio ¼, twice the radius above ¾.
+        """Give the next radius: a quarter of the step below ratio ¼, twice the radius above ¾.
 
         Args:
             radius: The present one.
@@ -174,7 +174,7 @@ def _finish(
 
 
 def _positive_root(start: Tensor, direction: Tensor, radius: float) -> float:
-    """t ≥ 0 with ‖start + t direction‖ = radius."""
+    """Find t ≥ 0 with ‖start + t direction‖ = radius."""
     a, b = _dot(direction, direction), _dot(start, direction)
     c = _dot(start, start) - radius**2
     root = math.sqrt(max(b * b - a * c, 0.0))
@@ -185,13 +185,13 @@ def _positive_root(start: Tensor, direction: Tensor, radius: float) -> float:
 def _to_boundary(
     start: Tensor, direction: Tensor, radius: float, slope: Tensor, product: Tensor
 ) -> float:
-    """Of the two crossings of the boundary along a line, the one with the lower model."""
+    """Take the crossing of the boundary along a line with the lower model."""
     ahead = _positive_root(start, direction, radius)
     back = -_positive_root(start, -direction, radius)
-    linear, bend = _dot(slope, direction), _dot(direction, product)
+    linear, quadratic = _dot(slope, direction), _dot(direction, product)
 
     def model(t: float) -> float:
-        return t * linear + 0.5 * t * t * bend
+        return t * linear + 0.5 * t * t * quadratic
 
     return min(ahead, back, key=model)
 

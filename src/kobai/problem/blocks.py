@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kobai.layers import is_kind, layout_of
+from kobai.layers import is_kind, layout_of, units_of
 
 BlockKind = Literal["parameter", "layer", "unit", "filter"]
 
@@ -110,10 +110,7 @@ def _rows(module: nn.Module, name: str, shape: torch.Size) -> Tensor:
     owner, positions = _owner(module, name), torch.arange(shape.numel())
     if not shape:
         return positions.view(1, 1)
-    kind = layout_of(owner)
-    if kind is None:
-        return positions.view(shape[0], shape[1:].numel())
-    return kind.units(owner, positions.view(shape))
+    return units_of(owner, positions.view(shape))
 
 
 def _block(name: str, spans: list[Tensor], parameters: list[str]) -> Block:

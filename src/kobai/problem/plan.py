@@ -1,4 +1,4 @@
-"""Which parameters get a block together, decided from the module tree alone.
+"""The plan of parameters: those that get a block together, from the module tree alone.
 
 The same decision serves every Fisher structure and every optimizer: weight and bias of a layer that
 multiplies by a matrix, scale and shift of a normalisation, a table, or a parameter by itself.

@@ -7,11 +7,12 @@ returns the summary with a verdict on every claim.
 """
 
 import importlib
+import warnings
 from types import ModuleType
 
 from kobai.reproductions.figures import (
     FigureMaker,
-    Outcome,
+    FigureOutcome,
     chosen_figures,
     run_figures,
 )
@@ -20,7 +21,7 @@ __all__ = [
     "FORMER_NAMES",
     "SOURCES",
     "FigureMaker",
-    "Outcome",
+    "FigureOutcome",
     "chosen_figures",
     "run_figures",
     "source",
@@ -54,3 +55,10 @@ def source(name: str) -> ModuleType:
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
     return importlib.import_module(SOURCES[name])
+
+
+def __getattr__(name: str):
+    if name != "Outcome":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.Outcome is now FigureOutcome", DeprecationWarning, stacklevel=2)
+    return FigureOutcome

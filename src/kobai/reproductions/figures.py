@@ -23,8 +23,22 @@ Scale = Literal["quick", "full"]
 """``quick``: minutes, small settings with the same look; ``full``: up to an hour on two cores."""
 
 
+def check_config(config: Any) -> None:
+    """Refuse a source's configuration whose scale, seed or threads are out of range.
+
+    Raises:
+        ValueError: If one of them is.
+    """
+    if config.scale not in ("quick", "full"):
+        raise ValueError(f"scale is 'quick' or 'full', got {config.scale!r}")
+    if config.seed < 0:
+        raise ValueError(f"seed is an integer, 0 or more; got {config.seed}")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads must be at least 1, got {config.threads}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FigureOutcome:
     """What making a figure gives.
 
     Attributes:
@@ -47,13 +61,13 @@ class FigureMaker:
     Attributes:
         name: What ``--figure`` takes.
         title: In words.
-        make: From the configuration, a function for progress lines and one that says whether to
-            stop; it raises `kobai.studies.Interrupted` to stop in the middle.
+        make: From the configuration, the folder of the run, a function for progress lines and one
+            that says whether to stop; it raises `kobai.studies.Interrupted` to stop in the middle.
     """
 
     name: str
     title: str
-    make: Callable[[Any, Callable[[str], None], Callable[[], bool]], Outcome]
+    make: Callable[[Any, Path, Callable[[str], None], Callable[[], bool]], FigureOutcome]
 
 
 def chosen_figures(text: str, makers: Sequence[FigureMaker]) -> tuple[FigureMaker, ...]:
@@ -126,7 +140,7 @@ def run_figures(
             raise Interrupted
         report(f"figure {maker.name}: {maker.title}")
         began = time.monotonic()
-        outcome = maker.make(config, report, asked)
+        outcome = maker.make(config, folder, report, asked)
         for part, result in outcome.results.items():
             save(result, folder, f"{name}_{part}")
         parts[maker.name] = Reproduction(

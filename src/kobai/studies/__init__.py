@@ -1,5 +1,8 @@
 """Many runs: settings, comparisons over optimizers and seeds."""
 
+import warnings
+
+from kobai.studies.batched_trials import run_trials
 from kobai.studies.budgets import Budget, Method, run_within
 from kobai.studies.compare import (
     CurvatureOptions,
@@ -27,8 +30,7 @@ from kobai.studies.study import Study, StudyOptions
 from kobai.studies.suite import run_suite
 from kobai.studies.suite_claims import conclude, profiles
 from kobai.studies.summary import best_values, summarise
-from kobai.studies.together import run_trials
-from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
+from kobai.studies.trial import MEASURES, Task, TrialOutcome, run_trial
 
 __all__ = [
     "MEASURES",
@@ -37,13 +39,13 @@ __all__ = [
     "Interrupted",
     "LandscapeOptions",
     "Method",
-    "Outcome",
     "RunSpec",
     "Setting",
     "Study",
     "StudyOptions",
     "StudyTraining",
     "Task",
+    "TrialOutcome",
     "best_first",
     "best_values",
     "checkpoint_folder",
@@ -66,3 +68,13 @@ __all__ = [
     "top_k",
     "train_run",
 ]
+
+_FORMER = {"Outcome": TrialOutcome, "TrainingOptions": StudyTraining}
+
+
+def __getattr__(name: str):
+    if name not in _FORMER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _FORMER[name]
+    warnings.warn(f"{__name__}.{name} is now {new.__name__}", DeprecationWarning, stacklevel=2)
+    return new

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kobai.optim.domains import Choice, Domain, Fixed, Integer, Log, When
 from kobai.results import Trials
-from kobai.studies.presence import WORKER, Presence, presence, queue_again, was_requeued
+from kobai.studies.batched_trials import reason_not_to_batch, run_batched, run_trials
 from kobai.studies.scores import ranking
 from kobai.studies.search import (
     PrunerName,
@@ -35,8 +35,8 @@ from kobai.studies.search import (
     suggest,
 )
 from kobai.studies.storage import close_storage, open_storage
-from kobai.studies.together import reason_against, run_together, run_trials
-from kobai.studies.trial import MEASURES, Outcome, Task, run_trial
+from kobai.studies.trial import MEASURES, Task, TrialOutcome, run_trial
+from kobai.studies.workers import WORKER, WorkerClaims, queue_again, was_requeued, worker_claims
 
 POLL_SECONDS = 0.5
 
@@ -141,7 +141,7 @@ class Study:
         *,
         worker: int = 0,
         stop: Callable[[], bool] | None = None,
-        finished: Callable[[int, Outcome], None] | None = None,
+        finished: Callable[[int, TrialOutcome], None] | None = None,
     ) -> bool:
         """Run trials until the study has as many as were asked for.
 
@@ -154,7 +154,7 @@ class Study:
             Whether the study is complete; False if it was stopped.
         """
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        here = presence(self._study, self.folder, name)
+        here = worker_claims(self._study, self.folder, name)
         try:
             while True:
                 here.reap(self._study)
@@ -198,13 +198,13 @@ class Study:
         wanted = self.options.together
         if wanted == 1 or self.options.pruner != "none":
             return 1
-        reason = reason_against(self.task, list(self.space))
+        reason = reason_not_to_batch(self.task, list(self.space))
         if reason and wanted:
             raise ValueError(f"together={wanted}: these trials go one by one, for {reason}")
         automatic = 100 if self.task.setting.device.type == "cuda" else 8
         return 1 if reason else wanted or automatic
 
-    def _claim_some(self, here: Presence, name: str, worker: int) -> list[optuna.Trial]:
+    def _claim_some(self, here: WorkerClaims, name: str, worker: int) -> list[optuna.Trial]:
         """The next trials, as many as are trained together."""
         if self._at_once is None:
             self._at_once = self.at_once()
@@ -216,7 +216,7 @@ class Study:
             claimed.append(trial)
         return claimed
 
-    def _claim(self, here: Presence, name: str, worker: int) -> optuna.Trial | None:
+    def _claim(self, here: WorkerClaims, name: str, worker: int) -> optuna.Trial | None:
         """The next trial, marked as one's own; None while others work on the last ones."""
         with here.claiming():
             trials = self._study.get_trials(deepcopy=False)
@@ -232,7 +232,7 @@ class Study:
                 worker=worker,
             )
             with warnings.catch_warnings():
-                # Optuna expects its own loop to send the heartbeats; here `Presence` does.
+                # Optuna expects its own loop to send the heartbeats; here `WorkerClaims` does.
                 warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
                 trial = self._study.ask()
             trial.set_user_attr(WORKER, name)
@@ -247,7 +247,7 @@ class Study:
             return None
         return trial
 
-    def _run(self, trial: optuna.Trial, stop: Callable[[], bool] | None) -> Outcome | None:
+    def _run(self, trial: optuna.Trial, stop: Callable[[], bool] | None) -> TrialOutcome | None:
         """Train a trial and tell the storage; None if it was stopped."""
         values = suggest(trial, self.space)
 
@@ -264,18 +264,20 @@ class Study:
             self._study.tell(trial, state=TrialState.PRUNED)
             last = list(trial._cached_frozen_trial.intermediate_values.values())
             value = last[-1] if last else self.task.worst
-            return Outcome(state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[])
+            return TrialOutcome(
+                state="pruned", value=value, final={}, seconds=[], epoch=[], curve=[]
+            )
         return self._tell(trial, result)
 
     def _run_together(
         self, trials: list[optuna.Trial], stop: Callable[[], bool] | None
-    ) -> list[Outcome | None]:
+    ) -> list[TrialOutcome | None]:
         """Train several trials as one computation and tell the storage; None if stopped."""
         values = [suggest(trial, self.space) for trial in trials]
-        results = run_together(self.task, values, stop=stop)
+        results = run_batched(self.task, values, stop=stop)
         return [self._tell(trial, one) for trial, one in zip(trials, results, strict=True)]
 
-    def _tell(self, trial: optuna.Trial, result: Outcome) -> Outcome | None:
+    def _tell(self, trial: optuna.Trial, result: TrialOutcome) -> TrialOutcome | None:
         """Tell the storage how a trial ended; one that was stopped is queued again."""
         if result.state == "interrupted":
             queue_again(self._study, self._study.get_trials(deepcopy=False)[trial.number])
@@ -301,8 +303,8 @@ class Study:
         settings: int,
         seeds: tuple[int, ...],
         stop: Callable[[], bool] | None = None,
-        finished: Callable[[int, Outcome], None] | None = None,
-    ) -> list[tuple[int, list[Outcome]]] | None:
+        finished: Callable[[int, TrialOutcome], None] | None = None,
+    ) -> list[tuple[int, list[TrialOutcome]]] | None:
         """Train the best settings again with seeds that the search has not seen.
 
         A search keeps what was lucky: the mean of its best trials promises more than the same
@@ -327,7 +329,7 @@ class Study:
         order = ranking(value, maximise=self.task.maximise)[:settings]
         chosen = [complete[int(position)] for position in order]
         done = 0
-        at_once = 1 if reason_against(self.task, list(self.space)) else max(1, len(chosen))
+        at_once = 1 if reason_not_to_batch(self.task, list(self.space)) else max(1, len(chosen))
         for seed in seeds:
             task = dataclasses.replace(self.task, seeds=(seed,))
             missing = [t for t in chosen if self._rerun(t.number, seed) is None]
@@ -350,10 +352,10 @@ class Study:
             for trial, row in zip(chosen, kept, strict=True)
         ]
 
-    def _rerun(self, number: int, seed: int) -> Outcome | None:
+    def _rerun(self, number: int, seed: int) -> TrialOutcome | None:
         """A trial with a new seed, if it was made."""
         known = self._study.user_attrs.get(_rerun_key(number, seed))
-        return None if known is None else Outcome(**known)
+        return None if known is None else TrialOutcome(**known)
 
     def importance(self) -> dict[str, float]:
         """Share of the score's variance that each hyperparameter explains; empty with few trials.

@@ -6,7 +6,7 @@ import numpy as np
 
 from kobai.results import Scores, Trials
 from kobai.studies.scores import expected_best, ranking, top_k
-from kobai.studies.trial import Outcome
+from kobai.studies.trial import TrialOutcome
 
 
 def summarise(
@@ -14,7 +14,7 @@ def summarise(
     *,
     k: int,
     importance: Mapping[str, float] | None = None,
-    rerun: Sequence[tuple[int, list[Outcome]]] = (),
+    rerun: Sequence[tuple[int, list[TrialOutcome]]] = (),
 ) -> Scores:
     """Mean of the best k trials, how search pays, and what is left of it on new seeds.
 
@@ -53,7 +53,7 @@ def summarise(
 
 
 def _regression(
-    trials: Trials, rerun: Sequence[tuple[int, list[Outcome]]]
+    trials: Trials, rerun: Sequence[tuple[int, list[TrialOutcome]]]
 ) -> dict[str, np.ndarray]:
     """Measure → (in the study, on new seeds, standard error over settings)."""
     if not rerun:
@@ -70,7 +70,7 @@ def _regression(
     return found
 
 
-def _value(outcome: Outcome, name: str) -> float:
+def _value(outcome: TrialOutcome, name: str) -> float:
     values = outcome.final.get(name, [])
     return float("nan") if not values or values[0] is None else values[0]
 

@@ -89,7 +89,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended; plain values that any storage can hold.
 
     Attributes:
@@ -117,7 +117,7 @@ def run_trial(
     *,
     report: Callable[[int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Outcome:
+) -> TrialOutcome:
     """Train a setting with every seed of the task.
 
     Nothing is written. A run that diverges scores the worst value; so does one in which the
@@ -159,7 +159,7 @@ def run_trial(
     return outcome(task, histories, failure)
 
 
-def outcome(task: Task, histories: list[History], failure: str = "") -> Outcome:
+def outcome(task: Task, histories: list[History], failure: str = "") -> TrialOutcome:
     """Sum the runs of a trial up; see `run_trial`."""
     statuses = [history.status for history in histories]
     state = "finished"
@@ -178,7 +178,7 @@ def outcome(task: Task, histories: list[History], failure: str = "") -> Outcome:
     good = state == "finished" and score and None not in score
     notes = [failure, *(h.note for h in histories if h.status == "diverged")]
     longest = max((h.epoch for h in histories), key=len, default=np.empty(0))
-    return Outcome(
+    return TrialOutcome(
         state=state if good or state != "finished" else "diverged",
         value=float(np.mean([v for v in score if v is not None])) if good else task.worst,
         final=final,

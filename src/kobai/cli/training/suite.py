@@ -1,4 +1,4 @@
-"""`kobai compare --suite deep-learning-book`: all algorithms on several problems, equal budgets."""
+"""`kobai compare --suite`: a book's algorithms on a set of problems within equal budgets."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from kobai.cli.tables import to_json, wide_console
 from kobai.cli.training.compare import model_name, rehearse
 from kobai.optim import Domain, parse_domain
 from kobai.results import Scores, Trials, save
-from kobai.studies import Outcome, RunSpec, Setting, Study, Task, best_values, summarise
+from kobai.studies import RunSpec, Setting, Study, Task, TrialOutcome, best_values, summarise
 
 WORKER = "KOBAI_TUNE_WORKER"
 """Environment variable with the number of a worker that another process has started."""
@@ -163,7 +163,7 @@ class _Lines:
         self._best: float | None = None
         self._last: tuple[int, float] | None = None
 
-    def __call__(self, done: int, outcome: Outcome) -> None:
+    def __call__(self, done: int, outcome: TrialOutcome) -> None:
         """Take note of a trial that ended."""
         better = max if self._study.task.maximise else min
         value = outcome.value

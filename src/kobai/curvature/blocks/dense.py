@@ -10,8 +10,6 @@ from torch import Tensor
 from kobai.curvature.blocks.interface import Block
 from kobai.curvature.blocks.shifted_inverse import shifted_inverse
 from kobai.curvature.rows import Rows
-from kobai.linalg.operators.leaves import Dense
-from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final
@@ -84,7 +82,3 @@ class DenseBlock(Block):
     def sketch(self, probe: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """See `Block.sketch`."""
         return [self.fisher @ probe(self.fisher)]
-
-    def operators(self) -> list[SolvableOperator]:
-        """See `Block.operators`."""
-        return [Dense(self.fisher[0], positive_semidefinite=True)]

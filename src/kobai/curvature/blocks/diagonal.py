@@ -9,8 +9,6 @@ from torch import Tensor
 
 from kobai.curvature.blocks.interface import Block
 from kobai.curvature.rows import Rows
-from kobai.linalg.operators.leaves import Diagonal
-from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final
@@ -70,7 +68,3 @@ class DiagonalBlock(Block):
     def sketch(self, probe: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """See `Block.sketch`."""
         return [self.fisher.sum().reshape(1)]
-
-    def operators(self) -> list[SolvableOperator]:
-        """See `Block.operators`."""
-        return [Diagonal(own.reshape(-1)) for own in self.fisher]

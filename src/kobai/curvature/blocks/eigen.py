@@ -15,8 +15,6 @@ from kobai.curvature.blocks.factor_sums import FactorSums
 from kobai.curvature.blocks.interface import Block, past_weight
 from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.linalg import eigh
-from kobai.linalg.operators.kronecker import KroneckerEigen
-from kobai.linalg.operators.solvable import SolvableOperator
 
 
 @final
@@ -140,8 +138,3 @@ class EigenBlock(Block):
     def shared(self) -> list[Tensor]:
         """See `Block.shared`."""
         return [self.output_basis, self.input_basis, self.squares]
-
-    def operators(self) -> list[SolvableOperator]:
-        """See `Block.operators`."""
-        triples = zip(self.output_basis, self.input_basis, self.squares, strict=True)
-        return [KroneckerEigen(left, right, values) for left, right, values in triples]

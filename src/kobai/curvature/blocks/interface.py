@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kobai.curvature.blocks.shifted_inverse import REPLACED
 from kobai.curvature.rows import Rows
-from kobai.linalg.operators.solvable import SolvableOperator
 
 STATISTICS_DECAY = 0.95
 """Weight of the past in a moving average once it is older than twenty updates; younger ones are
@@ -177,7 +176,3 @@ class Block(ABC):
     def shared(self) -> list[Tensor]:
         """Return what one process computes in `factor` for all, entry by entry of the stack."""
         return []
-
-    def operators(self) -> list[SolvableOperator]:
-        """Return each of the S blocks as an operator with any damping, in the order (M, K)."""
-        raise TypeError(f"{type(self).__name__} has no operator form")

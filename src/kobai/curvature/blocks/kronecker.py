@@ -24,8 +24,6 @@ from kobai.curvature.blocks.shifted_inverse import (
     unread_inverse,
 )
 from kobai.layers.moments import multiplies_bfloat16
-from kobai.linalg.operators.kronecker import Kronecker
-from kobai.linalg.operators.solvable import SolvableOperator
 
 _PIECES_ERROR = 0.01
 """Error of a step, relative to its length in the metric it is taken in, at which products in pieces
@@ -289,11 +287,6 @@ class KroneckerBlock(Block):
         """See `Block.shared`."""
         tensors = [self.input_inverses, self.output_inverses]
         return [*tensors, self.pieces] if self.pieces.dtype == tensors[0].dtype else tensors
-
-    def operators(self) -> list[SolvableOperator]:
-        """See `Block.operators`."""
-        pairs = zip(self.factors.outputs, self.factors.inputs, strict=True)
-        return [Kronecker(left, right) for left, right in pairs]
 
     def _in_pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return B⁻¹ and A⁻¹ as sums of two bfloat16 matrices, made anew if they changed."""

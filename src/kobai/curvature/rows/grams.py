@@ -1,101 +1,77 @@
-"""Layer Grams: K_l = J_l J_lᵀ of every layer, and the spectra that follow from their sum.
+"""Sums of Gram matrices over the parts of a network, added up in one place.
 
-The matrix of inner products of gradients, one row an example and output: its sum over layers is the
-neural tangent kernel of a network, and over W the Fisher matrix's dual, with the same non-zero
-eigenvalues. Layers that are understood (matrices, convolutions, norms, embeddings) never form J_l;
-see `kobai.curvature.rows.outer_products` for the orders of contraction.
+Nothing else of its size is made: no Gram matrix of a part alone, and one half of a symmetric one.
 """
 
-from typing import Literal
+from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai.curvature.rows.interface import DenseRows, Joined, Rows, Stacked
-from kobai.curvature.rows.network import ScoreRows
-from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
-from kobai.curvature.scores import Labels, Scores
-from kobai.curvature.structures.interface import layers_of
-from kobai.linalg.factor import eigh
-from kobai.problem import EmpiricalRisk
+from kobai.curvature.rows.interface import DenseRows, Rows
+from kobai.curvature.rows.outer_products import (
+    EmbeddingRows,
+    OuterRows,
+    add_product,
+    add_single,
+)
 
 
-def layer_grams(
-    objective: EmpiricalRisk,
-    other: EmpiricalRisk | None = None,
+def sum_of_grams(
+    batches: Sequence[Sequence[Rows]],
+    others: Sequence[Sequence[Rows]] | None = None,
     *,
-    theta: Float[Tensor, " P"] | None = None,
-    labels: Labels | Literal["outputs"] = "outputs",
-) -> dict[str, Float[Tensor, "R S"]]:
-    """K_l of every layer, not divided by anything; rows follow the examples, then the outputs.
+    result: Float[Tensor, "R S"],
+) -> None:
+    """Add Σ over parts of G Hᵀ to a matrix in place: no second one of its size is made.
 
     Args:
-        objective: The network and the examples of the rows.
-        other: The same network and the examples of the columns; default: the same examples.
-        theta: Where; default: the module's parameters now.
-        labels: "outputs": rows are gradients of the outputs, as in `Jacobian`. "exact": gradients
-            along the columns of a factor of the output Hessian, whose Gram has the spectrum of
-            W F; "observed": gradients of the losses. See `Scores` ("sampled" is not offered here).
-
-    Returns:
-        One matrix a layer, by the layer's name, in the order of the parameters.
-        Cost: as many backward passes as an example has outputs, and the contractions; memory R S
-        numbers a layer and the captured inputs and gradients.
-
-    Raises:
-        ValueError: If the two objectives belong to different modules.
+        batches: For every batch the rows of some parts, as `ScoreRows` yields them.
+        others: The same parts on the data of the columns. Default: the same rows; then only what is
+            above the diagonal is added at least, and `mirrored` completes the matrix.
+        result: What is added to; rows follow the batches.
     """
-    if labels == "sampled":
-        raise ValueError("layer Grams take labels 'outputs', 'exact' or 'observed', got 'sampled'")
-    source, rows = _layer_rows(objective, theta, labels)
-    if other is None:
-        return {name: own.gram() for name, own in rows.items()}
-    if other.space.module is not objective.space.module:
-        raise ValueError("both objectives must belong to one module")
-    second, columns = _layer_rows(other, theta, labels)
-    if [p.kind for p in source.parts] != [p.kind for p in second.parts]:
-        raise ValueError("the layers are called differently on the two data sets")
-    return {name: own.gram(columns[name]) for name, own in rows.items()}
+    half = others is None
+    others = batches if others is None else others
+    top = 0
+    for i, parts in enumerate(batches):
+        height = parts[0].count
+        left = 0
+        for j, partners in enumerate(others):
+            width = partners[0].count
+            if not half or j >= i:
+                target = result[top : top + height, left : left + width]
+                _add_grams(target, parts, None if half and i == j else partners)
+            left += width
+        top += height
 
 
-def dual_eigenvalues(
-    objective: EmpiricalRisk,
-    *,
-    theta: Float[Tensor, " P"] | None = None,
-    labels: Labels = "exact",
-) -> Float[Tensor, " R"]:
-    """All non-zero eigenvalues of the Fisher matrix from its dual, ascending.
-
-    The R × R matrix GGᵀ/W, R the number of rows (examples times outputs), has the spectrum of the
-    P × P Fisher matrix up to zeros: one Gram matrix and one dense eigendecomposition where
-    products would never finish.
-
-    Args:
-        objective: The network and data.
-        theta: Where; default: the module's parameters now.
-        labels: "exact" (equals the Gauss-Newton spectrum) or "observed".
-
-    Returns:
-        R values; if R > P, the R − P smallest are zero to rounding.
-    """
-    grams = layer_grams(objective, theta=theta, labels=labels)
-    total = torch.stack(list(grams.values())).sum(0) / objective.weight
-    return eigh(total).values
+def _add_grams(result: Tensor, parts: Sequence[Rows], others: Sequence[Rows] | None) -> None:
+    """The Gram matrices of all parts of one batch; those of the commonest kind in one sweep."""
+    together: list[tuple[OuterRows, OuterRows | None]] = []
+    partners: Sequence[Rows | None] = [None] * len(parts) if others is None else others
+    for rows, other in zip(parts, partners, strict=True):
+        if (
+            isinstance(rows, OuterRows)
+            and (other is None or isinstance(other, OuterRows))
+            and rows.single(other)
+        ):
+            together.append((rows, other))
+        else:
+            _add_gram(result, rows, other)
+    if together:
+        add_single(result, together)
 
 
-def _layer_rows(
-    objective: EmpiricalRisk, theta: Tensor | None, labels: Labels | Literal["outputs"]
-) -> tuple[ScoreRows, dict[str, Stacked]]:
-    """The rows of each layer over all batches."""
-    scores = Scores(likelihood=objective.likelihood, labels=labels)
-    source = ScoreRows(objective, theta, scores)
-    layers = layers_of(source)
-    kept: dict[str, list[Joined]] = {layer.name: [] for layer in layers}
-    for parts in source:
-        for layer in layers:
-            kept[layer.name].append(Joined([parts[i] for i in layer.positions]))
-    return source, {name: Stacked(pieces) for name, pieces in kept.items()}
+def _add_gram(result: Tensor, rows: Rows, other: Rows | None) -> None:
+    if isinstance(rows, OuterRows) and (other is None or isinstance(other, OuterRows)):
+        rows.add_gram(result, other)
+    elif isinstance(rows, DenseRows):
+        add_product(
+            result, rows.matrix, (rows if other is None else other).dense(), half=other is None
+        )
+    else:
+        result += rows.gram(other)
 
 
 def for_trace(rows: Rows, each: int) -> Rows:

@@ -1,13 +1,15 @@
-"""Uses of a matrix written out as rows: inputs and gradients by example and place."""
+"""Calls of layers written out as rows: inputs and gradients by example and place."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from kobai.curvature.rows.interface import Rows
+from kobai.curvature.rows.outer_products import EmbeddingRows, OuterRows
 from kobai.layers import LayerForm, LayerUse
 
 _WORKSPACE = 2**24
@@ -30,7 +32,7 @@ def outer_rows(
 
     Args:
         form: Of the matrix; where it is a bias alone the inputs are ones.
-        uses: One, or one a group.
+        uses: One use, or one per group.
         examples: E.
         dtype: Of the result.
 
@@ -66,6 +68,49 @@ def outer_rows(
             ones[group, :, :length] = form.bias_input
         a = torch.cat([a, ones], 3)
     return a, g, lengths
+
+
+def example_rows(
+    form: LayerForm,
+    uses: Sequence[LayerUse],
+    examples: int,
+    dtype: torch.dtype,
+    indices: Int[Tensor, " p"],
+) -> Rows | None:
+    """Return the gradients of all examples and cotangents in a matrix, one row each.
+
+    Args:
+        form: Form of the matrix.
+        uses: All its uses in one batch.
+        examples: Number of examples.
+        dtype: Precision of the result.
+        indices: Coordinates of the matrix's entries.
+
+    Returns:
+        Rows over the matrix's entries in the order (G, M, K), or (V, D) for an embedding; None
+        where the examples do not divide what a layer was called with.
+    """
+    if form.lookup:
+        tokens, values = [], []
+        for use in uses:
+            if use.inputs.numel() % examples:
+                return None
+            ids = use.inputs.reshape(examples, -1)
+            g = use.unpadded(use.gradients.to(dtype))
+            g = g.reshape(len(g), examples, -1, form.outputs)
+            tokens.append(ids)
+            values.append(g.transpose(0, 1))
+        return EmbeddingRows(torch.cat(tokens, 1), torch.cat(values, 2), indices, form.inputs)
+    inputs, gradients = [], []
+    for joint in joint_uses(uses):
+        found = outer_rows(form, joint, examples, dtype)
+        if found is None:
+            return None
+        inputs.append(found[0])
+        gradients.append(found[1])
+    if len(inputs) == 1:
+        return OuterRows(inputs[0], gradients[0], indices)
+    return OuterRows(torch.cat(inputs, 2), torch.cat(gradients, 3), indices)
 
 
 def first_examples(

@@ -33,7 +33,7 @@ _WIDEST = 200
 
 
 def example_blocks(examples: int, each: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of examples whose rows meet `columns` others within a cache."""
+    """Cut examples into ranges whose block of a Gram matrix with `columns` rows fits a cache."""
     rows = min(_WIDEST, max(_CACHED // max(1, columns), _NARROWEST))
     step = max(1, rows // each)
     for start in range(0, examples, step):
@@ -127,7 +127,7 @@ class OuterRows(Rows):
             self._add_pairs(result, other)
 
     def single(self, other: "OuterRows | None") -> bool:
-        """Whether `add_single` is the way to the Gram matrix: no repeated places, and cheapest."""
+        """Tell whether `add_single` makes the Gram matrix: no repeated places, and cheapest."""
         return (
             self.places == 1
             and (other is None or other.places == 1)
@@ -230,7 +230,7 @@ class OuterRows(Rows):
         return rows.reshape(-1, self.size)
 
     def _dearer(self, other: "OuterRows") -> bool:
-        """Whether meeting all places costs more multiplications than writing the rows out."""
+        """Tell whether meeting all places costs more multiplications than writing the rows out."""
         places = self.places * other.places
         pairs = (
             self.groups
@@ -332,7 +332,7 @@ class EmbeddingRows(Rows):
         return table.index_add(0, self.tokens.reshape(-1), combined).flatten(0, 1)
 
     def gram(self, other: Rows | None = None) -> Float[Tensor, "R S"]:
-        """G Hᵀ: places that look up the same line meet."""
+        """G Hᵀ, summed over pairs of places that look up the same line."""
         other = self if other is None else other
         if not isinstance(other, EmbeddingRows):
             return self.dense() @ other.dense().T

@@ -1,4 +1,4 @@
-"""Which parameters form a part: weight and bias of a layer, scale and shift, a table, or one alone.
+"""Parts of θ whose gradient rows are made together: a layer, a scale and shift, a table, or one.
 
 Decided from the module tree, then held against a backward pass of two examples: what captured
 layers claim the gradient to be must be what autograd says, example by example. A part that fails
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def bias(self) -> bool:
-        """Whether the last of the K columns is the bias."""
+        """True if the last of the K columns is the bias."""
         return self.form is not None and self.form.bias
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.linearization import Linearization
 from kobai.curvature.rows import Rows, Stacked
-from kobai.curvature.rows.gram_sums import sum_of_grams
+from kobai.curvature.rows.grams import sum_of_grams
 from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.rows.outer_products import mirrored
 from kobai.curvature.rows.parts import all_indices

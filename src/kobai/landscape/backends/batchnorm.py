@@ -27,8 +27,8 @@ from kobai.landscape.backends.data import Chunk
 from kobai.landscape.backends.interface import Treatment
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.layer_kinds import running_statistics
 from kobai.landscape.options import Statistics
+from kobai.layers.stock import running_statistics
 from kobai.problem import EmpiricalRisk, ParameterSpace
 from kobai.problem.calling import call_arguments
 

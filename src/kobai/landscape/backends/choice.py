@@ -13,9 +13,9 @@ from kobai.landscape.backends.data import DeviceData
 from kobai.landscape.backends.evaluator import ObjectiveEvaluator, ValueEvaluator
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.layer_kinds import has_convolutions
 from kobai.landscape.options import CLASS_FIELD, Settings
 from kobai.landscape.processes import Processes
+from kobai.layers import is_kind
 from kobai.problem import EmpiricalRisk, Objective
 
 EXAMPLES = 1024
@@ -226,7 +226,9 @@ class _Search:
     def _loops(self) -> None:
         """Time the plain loop, in both layouts and all chunk sizes that time allows."""
         self._time(Candidate("loop", self.usual))
-        if self.maker.data.has_images and has_convolutions(self.objective.model):
+        if self.maker.data.has_images and any(
+            is_kind(part, "convolution") for part in self.objective.model.modules()
+        ):
             self._time(dataclasses.replace(self._best(), layout="channels_last"))
         self._sizes_of_best()
         if not self.objective.coupled:

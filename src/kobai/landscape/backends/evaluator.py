@@ -10,11 +10,31 @@ import torch
 from torch import Tensor
 
 from kobai.landscape.backends.data import Chunk, DeviceData, Layout
-from kobai.landscape.backends.interface import Backend, Evaluator
+from kobai.landscape.backends.interface import Backend
 from kobai.landscape.backends.passes import ExampleSums, MovedParameters, Point
 from kobai.landscape.directions.subspace import Directions
 from kobai.landscape.options import Precision
 from kobai.problem import EmpiricalRisk, Objective, pure
+
+
+class Evaluator(abc.ABC):
+    """Measures an objective at points given by their coordinates.
+
+    Attributes:
+        name: How it computes, in a few words.
+        fields: What it measures, in the order of the columns of `measure`.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+
+    @abc.abstractmethod
+    def measure(self, points: Sequence[Point]) -> Tensor:
+        """Compute the values at K points, (K, number of fields), float64 on the CPU."""
+
+    def loss(self, *coordinates: float) -> float:
+        """Compute the loss at one point."""
+        return float(self.measure([coordinates])[0, 0])
 
 
 class ObjectiveEvaluator(Evaluator):
@@ -53,6 +73,7 @@ class ValueEvaluator(ObjectiveEvaluator):
 
     def __init__(self, objective: Objective, directions: Directions) -> None:
         self.objective = objective
+        self._origin = directions.origin
         self._moved = MovedParameters(objective.space, directions)
 
     def has_accuracy(self) -> bool:
@@ -65,7 +86,7 @@ class ValueEvaluator(ObjectiveEvaluator):
 
     def identity(self) -> str:
         """Give the value at the origin."""
-        return float(self.objective.value(self._moved.origin)).hex()
+        return float(self.objective.value(self._origin)).hex()
 
     def measure(self, points: Sequence[Point]) -> Tensor:
         """See `Evaluator.measure`."""

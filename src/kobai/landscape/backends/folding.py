@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kobai.landscape.backends.data import Chunk
 from kobai.landscape.backends.interface import Treatment, other_forwards
 from kobai.landscape.backends.passes import Point
-from kobai.landscape.layer_kinds import (
+from kobai.layers.stock import (
     is_convolution,
     is_relu,
     output_with,

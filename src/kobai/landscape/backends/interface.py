@@ -1,4 +1,4 @@
-"""The interfaces of a back-end, of what treats a model at each point, and of an evaluator."""
+"""The interfaces of a back-end and of a treatment of the model at each point."""
 
 import abc
 import contextlib
@@ -9,26 +9,6 @@ from torch import Tensor, nn
 
 from kobai.landscape.backends.data import Chunk
 from kobai.landscape.backends.passes import Point, Reduce
-
-
-class Evaluator(abc.ABC):
-    """Measures an objective at points given by their coordinates.
-
-    Attributes:
-        name: How it computes, in a few words.
-        fields: What it measures, in the order of the columns of `measure`.
-    """
-
-    name: str
-    fields: tuple[str, ...]
-
-    @abc.abstractmethod
-    def measure(self, points: Sequence[Point]) -> Tensor:
-        """Compute the values at K points, (K, number of fields), float64 on the CPU."""
-
-    def loss(self, *coordinates: float) -> float:
-        """Compute the loss at one point."""
-        return float(self.measure([coordinates])[0, 0])
 
 
 class Backend(abc.ABC):

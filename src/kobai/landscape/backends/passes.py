@@ -1,6 +1,7 @@
 """One pass over the data at one set of parameters: where θ lies, the outputs, and their sums."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,11 +19,37 @@ WAITING = 2**18
 """Numbers in outputs that wait for the next chunk's, so that small ones are reduced together."""
 
 
-class MovedParameters:
-    """Parameters at coordinates, in a buffer that is used again and again.
+@dataclasses.dataclass(eq=False)
+class AffineSum:
+    """A tensor that is affine in the coordinates, base + Σ cᵢ partᵢ.
 
     The sum over all coordinates but the last is kept: along a row of a grid, a point costs one
     addition. Terms are summed in the order of `Directions.at`.
+
+    Attributes:
+        base: The tensor at the origin.
+        parts: What each coordinate adds; None for nothing.
+    """
+
+    base: Tensor
+    parts: Sequence[Tensor | None]
+    _row: tuple[Point, Tensor] | None = None
+
+    def at(self, point: Point, out: Tensor | None = None) -> Tensor:
+        """Compute a fresh tensor at the coordinates, or overwrite the one given."""
+        before, last, part = point[:-1], point[-1], self.parts[-1]
+        if self._row is None or self._row[0] != before:
+            total = self.base
+            for value, other in zip(before, self.parts, strict=False):
+                if other is not None:
+                    total = torch.add(total, other, alpha=value)
+            self._row = (before, total)
+        row = self._row[1]
+        return row.clone() if part is None else torch.add(row, part, alpha=last, out=out)
+
+
+class MovedParameters:
+    """Parameters at coordinates, in a buffer that is used again and again.
 
     Args:
         space: The parameters.
@@ -31,20 +58,12 @@ class MovedParameters:
 
     def __init__(self, space: ParameterSpace, directions: Directions) -> None:
         self.space = space
-        self.origin = directions.origin
-        self.columns = directions.vectors.T.contiguous()
-        self._row: tuple[Point, Tensor] | None = None
+        self._sum = AffineSum(directions.origin, list(directions.vectors.T.contiguous()))
         self._buffer = torch.empty_like(directions.origin)
 
     def theta(self, point: Point) -> Tensor:
         """Compute θ(c), valid until the next call."""
-        *before, last = point
-        if self._row is None or self._row[0] != tuple(before):
-            row = self.origin
-            for value, column in zip(before, self.columns, strict=False):
-                row = torch.add(row, column, alpha=value)
-            self._row = (tuple(before), row)
-        return torch.add(self._row[1], self.columns[-1], alpha=last, out=self._buffer)
+        return self._sum.at(tuple(point), out=self._buffer)
 
     def at(self, point: Point) -> dict[str, Tensor]:
         """Compute θ(c) and cut it into the module's parameters."""
@@ -109,11 +128,16 @@ class ExampleSums:
     objective: EmpiricalRisk
     classes: int = 0
 
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """Give the type that losses are computed in, whatever that of the outputs."""
+        return self.objective.space.dtype
+
     def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Compute (Σ l, Σ l², Σ l w, Σ w², correct, Σ l of each class) at K points, float64."""
         likelihood = self.objective.likelihood
         count, size = outputs.shape[:2]
-        outputs = outputs.to(self.objective.space.dtype).flatten(0, 1)
+        outputs = outputs.to(self.dtype).flatten(0, 1)
         repeated = targets.expand(count, *targets.shape).flatten(0, 1)
         nll = likelihood.nll(outputs, repeated).double().view(count, size)
         right = likelihood.correct(outputs, repeated)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.layer_kinds import is_linear_in_parameters, is_sequence
+from kobai.layers.stock import is_linear_in_parameters, is_sequence
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 

@@ -11,7 +11,6 @@ so that D + 1 products serve the whole plane.
 
 import collections
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from kobai.landscape.backends.data import Chunk
 from kobai.landscape.backends.interface import other_forwards
-from kobai.landscape.backends.passes import MovedParameters, Point
+from kobai.landscape.backends.passes import AffineSum, MovedParameters, Point
 from kobai.landscape.backends.reusable_calls import ReusableCall
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.layer_kinds import is_linear_in_parameters, output_with
+from kobai.layers.stock import is_linear_in_parameters, output_with
 from kobai.problem import Batch, EmpiricalRisk, pure
 
 MEMORY_BOUND = 2**31
@@ -155,7 +154,7 @@ class ReusedCalls:
                 None if part is None else output_with(module, args[0], *part)
                 for part in self._parts[call.path]
             ]
-            self._now[call.path, call.index] = _Linear(output.clone(), parts)
+            self._now[call.path, call.index] = AffineSum(output.clone(), parts)
         return output
 
     def _replay(self, call: ReusableCall, compute: Callable[[], Any], args: tuple) -> Any:
@@ -163,35 +162,9 @@ class ReusedCalls:
         if call.kind == "bypass":
             return args[0]
         value = self._now[call.path, call.index]
-        if isinstance(value, _Linear):
-            return value.at(self.point)
+        if isinstance(value, AffineSum):
+            return value.at(tuple(self.point))
         return value.clone() if call.fragile else value
-
-
-@dataclasses.dataclass(eq=False)
-class _Linear:
-    """Output of a linear call at the origin and its parts along the directions."""
-
-    base: Tensor
-    parts: list[Tensor | None]
-    row: tuple[Point, Tensor] | None = None
-
-    def at(self, point: Point) -> Tensor:
-        """Compute a fresh tensor with the output at the coordinates."""
-        *before, last = point
-        row = self._row(tuple(before))
-        part = self.parts[-1]
-        return row.clone() if part is None else torch.add(row, part, alpha=last)
-
-    def _row(self, before: Point) -> Tensor:
-        """Sum over all coordinates but the last; the sum is kept along a row of the grid."""
-        if self.row is None or self.row[0] != before:
-            total = self.base
-            for value, part in zip(before, self.parts, strict=False):
-                if part is not None:
-                    total = torch.add(total, part, alpha=value)
-            self.row = (before, total)
-        return self.row[1]
 
 
 def _parts(

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 STEPS = 5
-"""How many step sizes are tried, each a third of the one before."""
+"""Step sizes that are tried, each a third of the one before."""
 
 
 def first_derivative(

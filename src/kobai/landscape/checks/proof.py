@@ -10,16 +10,14 @@ from kobai.landscape.backends.batchnorm import (
     plain_loss,
     recalibrated_statistics,
 )
-from kobai.landscape.backends.evaluator import ObjectiveEvaluator, RiskEvaluator
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator, ObjectiveEvaluator, RiskEvaluator
 from kobai.landscape.backends.loop import LoopBackend
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.checks import shape, values
 from kobai.landscape.checks.values import ModuleState
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.grid.blocks import grid_points
+from kobai.landscape.grid.blocks import GridValues, grid_points
 from kobai.landscape.grid.fields import FieldEvaluator
-from kobai.landscape.grid.refinement import GridValues
 from kobai.landscape.options import COARSE_PRECISION, Settings
 from kobai.problem import EmpiricalRisk, Objective
 from kobai.results import Check

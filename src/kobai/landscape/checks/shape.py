@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
 from kobai.landscape.checks.differences import first_derivative, second_derivative
 from kobai.landscape.derivatives import has_kinks, projected_hessian, slopes
 from kobai.landscape.directions.subspace import Directions
@@ -22,7 +22,7 @@ from kobai.results import Check
 def slope(
     objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
 ) -> Check:
-    """Finite differences of the surface equal ∇L·d, away from the centre where slopes show.
+    """Check that finite differences of the surface equal ∇L·d, away from the centre.
 
     Args:
         objective: The objective.
@@ -63,7 +63,7 @@ def slope(
 def curvature(
     objective: Objective, directions: Directions, evaluator: Evaluator, half: Sequence[float]
 ) -> Check:
-    """Second differences of the surface at its centre equal dᵀHd from Hessian-vector products.
+    """Check second differences of the surface at its centre against dᵀHd from Hessian products.
 
     Where the loss has kinks (ReLU), that is not a theorem: a second difference also counts how
     slopes jump at the kinks. It still equals the integral of exact slopes,
@@ -103,7 +103,7 @@ def _kinked(
     typical: float,
     half: float,
 ) -> tuple[float, float, float]:
-    """From slopes, second difference, tolerance, at the first step that settles the matter.
+    """Give change of slope, second difference and tolerance, at the first step that settles it.
 
     A step is good when it meets no kink or very many: a single one spoils Gauss's rule.
     """
@@ -123,7 +123,7 @@ def _kinked(
 def _change_of_slope(
     objective: Objective, directions: Directions, k: int, step: float
 ) -> tuple[float, float]:
-    """∫₀ʰ g(t) dt / h² with g(t) = ∇L(t)·d - ∇L(-t)·d, by three Gauss nodes, and how sure that is.
+    """Integrate g(t) = ∇L(t)·d - ∇L(-t)·d over (0, h) by three Gauss nodes, over h²; and its error.
 
     Between kinks g is nearly proportional to t; its largest departure from that, over h, bounds
     what single kinks between the nodes can do to the rule.
@@ -146,7 +146,7 @@ def _clip(value: float, low: float, high: float) -> float:
 
 
 def _line(evaluator: Evaluator, place: Sequence[float], k: int):
-    """The loss along direction k through a place, as a function of one coordinate."""
+    """Make the loss along direction k through a place a function of one coordinate."""
 
     def line(t: float) -> float:
         return evaluator.loss(*(c + t if i == k else c for i, c in enumerate(place)))
@@ -155,7 +155,7 @@ def _line(evaluator: Evaluator, place: Sequence[float], k: int):
 
 
 def _noise(objective: Objective, value: float) -> float:
-    """Rounding error to expect in one value of the loss."""
+    """Estimate the rounding error in one value of the loss."""
     return 2 * torch.finfo(objective.space.dtype).eps * max(abs(value), 1e-3)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.directions.subspace import Directions
-from kobai.landscape.grid.blocks import scattered_node, sweep
+from kobai.landscape.grid.blocks import Collector, scattered_node, sweep
 from kobai.problem import Objective
 from kobai.results import Check, Line, Plane, Volume
 
@@ -40,7 +40,7 @@ def raise_if_failed(checks: Line | Plane | Volume | Iterable[Check]) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModuleState:
-    """All that an evaluation must leave as it was, as it was."""
+    """A copy of all that an evaluation must leave as it was."""
 
     tensors: dict[str, torch.Tensor]
     gradients: dict[str, tuple[int, int] | None]
@@ -65,7 +65,7 @@ class ModuleState:
         )
 
     def changes(self, module: nn.Module) -> list[str]:
-        """What differs now."""
+        """List what differs now."""
         now = ModuleState.of(module)
         found = [
             name
@@ -82,14 +82,14 @@ class ModuleState:
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equality to the bit, NaN included."""
+    """Compare to the bit, NaN included."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def untouched(before: ModuleState, module: nn.Module) -> Check:
-    """The model is as it was: parameters, buffers, gradients, modes, global random state."""
+    """Check that parameters, buffers, gradients, modes and global random state are as before."""
     changes = before.changes(module)
     return Check(
         name="model untouched",
@@ -102,7 +102,7 @@ def untouched(before: ModuleState, module: nn.Module) -> Check:
 
 
 def rounding(objective: Objective, value: float) -> float:
-    """How far two exact computations of a loss of this size may differ.
+    """Bound by how much two exact computations of a loss of this size may differ.
 
     Relative 1e-6 in float32 and finer in float64, with a floor for losses near zero, where the
     outputs' own rounding is all that is left.
@@ -116,7 +116,7 @@ Plain = Callable[[Point], float]
 
 
 def plain_value(objective: Objective, directions: Directions) -> Plain:
-    """The objective's own value."""
+    """Make the objective's own value a function of coordinates."""
     return lambda point: float(objective.value(directions.at(point)))
 
 
@@ -127,7 +127,7 @@ def centre(
     *,
     plain: Plain | None = None,
 ) -> Check:
-    """The surface at coordinates zero is the loss at the origin, computed independently."""
+    """Check the surface at coordinates zero against the loss at the origin, computed alone."""
     zero = (0.0,) * directions.count
     alone = (plain or plain_value(objective, directions))(zero)
     found = evaluator.loss(*zero)
@@ -144,7 +144,7 @@ def nodes(
     evaluated: np.ndarray | None = None,
     plain: Plain | None = None,
 ) -> Check:
-    """Scattered nodes, two corners among them, agree with the plain loss at the same θ.
+    """Check scattered nodes, two corners among them, against the plain loss at the same θ.
 
     Nodes are scattered by the golden-ratio sequence, which needs no random numbers. Far out, where
     outputs are large, rounding takes ten times what it may take at the centre. Of a grid that was
@@ -175,7 +175,7 @@ def _agreement(
     *,
     slack: float = 1.0,
 ) -> Check:
-    """The worst pair (plain, found) of losses, measured in units of its tolerance."""
+    """Find the worst pair (plain, found) of losses, measured in units of its tolerance."""
     worst, shown = -1.0, (0.0, 0.0, 0.0, 0.0)
     for plain, found in pairs:
         tolerance = slack * rounding(objective, plain if math.isfinite(plain) else 0.0)
@@ -197,7 +197,7 @@ def _agreement(
 
 
 def determinism(evaluator: Evaluator, point: Point, losses: np.ndarray | None = None) -> Check:
-    """The same node twice gives the same bits; the detail names the hash of all losses."""
+    """Check that a node measured twice has the same bits; name the hash of all losses."""
     first, second = evaluator.measure([point]), evaluator.measure([point])
     same = _same_bits(first, second)
     gap = float((first - second).abs().nan_to_num(0.0).max())
@@ -212,7 +212,7 @@ def determinism(evaluator: Evaluator, point: Point, losses: np.ndarray | None = 
 
 
 def fingerprint(losses: np.ndarray) -> str:
-    """SHA-256 of an array of numbers: the same surface has the same one."""
+    """Compute SHA-256 of an array of numbers: the same surface has the same one."""
     return hashlib.sha256(np.ascontiguousarray(losses, dtype="<f8").tobytes()).hexdigest()
 
 
@@ -226,14 +226,14 @@ class _Probe(Evaluator):
         self.directions = directions
 
     def measure(self, points: Sequence[Point]) -> torch.Tensor:
-        """Coordinates of θ(c) weighted by 1, π, π²."""
+        """Sum the coordinates of θ(c) weighted by 1, π, π²."""
         found = self.directions.project(self.directions.at(point) for point in points)[0]
         weights = [[math.pi**k] for k in range(found.shape[1])]
         return found @ torch.tensor(weights, dtype=torch.float64)
 
 
 def orientation(directions: Directions, axes: Sequence[np.ndarray]) -> Check:
-    """A function of θ that tells the axes apart comes out at the right nodes.
+    """Check that a function of θ that tells the axes apart comes out at the right nodes.
 
     The same sweep runs over a small grid of unequal sides cut from the axes, with an evaluator that
     reads off θ where it is.
@@ -244,7 +244,7 @@ def orientation(directions: Directions, axes: Sequence[np.ndarray]) -> Check:
         small.append(axis[picks])
     if len({len(axis) for axis in small}) < len(small):  # axes of two nodes each
         small[0] = np.append(small[0], 2 * small[0][-1] - small[0][0])
-    found = sweep(small, _Probe(directions))["probe"]
+    found = sweep(small, Collector(_Probe(directions))).fields["probe"]
     expected = sum(math.pi**k * grid for k, grid in enumerate(np.meshgrid(*small, indexing="ij")))
     largest = max(float(np.abs(axis).max()) for axis in small)
     # θ is rounded to its own dtype before its coordinates are read off.
@@ -261,7 +261,7 @@ def orientation(directions: Directions, axes: Sequence[np.ndarray]) -> Check:
 
 
 def direction_norms(directions: Directions) -> Check:
-    """The directions are finite, not zero, and tell two axes apart (largest |cosine|)."""
+    """Check that the directions are finite, not zero and apart (by the largest |cosine|)."""
     cosines = directions.cosine_matrix() - torch.eye(directions.count).to(directions.vectors.device)
     largest = float(cosines.abs().max())
     norms = ", ".join(f"{norm:.4g}" for norm in directions.norms)

@@ -48,7 +48,9 @@ def between_directions(
     if count == 1 and len(points) != 2:
         raise ValueError(f"a line goes through two runs, got {len(points)}")
     if len(points) > 3:
-        return principal_directions(thetas, kind="between")
+        return principal_directions(
+            points, 2, None, kind="between", label="mean of the runs", marked=thetas
+        )
     origin = points[0]
     first = points[1].double() - origin.double()
     length = first.norm()

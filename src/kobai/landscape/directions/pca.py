@@ -1,5 +1,6 @@
 """Principal directions of trajectories, with what a random walk would show beside them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -58,7 +59,7 @@ def pca_directions(
     reference = lengths[0] - 1 if origin == "last" else None
     label = next(iter(runs)) if reference is not None else "mean of the snapshots"
     ends = {name: run[-1] for name, run in runs.items()}
-    return _principal(
+    return principal_directions(
         snapshots,
         count,
         reference,
@@ -70,30 +71,26 @@ def pca_directions(
 
 
 def principal_directions(
-    thetas: Mapping[str, Tensor], *, count: int = 2, kind: str = "pca"
-) -> Directions:
-    """PCA of single points about their mean, each of them marked; no order, hence no null."""
-    return _principal(
-        list(thetas.values()),
-        count,
-        None,
-        kind=kind,
-        label="mean of the runs",
-        marked=thetas,
-        null=(),
-    )
-
-
-def _principal(
-    snapshots: list[Tensor],
+    snapshots: Sequence[Tensor],
     count: int,
     reference: int | None,
     *,
     kind: str,
     label: str,
     marked: Mapping[str, Tensor],
-    null: tuple[float, ...],
+    null: tuple[float, ...] = (),
 ) -> Directions:
+    """Find the directions in which points vary most.
+
+    Args:
+        snapshots: The points.
+        count: How many directions.
+        reference: Which of the points lies at the origin; None: their mean.
+        kind: The kind of the directions.
+        label: What lies at the origin.
+        marked: Label to points that are marked.
+        null: Shares of variance that a random walk would show.
+    """
     if len({tuple(s.shape) for s in snapshots}) != 1:
         raise ValueError("the snapshots differ in length; they need one model")
     origin = snapshots[0 if reference is None else reference]
@@ -143,17 +140,8 @@ def _principal(
     note = f"PCA of {len(snapshots)} points, explained variance {shares}"
     if null:
         note += "; a random walk: " + " + ".join(f"{100 * share:.1f} %" for share in null)
-    return Directions(
-        origin=origin,
-        vectors=made.vectors,
-        names=made.names,
-        kind=kind,
-        origin_label=label,
-        points={name: tuple(c) for name, c in zip(marked, places, strict=True)},
-        explained=explained,
-        null=null,
-        note=note,
-    )
+    points = {name: tuple(c) for name, c in zip(marked, places, strict=True)}
+    return dataclasses.replace(made, points=points, note=note)
 
 
 def _random_walk(

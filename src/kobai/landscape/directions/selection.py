@@ -1,9 +1,9 @@
-"""Named filters: which parameters a random direction leaves where they are."""
+"""Named filters of the parameters that a random direction leaves where they are."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
 
-from kobai.landscape.layer_kinds import is_embedding, is_normalisation
+from kobai.layers import is_kind
 from kobai.problem import ParameterSpace
 
 
@@ -14,7 +14,9 @@ def _is_bias(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_norm(space: ParameterSpace, name: str) -> bool:
-    return is_normalisation(space.module.get_submodule(name.rpartition(".")[0]))
+    owner = space.module.get_submodule(name.rpartition(".")[0])
+    # By name as well: people write their own RMSNorm.
+    return is_kind(owner, "norm") or "norm" in type(owner).__name__.lower()
 
 
 def _is_vector(space: ParameterSpace, name: str) -> bool:
@@ -22,7 +24,7 @@ def _is_vector(space: ParameterSpace, name: str) -> bool:
 
 
 def _is_embedding(space: ParameterSpace, name: str) -> bool:
-    return is_embedding(space.module.get_submodule(name.rpartition(".")[0]))
+    return is_kind(space.module.get_submodule(name.rpartition(".")[0]), "embedding")
 
 
 FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
@@ -37,7 +39,7 @@ FILTERS: dict[str, Callable[[ParameterSpace, str], bool]] = {
 def excluded_parameters(
     space: ParameterSpace, exclude: Sequence[str], *, only: Sequence[str] = ()
 ) -> frozenset[str]:
-    """Names of the parameters that the filters take out.
+    """Name the parameters that the filters take out.
 
     Args:
         space: The parameters.
@@ -54,25 +56,15 @@ def excluded_parameters(
     for entry in exclude:
         if entry in FILTERS:
             out |= {name for name in space.names if FILTERS[entry](space, name)}
-            continue
-        found = fnmatch.filter(space.names, entry)
-        if not found:
-            raise ValueError(
-                f"exclude={entry!r} is neither a filter ({', '.join(FILTERS)}) nor matches a "
-                f"parameter; the parameters are {', '.join(space.names)}"
-            )
-        out |= set(found)
+        else:
+            known = ", ".join(FILTERS)
+            problem = f"exclude={entry!r} is neither a filter ({known}) nor matches a parameter"
+            out |= _matching(space, entry, problem)
     if isinstance(only, str):
         raise TypeError(f"only must be a sequence of patterns, such as ({only!r},)")
     kept: set[str] = set()
     for pattern in only:
-        found = fnmatch.filter(space.names, pattern)
-        if not found:
-            raise ValueError(
-                f"only={pattern!r} matches no parameter; the parameters are "
-                f"{', '.join(space.names)}"
-            )
-        kept |= set(found)
+        kept |= _matching(space, pattern, f"only={pattern!r} matches no parameter")
     if only:
         out |= set(space.names) - kept
     if len(out) == len(space.names):
@@ -81,3 +73,10 @@ def excluded_parameters(
             "parameter to move; exclude less, such as exclude=()"
         )
     return frozenset(out)
+
+
+def _matching(space: ParameterSpace, pattern: str, problem: str) -> set[str]:
+    found = fnmatch.filter(space.names, pattern)
+    if not found:
+        raise ValueError(f"{problem}; the parameters are {', '.join(space.names)}")
+    return set(found)

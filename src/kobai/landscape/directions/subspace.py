@@ -16,10 +16,10 @@ INDEPENDENT = 1e-10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DirectionsReport:
-    """What a set of directions looks like in numbers.
+    """A description of a set of directions in numbers.
 
     Attributes:
-        names: One name a direction.
+        names: One name per direction.
         norms: Euclidean norms.
         relative_norms: The same over the norm of the origin; infinite at the zero vector.
         cosines: D x D cosines between directions, ones on the diagonal.
@@ -58,7 +58,7 @@ class Directions:
     Attributes:
         origin: θ at coordinates zero, shape (P,).
         vectors: The directions as columns, shape (P, D) with D = 1, 2 or 3.
-        names: One name a direction.
+        names: One name per direction.
         kind: How they were chosen: "random", "between", "pca", "given".
         origin_label: What lies at the origin, such as the label of a run.
         points: Label to the D coordinates of points worth marking.
@@ -174,7 +174,7 @@ class Directions:
         return torch.stack(coordinates), torch.stack(distances)
 
     def orthogonal(self) -> "Directions":
-        """The same subspace with directions made orthogonal one after the other, norms kept.
+        """Span the same subspace by directions made orthogonal one after the other, norms kept.
 
         The first direction stays; marked points keep their places in space. Filter-wise norms do
         not survive this, which is why it is never done unasked.
@@ -208,7 +208,7 @@ class Directions:
         return dataclasses.replace(moved, points=points, note=note)
 
     def take(self, *indices: int) -> "Directions":
-        """Some of the directions, such as one for a line; marked points are left out."""
+        """Take some of the directions, such as one for a line; marked points are left out."""
         keep = list(indices)
         return dataclasses.replace(
             self,

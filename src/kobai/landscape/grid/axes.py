@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
 from kobai.landscape.directions.subspace import Directions
 from kobai.landscape.options import RATIO, Grid
 
@@ -123,7 +123,7 @@ def find_range(
         ratio: What multiple of the centre's loss to reach, above 1.
 
     Returns:
-        (low, high) for each direction. Cost: about a dozen evaluations a direction.
+        (low, high) for each direction. Cost: about a dozen evaluations per direction.
     """
     if not ratio > 1:
         raise ValueError(f"ratio must be above 1, got {ratio}")

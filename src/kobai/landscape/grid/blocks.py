@@ -1,18 +1,19 @@
 """The nodes of a grid, measured block by block: kept on disk, shared among processes, stopped."""
 
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.grid.resumption import Store
-from kobai.landscape.options import Progress, Stop
+from kobai.landscape.options import Settings
 from kobai.landscape.processes import Processes
 
 BLOCK_SECONDS = 0.25
@@ -27,12 +28,43 @@ def grid_points(axes: Sequence[np.ndarray]) -> list[Point]:
     return [tuple(map(float, point)) for point in itertools.product(*axes)]
 
 
-def on_grid(
-    axes: Sequence[np.ndarray], names: Sequence[str], values: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Shape columns of values at `grid_points` into arrays with one axis per direction."""
-    shape = tuple(len(axis) for axis in axes)
-    return {name: values[:, k].reshape(shape).copy() for k, name in enumerate(names)}
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GridValues:
+    """Values of fields on a grid of which all nodes or some were measured.
+
+    Attributes:
+        axes: Coordinates along each direction.
+        names: The fields.
+        values: Node (in the order of the grid) and field to value; NaN where the sweep stopped
+            before a spline could be made.
+        evaluated: Nodes that were measured; all others are splines through those.
+        reason: The reason to end: "tolerance", "budget", "exact" or "stopped".
+        errors: Field to the largest error of the spline at the nodes that verified it, relative
+            for losses and in shares of the range for others; empty if there were none.
+        note: The same as a sentence.
+    """
+
+    axes: Sequence[np.ndarray]
+    names: Sequence[str]
+    values: Float[np.ndarray, "K F"]
+    evaluated: Bool[np.ndarray, "K"]
+    reason: str
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """Shape `evaluated` like the grid."""
+        return self.evaluated.reshape([len(axis) for axis in self.axes])
+
+    @functools.cached_property
+    def fields(self) -> dict[str, np.ndarray]:
+        """Shape the values of each field like the grid; "evaluated" is there if some are not."""
+        shape = self.mask.shape
+        found = {n: self.values[:, k].reshape(shape).copy() for k, n in enumerate(self.names)}
+        if not self.evaluated.all():
+            found["evaluated"] = self.mask.astype(float)
+        return found
 
 
 def scattered_node(shape: Sequence[int], k: int) -> tuple[int, ...]:
@@ -56,8 +88,7 @@ class Collector:
     Attributes:
         evaluator: What measures.
         total: Nodes there will be at most, for progress.
-        progress: Called with (nodes done, nodes in all).
-        stop: Asked between blocks.
+        settings: Who is told of progress, and who is asked between blocks whether to stop.
         store: Where blocks are kept, or None.
         processes: The processes.
         done: Nodes so far.
@@ -65,13 +96,17 @@ class Collector:
     """
 
     evaluator: Evaluator
-    total: int
-    progress: Progress | None = None
-    stop: Stop | None = None
+    total: int = 0
+    settings: Settings = Settings()
     store: Store | None = None
     processes: Processes = dataclasses.field(default_factory=Processes)
     done: int = 0
     stopped: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Name the columns of values."""
+        return self.evaluator.fields
 
     def measure(
         self, points: Sequence[Point]
@@ -81,7 +116,7 @@ class Collector:
         Returns:
             Values (K, F), and which of the points were reached (K,).
         """
-        width = len(self.evaluator.fields)
+        width, stop, progress = len(self.fields), self.settings.stop, self.settings.progress
         values = np.full((len(points), width), np.nan)
         reached = np.zeros(len(points), dtype=bool)
         size, position, turn = 1, 0, 0
@@ -97,7 +132,7 @@ class Collector:
             turn += 1
             if not mine:
                 continue
-            if self.stop is not None and self.stop():
+            if stop is not None and stop():
                 self.stopped = True
                 break
             block = points[some]
@@ -113,10 +148,10 @@ class Collector:
                     # Small steps up, because the first node may be slow for reasons of its own.
                     size = max(1, min(8 * size, int(BLOCK_SECONDS / max(each, 1e-9)), BLOCK_LIMIT))
             values[some], reached[some] = found, True
-            if self.progress is not None:
+            if progress is not None:
                 # Of what the others have done by now, a process only knows that it is as much.
                 here = self.done + int(reached.sum()) * self.processes.size
-                self.progress(min(here, self.total), self.total)
+                progress(min(here, self.total), self.total)
         if self.processes.size > 1:
             parts = self.processes.gather((values, reached, self.stopped))
             for theirs, there, _ in parts:
@@ -127,17 +162,19 @@ class Collector:
         return values, reached
 
 
-def sweep(axes: Sequence[np.ndarray], evaluator: Evaluator) -> dict[str, np.ndarray]:
+def sweep(axes: Sequence[np.ndarray], collector: Collector) -> GridValues:
     """Measure all fields at all nodes of a grid.
 
     Args:
         axes: Coordinates along each direction; values at node (i, j, …) belong to
             (axes[0][i], axes[1][j], …).
-        evaluator: What measures.
-
-    Returns:
-        Field name to array with one axis per direction.
+        collector: Measures nodes.
     """
-    points = grid_points(axes)
-    values, _ = Collector(evaluator, len(points)).measure(points)
-    return on_grid(axes, evaluator.fields, values)
+    values, reached = collector.measure(grid_points(axes))
+    return GridValues(
+        axes=axes,
+        names=collector.fields,
+        values=values,
+        evaluated=reached,
+        reason="exact" if reached.all() else "stopped",
+    )

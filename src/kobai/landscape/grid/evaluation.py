@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator
 from kobai.landscape.backends.passes import Point
-from kobai.landscape.grid.blocks import Collector, grid_points
+from kobai.landscape.grid.blocks import Collector, GridValues, sweep
 from kobai.landscape.grid.fields import FieldEvaluator
-from kobai.landscape.grid.refinement import GridValues, Refinement
+from kobai.landscape.grid.refinement import Refinement
 from kobai.landscape.grid.resumption import open_store
 from kobai.landscape.options import Estimate, Settings
 from kobai.landscape.processes import Processes
@@ -36,28 +37,17 @@ def fill(
     seconds = each * count / processes.size
     if settings.announce is not None:
         settings.announce(Estimate(nodes=count, each=each, seconds=seconds, how=fields.name))
-    collector = Collector(
-        fields,
-        count,
-        progress=settings.progress,
-        stop=settings.stop,
-        store=open_store(fields, grid, settings, processes, each),
-        processes=processes,
-    )
+    store = None
+    if settings.folder:
+        store = open_store(Path(settings.folder), fields, grid, settings, processes, each)
+    collector = Collector(fields, count, settings, store, processes)
     everything = settings.tol is None and settings.budget is None
     if settings.tol is None and settings.budget is not None:
         left = settings.budget - (time.perf_counter() - started)
         everything = processes.agree(seconds <= left)
     if not everything:
-        return Refinement(grid, collector, settings.tol, settings.budget, each, started).run()
-    values, reached = collector.measure(grid_points(grid))
-    return GridValues(
-        axes=grid,
-        names=fields.fields,
-        values=values,
-        evaluated=reached,
-        reason="exact" if reached.all() else "stopped",
-    )
+        return Refinement(grid, collector, each, started).run()
+    return sweep(grid, collector)
 
 
 def _seconds_each(evaluator: Evaluator, grid: Sequence[np.ndarray]) -> float:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from kobai.curvature import Hessian, eigenvalues
 from kobai.landscape.backends.choice import Choice
-from kobai.landscape.backends.evaluator import ObjectiveEvaluator, RiskEvaluator
-from kobai.landscape.backends.interface import Evaluator
+from kobai.landscape.backends.evaluator import Evaluator, ObjectiveEvaluator, RiskEvaluator
 from kobai.landscape.backends.passes import Point
 from kobai.landscape.derivatives import plane_eigenvalues, projected_hessian, slopes
 from kobai.landscape.directions.subspace import Directions

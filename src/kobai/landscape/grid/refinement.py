@@ -7,24 +7,21 @@ measured are picked all over the grid and measured after all: their errors are t
 are reported. Those that miss the tolerance add their row and column.
 """
 
-import dataclasses
-import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
 from scipy.interpolate import make_interp_spline
 
-from kobai.landscape.grid.blocks import Collector, on_grid, scattered_node
+from kobai.landscape.grid.blocks import Collector, GridValues, scattered_node
 from kobai.landscape.grid.fields import positive_field
 
 COARSE = 7
 """Nodes along each side of the first grid."""
 
 GAIN = 8.0
-"""How much smaller a spline's error is with a row than without it.
+"""A spline's error is so many times smaller with a row than without it.
 
 Leaving a row out doubles the spacing there, which multiplies the error of a cubic spline by 16 on a
 smooth function and by 4 or less on one with kinks; the verification corrects a wrong guess.
@@ -40,71 +37,27 @@ FLOOR = 1e-3
 """Errors of a loss are relative to its value, or to this share of its range if that is larger."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class GridValues:
-    """Values of fields on a grid of which all nodes or some were measured.
-
-    Attributes:
-        axes: Coordinates along each direction.
-        names: The fields.
-        values: Node (in the order of the grid) and field to value; NaN where the sweep stopped
-            before a spline could be made.
-        evaluated: Nodes that were measured; all others are splines through those.
-        reason: The reason to end: "tolerance", "budget", "exact" or "stopped".
-        errors: Field to the largest error of the spline at the nodes that verified it, relative
-            for losses and in shares of the range for others; empty if there were none.
-        note: The same as a sentence.
-    """
-
-    axes: Sequence[np.ndarray]
-    names: Sequence[str]
-    values: Float[np.ndarray, "K F"]
-    evaluated: Bool[np.ndarray, "K"]
-    reason: str
-    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
-
-    @functools.cached_property
-    def mask(self) -> np.ndarray:
-        """Shape `evaluated` like the grid."""
-        return self.evaluated.reshape([len(axis) for axis in self.axes])
-
-    @functools.cached_property
-    def fields(self) -> dict[str, np.ndarray]:
-        """Shape the values of each field like the grid; "evaluated" is there if some are not."""
-        found = on_grid(self.axes, self.names, self.values)
-        if not self.evaluated.all():
-            found["evaluated"] = self.mask.astype(float)
-        return found
-
-
 class Refinement:
     """Fills a grid from as few nodes as a tolerance or a budget asks for.
 
     Args:
         axes: The coordinates.
-        collector: Measures nodes.
-        tol: Largest error of the losses at nodes that are not measured: relative, or absolute in
-            units of `FLOOR` times the range where that is larger. None: as small as the budget
-            allows.
-        budget: Seconds; None: no limit.
+        collector: Measures nodes. Of its settings, `tol` is the largest error of the losses at
+            nodes that are not measured: relative, or absolute in units of `FLOOR` times the range
+            where that is larger (None: as small as the budget allows); `budget` is in seconds
+            (None: no limit).
         each: Seconds per node, by a first measurement.
         started: `time.perf_counter` when the budget began to run.
     """
 
     def __init__(
-        self,
-        axes: Sequence[np.ndarray],
-        collector: Collector,
-        tol: float | None,
-        budget: float | None,
-        each: float,
-        started: float,
+        self, axes: Sequence[np.ndarray], collector: Collector, each: float, started: float
     ) -> None:
         self.axes, self.collector = axes, collector
-        self.tol, self.budget, self.each, self.started = tol, budget, each, started
+        self.tol, self.budget = collector.settings.tol, collector.settings.budget
+        self.each, self.started = each, started
         self.shape = tuple(len(axis) for axis in axes)
-        self.names = collector.evaluator.fields
+        self.names = collector.fields
         self.judged = [k for k, name in enumerate(self.names) if positive_field(name)]
         self.values = np.full((*self.shape, len(self.names)), np.nan)
         self.known = np.zeros(self.shape, dtype=bool)

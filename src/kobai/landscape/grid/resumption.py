@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -24,13 +24,13 @@ STORED_SECONDS = 2.0
 """About how long a block takes that is written to disk."""
 
 
-def kept_record(folder: Path | str | None) -> dict[str, Any] | None:
+def kept_record(folder: Path | str) -> dict[str, Any] | None:
     """Read what the first run in a folder decided, if there was one.
 
     Raises:
         ValueError: If the file is damaged.
     """
-    kept = None if folder is None else _read(Path(folder))
+    kept = _read(Path(folder))
     return None if kept is None else kept["record"]
 
 
@@ -52,7 +52,7 @@ class Store:
     Args:
         folder: Where; made if missing.
         key: Identity of what is measured. A folder that holds values of something else is refused.
-        record: Makes what the first run decided; later runs get the first one's record.
+        record: What the first run decides; later runs get the first one's record.
 
     Attributes:
         record: The record in force.
@@ -61,11 +61,11 @@ class Store:
         ValueError: If the folder belongs to another landscape.
     """
 
-    def __init__(self, folder: Path, key: str, record: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, key: str, record: dict[str, Any]) -> None:
         self.folder = folder
         kept = _read(folder)
         if kept is None:
-            kept = {"key": key, "record": record()}
+            kept = {"key": key, "record": record}
             atomic_write(folder / PLAN, json.dumps(kept, indent=1))
         if kept["key"] != key:
             raise ValueError(
@@ -100,36 +100,33 @@ class Store:
 
 
 def open_store(
+    folder: Path,
     fields: FieldEvaluator,
     grid: Sequence[np.ndarray],
     settings: Settings,
     processes: Processes,
     each: float,
-) -> Store | None:
-    """Open the folder of the settings for the values of a grid, None where there is no folder.
+) -> Store:
+    """Open a folder for the values of a grid.
 
     Args:
+        folder: Where.
         fields: What is measured.
         grid: The coordinates.
         settings: How it is measured.
         processes: The first one writes the plan; the others read it.
         each: Seconds per node.
     """
-    if settings.folder is None:
-        return None
-    folder, key, choice = Path(settings.folder), _identity(fields, grid, settings), fields.choice
+    key, choice = _identity(fields, grid, settings), fields.choice
     count = int(np.prod([len(axis) for axis in grid]))
 
-    def record() -> dict[str, Any]:
-        candidate = choice.candidate
-        return {
-            "candidate": None if candidate is None else dataclasses.asdict(candidate),
-            "note": choice.note,
-            "block": max(1, min(int(STORED_SECONDS / max(each, 1e-9)), 1024, count // 4)),
-            "seconds_each": each,
-            "nodes": count,
-        }
-
+    record = {
+        "candidate": None if choice.candidate is None else dataclasses.asdict(choice.candidate),
+        "note": choice.note,
+        "block": max(1, min(int(STORED_SECONDS / max(each, 1e-9)), 1024, count // 4)),
+        "seconds_each": each,
+        "nodes": count,
+    }
     if processes.rank == 0:
         Store(folder, key, record)
     processes.agree(None)

@@ -1,4 +1,4 @@
-"""Layers whose second derivatives cost what they must, put in while a graph is built.
+"""Functions of layers that differentiate twice at less cost, put in while a graph is built.
 
 Differentiated twice, torch's ReLU hands a tensor of zeros as large as the activations back to the
 layer below, where it is added to the true second derivative; a convolution computes four products

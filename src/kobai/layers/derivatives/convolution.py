@@ -123,7 +123,7 @@ def fixed_normalisation(
     bias: Tensor | None,
     epsilon: float | int,
 ) -> Tensor:
-    """Batch normalisation with given statistics, as one scale and one shift a channel."""
+    """Batch normalisation with given statistics, as one scale and one shift per channel."""
     scale = (variance + epsilon).rsqrt()
     if weight is not None:
         scale = scale * weight

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 CONTROL_COUNTS: tuple[str, ...] = (
     "models",
@@ -57,10 +56,3 @@ class ControlState:
     repeated: bool = False
     examples: list[float] = dataclasses.field(default_factory=list)
     urgent: bool = False
-
-
-def same_examples(before: Sequence[float], now: Sequence[float]) -> bool:
-    """Say whether two fingerprints (sums over examples) are of the same ones, in any order."""
-    return len(before) == len(now) and all(
-        math.isclose(a, b, rel_tol=1e-9) for a, b in zip(before, now, strict=True)
-    )

@@ -31,8 +31,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kobai.optim.damping import LevenbergMarquardt
-from kobai.optim.kfac.control_state import CONTROL_COUNTS, ControlState, same_examples
+from kobai.optim.damping import LevenbergMarquardt, same_examples
+from kobai.optim.kfac.control_state import CONTROL_COUNTS, ControlState
 from kobai.optim.kfac.damping_control import DampingControl
 from kobai.optim.kfac.distribution import gathered
 from kobai.optim.kfac.minibatch import Minibatch

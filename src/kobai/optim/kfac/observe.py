@@ -135,7 +135,8 @@ class Observer:
         passes = [one for one in self._passes if one.gradient is not None]
         self._end_layers()
         self._passes, self._awaited = [], None
-        return Observation(passes, self.statistics.take(), self.gathers)
+        sums = self.statistics.take() if self.gathers else Sums()
+        return Observation(passes, sums, self.gathers)
 
     def watch(self, plan: Plan) -> None:
         """Gather statistics for another plan from now on; what is under way is forgotten."""
@@ -160,7 +161,8 @@ class Observer:
         if self.keeps:
             self._random = random_states(self.model)
         compiled = is_compiled(self.model)
-        if self.rows is not None and not (compiled or torch.compiler.is_compiling()):
+        noted = self.rows is not None and self.rows.layers
+        if self.rows is not None and noted and not (compiled or torch.compiler.is_compiling()):
             self._handles += self.rows.attach(self.model)
         if self.gathers:
             self._awaited, self._begun = None, Watch()

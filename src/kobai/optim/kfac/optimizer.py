@@ -8,13 +8,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kobai.curvature.coverage import Coverage
 from kobai.optim.damping import LevenbergMarquardt, check_damping
 from kobai.optim.entry import OptimizerEntry, settings_of
 from kobai.optim.kfac.distribution import joined, ranks
 from kobai.optim.kfac.gradient_rows import RowNotes
 from kobai.optim.kfac.measured import Measured
 from kobai.optim.kfac.observe import Observation, Observer
-from kobai.optim.kfac.plan import Coverage, plan_blocks
+from kobai.optim.kfac.plan import plan_blocks
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.refresh import Refresh
 from kobai.optim.kfac.settings import GROUP, SPACE, KFACSettings, all_finite, check_group
@@ -196,7 +197,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _observe(self) -> Observation:
         """Take what the step's passes have shown; until the next step passes are not the loop's."""
-        self._refreshes.side.take_over()
+        self._refreshes.take_over()
         rule = self.settings.rule
         if callable(rule) and not isinstance(rule, LevenbergMarquardt):
             for group in self.param_groups:
@@ -261,9 +262,9 @@ class KFAC(torch.optim.Optimizer):
         blocks = self._made()
         if self._steps % _FLUSH_EVERY == 0:
             blocks.flush()
-        rows = {}
-        if self._observer.rows is not None:
-            rows, changed = self._observer.rows.take()
+        rows, noted = {}, self._observer.rows
+        if noted is not None and noted.layers:
+            rows, changed = noted.take()
             self._counts["changed_gradients"] += changed
             blocks.hand_over(rows)
         found = blocks.precondition(self.param_groups, self.settings, finite)
@@ -316,7 +317,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _replan(self) -> None:
         """Give the present parameters their blocks anew, keeping what still fits."""
-        self._refreshes.side.take_over()
+        self._refreshes.take_over()
         saved = list(self._blocks.saved()) if self._blocks is not None else []
         chosen = [p for group in self.param_groups for p in group["params"]]
         self._plan = plan_blocks(self.model, chosen, self._demoted)
@@ -355,15 +356,10 @@ class KFAC(torch.optim.Optimizer):
             f"statistics_every={own.statistics_every}, inverse_every={own.inverse_every}, "
             f"labels={own.labels!r}, {self.likelihood!r})"
         ]
-        lines += [
-            f"  {' + '.join(row.parameters)}: {row.block} {row.shape}, {row.numbers} numbers "
-            f"({row.reason})"
-            for row in self.coverage()
-        ]
-        lines.append(f"  in all: {self._plan.summary(own.structure)}")
-        return "\n".join(lines)
+        table = self.coverage()
+        return "\n".join([*lines, table.table(4), f"in all: {table.summary(4)}"])
 
-    def coverage(self) -> tuple[Coverage, ...]:
+    def coverage(self) -> Coverage:
         """Return every block: its parameters, kind, sizes, memory, refresh cost and the reason."""
         return self._plan.table(self.settings.structure)
 
@@ -395,7 +391,7 @@ class KFAC(torch.optim.Optimizer):
             and what they follow, "statistics_staleness" and "inverse_staleness" (see
             `kobai.optim.kfac.refresh`). Always the present "damping".
         """
-        self._counts["inversions_failed"] += self._refreshes.side.failed()
+        self._counts["inversions_failed"] += self._refreshes.failed()
         found: dict[str, Any] = {"steps": self._steps, **self._counts}
         for name, value in self._size.diagnostics().items():
             found[name] = found.get(name, 0) + value if name in self._counts else value
@@ -413,7 +409,7 @@ class KFAC(torch.optim.Optimizer):
 
     def _export(self) -> tuple[Iterable[tuple[nn.Parameter, dict[str, Any]]], dict[str, Any]]:
         """Return what is to be saved, by parameter, and what belongs to none; see `keep_state`."""
-        self._refreshes.side.take_over()
+        self._refreshes.take_over()
         found = self.diagnostics()
         entries = {id(p): (p, dict(entry)) for p, entry in self._made().saved()}
         memory = self._size.memory()
@@ -438,7 +434,7 @@ class KFAC(torch.optim.Optimizer):
         self, entries: list[tuple[nn.Parameter, dict[str, Any]]], shared: dict[str, Any]
     ) -> None:
         """Put back what `_export` gave; see `keep_state`."""
-        self._refreshes.side = type(self._refreshes.side)()
+        self._refreshes.side = None
         self._demoted = frozenset(shared["demoted"])
         self._blocks = None
         self._replan()

@@ -10,30 +10,9 @@ from collections.abc import Collection
 
 from torch import nn
 
-from kobai.curvature.coverage import human_bytes
+from kobai.curvature.coverage import Coverage, Covered
 from kobai.layers import LayerForm
 from kobai.problem.plan import ParameterGroup, group_parameters
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """One line of the table that `print(optimizer)` shows.
-
-    Attributes:
-        parameters: Names of the parameters the block covers.
-        block: "kronecker", "ekfac", "layer", "unit" or "diagonal".
-        shape: Sizes of the matrices, such as "10×10 ⊗ 513×513".
-        numbers: Floating-point numbers kept for the block: factors, inverses, momentum, step.
-        refresh: Multiplications of one inversion, about K³ + M³ (ten times that for eigenvectors).
-        reason: Why this kind of block.
-    """
-
-    parameters: tuple[str, ...]
-    block: str
-    shape: str
-    numbers: int
-    refresh: int
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,22 +114,13 @@ class Plan:
         """All of them; positions in the plan count in this order."""
         return (*self.layers, *self.units, *self.diagonals)
 
-    def table(self, structure: str = "kronecker") -> tuple[Coverage, ...]:
+    def table(self, structure: str = "kronecker") -> Coverage:
         """Return the coverage, one line per block.
 
         Args:
             structure: Fisher structure of the layers.
         """
-        return tuple(_line(entry, structure) for entry in self.entries)
-
-    def summary(self, structure: str = "kronecker", bytes_per_number: int = 4) -> str:
-        """Say in words how much memory all blocks take, and how long one refresh."""
-        table = self.table(structure)
-        numbers, refresh = sum(row.numbers for row in table), sum(row.refresh for row in table)
-        return (
-            f"{human_bytes(numbers * bytes_per_number)}, "
-            f"{float(refresh):.1e} multiplications to refresh"
-        )
+        return Coverage(_line(entry, structure) for entry in self.entries)
 
 
 def block_kind(entry: PlanEntry, structure: str) -> str:
@@ -163,7 +133,7 @@ def block_kind(entry: PlanEntry, structure: str) -> str:
     return "diagonal" if structure == "unit" and entry.form.lookup else structure
 
 
-def _line(entry: PlanEntry, structure: str) -> Coverage:
+def _line(entry: PlanEntry, structure: str) -> Covered:
     kind = block_kind(entry, structure)
     if isinstance(entry, UnitLayer):
         groups, m, k = 1, entry.tensors[0].numel(), len(entry.tensors)
@@ -193,12 +163,12 @@ def _line(entry: PlanEntry, structure: str) -> Coverage:
             shape = (f"{groups} × " if groups > 1 else "") + f"{m}×{m} ⊗ {k}×{k}"
             numbers = groups * (2 * m * m + 2 * k * k + (3 if eigen else 2) * m * k)
             refresh = groups * (m**3 + k**3) * dearer
-    return Coverage(
+    return Covered(
         parameters=entry.parameters,
         block=kind,
-        shape=shape,
+        size=shape,
         numbers=numbers,
-        refresh=refresh,
+        solve=refresh,
         reason=entry.reason,
     )
 

@@ -172,13 +172,13 @@ class Preconditioner:
             ValueError: If it does not fit the parameter's block.
         """
         for stack, span in self._places.values():
-            if span.entry.tensors[0] is parameter:
+            if span.tensors[0] is parameter:
                 stack.restore(span, entry)
 
     def takes(self, parameter: nn.Parameter, entry: dict[str, Any]) -> bool:
         """Whether a saved entry is of the kind of block that the parameter has now."""
         return any(
-            span.entry.tensors[0] is parameter and stack.names() <= set(entry)
+            span.tensors[0] is parameter and stack.names() <= set(entry)
             for stack, span in self._places.values()
         )
 

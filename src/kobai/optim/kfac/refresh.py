@@ -36,7 +36,7 @@ from kobai.optim.kfac.distribution import ranks, renew_stack, shared_renewal
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.settings import INVERSE_DENSITY, STATISTICS_DENSITY, KFACSettings, due
 from kobai.optim.kfac.side_stream import SideStream
-from kobai.optim.kfac.stack import waits
+from kobai.optim.kfac.stack import Stack, waits
 
 Every = int | Literal["auto"]
 """Steps between two renewals, or "auto"."""
@@ -106,7 +106,8 @@ class Refresh:
         self.statistics = interval("statistics", settings.statistics_every)
         self.inverse = interval("inverse", settings.inverse_every)
         self.distributed = settings.distributed
-        self.side = SideStream()
+        self.side: SideStream | None = None
+        """Where accelerators compute inverses; made when it is first needed."""
         self._averages: list[Tensor] = []
         self._innovations: list[Tensor] = []
         self._inverted: list[Tensor] = []
@@ -138,21 +139,39 @@ class Refresh:
             blocks: Those of the optimizer.
             damping: λ by the index of the parameter group.
         """
-        failed = Inversions(failed=self.side.failed())
-        retry, self.side.retry = self.side.retry, False
+        found = Inversions(failed=self.failed())
         stacks = [stack for stack in blocks.stacks if stack.block.factored]
-        count = ranks() if self.distributed else 1
-        if count > 1:
-            return failed + shared_renewal(stacks, damping)
-        # Tables and the like are renewed in the foreground wherever that is.
-        beside = [stack for stack in stacks if stack.block.shared()]
-        if not (beside and waits(beside[0].momentum) and not retry and self.side.suits(beside)):
-            beside = []
-        self.side.launch(beside, damping)
+        if self.distributed and ranks() > 1:
+            return found + shared_renewal(stacks, damping)
+        beside = self._beside(stacks)
+        if beside and self.side is not None:
+            self.side.launch(beside, damping)
         for stack in stacks:
             if stack not in beside:
-                failed += renew_stack(stack, damping)
-        return failed
+                found += renew_stack(stack, damping)
+        return found
+
+    def _beside(self, stacks: Sequence[Stack]) -> list[Stack]:
+        """Choose the stacks that a stream beside the training renews: on accelerators, if any.
+
+        Tables and the like are renewed in the foreground wherever that is, and so is all after a
+        renewal in the background that failed.
+        """
+        together = [stack for stack in stacks if stack.block.shared()]
+        if not together or not waits(together[0].momentum):
+            return []
+        self.side = self.side or SideStream()
+        retry, self.side.retry = self.side.retry, False
+        return together if not retry and self.side.suits(together) else []
+
+    def take_over(self) -> None:
+        """Replace inverses by those of a renewal that was launched beside, if there is one."""
+        if self.side is not None:
+            self.side.take_over()
+
+    def failed(self) -> int:
+        """Count blocks that a renewal beside could not invert; forget them."""
+        return 0 if self.side is None else self.side.failed()
 
     @torch.no_grad()
     def updated(self, step: int, blocks: Preconditioner) -> None:

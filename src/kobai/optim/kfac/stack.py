@@ -42,6 +42,7 @@ class Span:
         position: Position of the layer in the plan.
         entry: The layer, unit or parameter.
         slice: Its entries of the stack.
+        tensors: Its parameters.
         momenta: The parts of the momentum that belong to its parameters; views.
         directions: The parts of the preconditioned momentum; views.
         count: How many updates its moving averages have had.
@@ -51,6 +52,7 @@ class Span:
     position: int
     entry: PlanEntry
     slice: slice
+    tensors: tuple[nn.Parameter, ...]
     momenta: list[Tensor]
     directions: list[Tensor]
     count: int = 0
@@ -59,7 +61,7 @@ class Span:
     @property
     def active(self) -> bool:
         """Whether a parameter of it has a gradient."""
-        return any(p.grad is not None for p in self.entry.tensors)
+        return any(p.grad is not None for p in self.tensors)
 
 
 @final
@@ -84,6 +86,7 @@ class Stack:
         self.block, self.group = block, group
         weight = layers[0][1].tensors[0]
         dtype = factor_dtype(weight.dtype)
+        self._made_for = weight.dtype, weight.device
         self.momentum = torch.zeros(block.shape, dtype=dtype, device=weight.device)
         self.direction = torch.zeros_like(self.momentum)
         self.rows: GradientRows | None = None
@@ -95,12 +98,12 @@ class Stack:
             own = slice(start, start + each)
             start += each
             parts = (_parts(entry, whole[own]) for whole in (self.momentum, self.direction))
-            self.spans.append(Span(position, entry, own, *parts))
+            self.spans.append(Span(position, entry, own, entry.tensors, *parts))
 
     def fits(self) -> bool:
         """Whether the parameters are still where, and of the kind, the stack was made for."""
-        weight, own = self.spans[0].entry.tensors[0], self.momentum
-        return own.device == weight.device and own.dtype == factor_dtype(weight.dtype)
+        weight = self.spans[0].tensors[0]
+        return (weight.dtype, weight.device) == self._made_for
 
     def average(self, span: Span, moments: Any, weight: float) -> bool:
         """Take a layer's new second moments in; False if they are not finite."""
@@ -180,9 +183,7 @@ class Stack:
         """Add gradients to the momenta; parameters that have one, and where their steps will be."""
         parameters, directions = [], []
         for span in spans:
-            for p, part, direction in zip(
-                span.entry.tensors, span.momenta, span.directions, strict=True
-            ):
+            for p, part, direction in zip(span.tensors, span.momenta, span.directions, strict=True):
                 if p.grad is not None:
                     own = p.grad if finite is None else p.grad.masked_fill(~finite, 0.0)
                     part.add_(own if own.shape == part.shape else own.reshape(part.shape))
@@ -230,7 +231,7 @@ class Stack:
             entry = {name: tensor[span.slice] for name, tensor in self._tensors()}
             if self.settled:
                 entry["preconditioned"] = self.direction[span.slice]
-            yield span.entry.tensors[0], {"updates": span.count, "inverted": span.inverted, **entry}
+            yield span.tensors[0], {"updates": span.count, "inverted": span.inverted, **entry}
 
     def restore(self, span: Span, entry: dict[str, Any]) -> None:
         """Put back what `saved` gave for a layer.

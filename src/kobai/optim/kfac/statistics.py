@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from kobai.curvature.blocks import FactorSums
-from kobai.curvature.blocks.example_rows import example_rows
 from kobai.curvature.blocks.factor_sums import turned_squares
 from kobai.curvature.blocks.interface import factor_dtype
 from kobai.curvature.rows import DenseRows
+from kobai.curvature.rows.layer_calls import example_rows
 from kobai.layers import LayerForm, LayerUse, Watch, scale_rows
 from kobai.layers.moments import rounded_rows
 from kobai.optim.kfac.cotangents import cotangents
@@ -210,7 +210,7 @@ class Statistics:
         )  # fmt: skip
         kept = factor_dtype(layer.weight.dtype)
         if not blocks.takes_factors(position):
-            rows = example_rows(form, uses, examples, kept)
+            rows = example_rows(form, uses, examples, kept, torch.arange(form.size))
             if rows is None:
                 raise _mixed(layer.name, uses[0].owner, examples)
             self._add(position, blocks.block(position).moments_of(rows))

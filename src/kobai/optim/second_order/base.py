@@ -23,20 +23,20 @@ from kobai.optim.damping import (
 )
 from kobai.optim.line_search import SEARCHES, LineSearch, Search, as_search
 from kobai.optim.second_order.descent import Descent
-from kobai.optim.second_order.evaluator import Evaluator, Needs, Start, is_finite
-from kobai.optim.second_order.fresh_examples import await_fresh, judge_last_step
+from kobai.optim.second_order.evaluator import Evaluator, Needs, StartingPoint, is_finite
+from kobai.optim.second_order.examples import await_fresh, judge_last_step
 from kobai.optim.second_order.globalisation import globalise
 from kobai.optim.state import keep_state
 from kobai.optim.trust_region import TrustRegion
 
 Globalisation = Search | TrustRegion | LevenbergMarquardt
-"""What optimizers take for `search`."""
+"""Values that optimizers take for `search`."""
 
 EXACT_RATIO = LevenbergMarquardt(
     initial=1e-2, raise_by=4.0, lower_by=1 / 3, minimum=1e-10, maximum=1e10, noise=0.0
 )
-"""What a damping of "auto" stands for where the ratio is taken as exact: quick to give way, since a
-rejected step costs one value."""
+"""Rule that a damping of "auto" stands for where the ratio is taken as exact: quick to give way,
+since a rejected step costs one value."""
 
 COUNTS = (
     "steps",
@@ -56,11 +56,11 @@ COUNTS = (
 
 
 _ITERATIONS = {"status": "max-iterations", "line": "ok", "step": 0.0}
-"""What is told of a step of iterations that nothing ended early."""
+"""Numbers of a step of iterations that nothing ended early."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Move:
+class Displacement:
     """One iteration as it was made, all on the same data.
 
     Attributes:
@@ -95,24 +95,24 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
     """
 
     needs: ClassVar[Needs] = "objective"
-    """What is asked of the argument of `step`."""
+    """Needs that the argument of `step` must meet."""
     monotone: ClassVar[bool] = True
-    """Under automatic damping, whether a step must lower the loss; else a step is refused only if
+    """Tells whether under automatic damping a step must lower the loss; else it is refused only if
     it raises the loss beyond doubt."""
     exact: ClassVar[bool] = True
-    """Whether the reduction ratio is one number without a known error."""
+    """Tells whether the reduction ratio is one number without a known error."""
     values_wanted: ClassVar[bool] = True
-    """Whether the loss at the end of a step must be finite where nothing judges the step."""
+    """Tells whether the loss at the end of a step must be finite where nothing judges the step."""
     restarts: ClassVar[bool] = False
-    """Whether a direction that leads uphill is replaced by that of a fresh start."""
+    """Tells whether a direction that leads uphill is replaced by that of a fresh start."""
     learns: ClassVar[bool] = False
-    """Whether moves are learnt from, which costs a gradient at the end of each."""
+    """Tells whether moves are learnt from, which costs a gradient at the end of each."""
     iterative: ClassVar[bool] = False
-    """Whether a step is made of iterations, each of which builds on the one before."""
+    """Tells whether a step is made of iterations, each of which builds on the one before."""
     damped: ClassVar[bool] = True
-    """Whether there is a damping without asking for one by `search`."""
+    """Tells whether there is a damping without asking for one by `search`."""
     quadratic: ClassVar[bool] = True
-    """Whether there is a matrix for trust regions and damping to act on."""
+    """Tells whether there is a matrix for trust regions and damping to act on."""
     generator: torch.Generator | None = None
     max_trials: int = 20
     max_iterations: int = 250
@@ -213,7 +213,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         return self.damping if isinstance(self.damping, LevenbergMarquardt) else None
 
     @abc.abstractmethod
-    def model_at(self, start: Start) -> Descent | None:
+    def model_at(self, start: StartingPoint) -> Descent | None:
         """Make the model of the objective at a point; None where there is nothing to do."""
 
     def globalisation(self) -> LineSearch | TrustRegion | LevenbergMarquardt | None:
@@ -224,10 +224,10 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         """Give the number of iterations of a step."""
         return self.iterations
 
-    def learn(self, start: Start, move: Move) -> None:
+    def learn(self, start: StartingPoint, move: Displacement) -> None:
         """Take a move into account."""
 
-    def accept(self, start: Start) -> None:
+    def accept(self, start: StartingPoint) -> None:
         """Take note that the step proposed last is made."""
 
     def forget(self) -> None:
@@ -283,7 +283,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         self.param_groups[0]["damping"] = following
 
     def await_fresh(
-        self, start: Start, step: Float[Tensor, " P"], predicted: float, own: ReductionRatio
+        self, start: StartingPoint, step: Float[Tensor, " P"], predicted: float, own: ReductionRatio
     ) -> None:
         """Keep a step to be judged by the examples of the next one, where examples are seen."""
         if not self.exact:
@@ -344,7 +344,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
         counts["steps"] += 1
         return first.returned
 
-    def _advance(self, start: Start) -> Tensor:
+    def _advance(self, start: StartingPoint) -> Tensor:
         """Make the iterations of a step and give the θ where they end."""
         record, rounds = self.record, self.rounds(start.function)
         for number in range(1, rounds + 1):
@@ -352,7 +352,10 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
                 record["last"]["status"] = "stationary"
                 break
             model = self.model_at(start)
-            outcome = None if model is None else globalise(self, start, model)
+            outcome = None
+            if model is not None:
+                record["counts"]["iterations"] += 1
+                outcome = globalise(self, start, model)
             if outcome is None:
                 if self.iterative:
                     break
@@ -365,7 +368,7 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
                     self.forget()
                     break
                 if self.learns:
-                    move = Move(
+                    move = Displacement(
                         direction=outcome.direction,
                         step=outcome.step,
                         before=start.gradient,
@@ -378,14 +381,29 @@ class SecondOrder(torch.optim.Optimizer, abc.ABC):
             start = dataclasses.replace(start, theta=outcome.moved, loss=value, gradient=gradient)
         return start.theta
 
-    def recall(self, start: Start, key: str) -> Float[Tensor, " P"] | None:
+    def first_trial(self, slope: float) -> float:
+        """Give the first trial along a direction that has no length of its own.
+
+        It is what the line search makes of the last step, or the learning rate where there is none.
+        A schedule acts by its ratio to the rate at the start.
+
+        Args:
+            slope: Derivative along the direction.
+        """
+        last, lr = self.record.get("trial"), self.param_groups[0]["lr"]
+        if last is None or not isinstance(self.search, LineSearch):
+            return lr
+        resumed = self.search.resume(last["step"], last["slope"] / slope if slope else 1.0)
+        return lr if resumed is None else resumed * (lr / self.defaults["lr"])
+
+    def recall(self, start: StartingPoint, key: str) -> Float[Tensor, " P"] | None:
         """Give a vector kept by `remember`; None where there is none for all the parameters."""
         known = [self.state.get(p, {}) for p in start.function.parameters]
         if any(key not in own for own in known):
             return None
         return torch.cat([own[key].reshape(-1) for own in known])
 
-    def remember(self, start: Start, key: str, vector: Float[Tensor, " P"]) -> None:
+    def remember(self, start: StartingPoint, key: str, vector: Float[Tensor, " P"]) -> None:
         """Keep a vector by parameters, under a name in their state."""
         function = start.function
         for parameter, piece in zip(function.parameters, function.split(vector), strict=True):

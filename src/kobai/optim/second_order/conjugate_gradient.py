@@ -5,12 +5,11 @@ from typing import Literal, final
 
 from torch import nn
 
-from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
-from kobai.optim.line_search import Search, SearchName, StrongWolfe
-from kobai.optim.second_order.base import Move, SecondOrder
+from kobai.optim.entry import OptimizerEntry, check_choice, check_line, check_positive, settings_of
+from kobai.optim.line_search import SearchName, StrongWolfe
+from kobai.optim.second_order.base import Displacement, Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
-from kobai.optim.second_order.evaluator import Start, inner
-from kobai.optim.second_order.first_trial import check_line, first_trial
+from kobai.optim.second_order.evaluator import StartingPoint, inner
 
 Beta = Literal["polak-ribiere+", "polak-ribiere", "fletcher-reeves", "hestenes-stiefel", "dai-yuan"]
 
@@ -24,7 +23,7 @@ BETAS: tuple[Beta, ...] = (
 """The formulas for β by name."""
 
 
-def beta_of(name: Beta, move: Move) -> float:
+def beta_of(name: Beta, move: Displacement) -> float:
     """Compute β of the next direction p⁺ = −g⁺ + β p, with y = g⁺ − g.
 
     "fletcher-reeves" g⁺ᵀg⁺ / gᵀg, "polak-ribiere" g⁺ᵀy / gᵀg and its positive part, "hestenes-
@@ -110,7 +109,7 @@ class NonlinearCG(SecondOrder):
         *,
         lr: float = 1.0,
         beta: Beta = "polak-ribiere+",
-        search: Search = "strong-wolfe",
+        search: Globalisation = "strong-wolfe",
         restart_every: int | None = None,
         restart_above: float | None = None,
         iterations: int = 1,
@@ -128,11 +127,11 @@ class NonlinearCG(SecondOrder):
         chosen = StrongWolfe(curvature=0.1) if search == "strong-wolfe" else search
         super().__init__(model, lr=lr, search=chosen)
 
-    def model_at(self, start: Start) -> "ConjugateModel":
+    def model_at(self, start: StartingPoint) -> "ConjugateModel":
         """Take the gradient and the direction kept."""
         return ConjugateModel(self, start)
 
-    def learn(self, start: Start, move: Move) -> None:
+    def learn(self, start: StartingPoint, move: Displacement) -> None:
         """Keep the share β of the direction."""
         record = self.record
         beta = beta_of(self.beta, move)
@@ -153,7 +152,7 @@ class NonlinearCG(SecondOrder):
         self.record.pop("trial", None)
         self.record["since_restart"] = 0
 
-    def _is_far(self, move: Move, since: int) -> bool:
+    def _is_far(self, move: Displacement, since: int) -> bool:
         """Tell if the next direction is to be the plain gradient."""
         every = move.before.numel() if self.restart_every is None else self.restart_every
         if since >= every:
@@ -169,7 +168,7 @@ class NonlinearCG(SecondOrder):
 class ConjugateModel(LineModel):
     """The direction −g + β p."""
 
-    def __init__(self, optimizer: NonlinearCG, start: Start) -> None:
+    def __init__(self, optimizer: NonlinearCG, start: StartingPoint) -> None:
         self.start, self._optimizer = start, optimizer
 
     def propose(self, damping: float) -> Proposal:
@@ -177,7 +176,7 @@ class ConjugateModel(LineModel):
         optimizer, gradient = self._optimizer, self.start.gradient
         kept = optimizer.recall(self.start, _KEPT)
         direction = -gradient if kept is None else kept - gradient
-        first = first_trial(optimizer, inner(gradient, direction))
+        first = optimizer.first_trial(inner(gradient, direction))
         return Proposal(direction=direction, first=first)
 
 

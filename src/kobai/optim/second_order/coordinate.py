@@ -13,10 +13,10 @@ from kobai.linalg import Damped, LinearOperator, cholesky, conjugate_gradient
 from kobai.optim.damping import check_damping
 from kobai.optim.entry import OptimizerEntry, check_choice, check_positive, settings_of
 from kobai.optim.entry import check_damping as check_damping_flag
-from kobai.optim.line_search import Line, LineSearch, LineStep, Search
-from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.line_search import Line, LineSearch, LineStep
+from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
-from kobai.optim.second_order.evaluator import Evaluator, Start, is_finite
+from kobai.optim.second_order.evaluator import Evaluator, StartingPoint, is_finite
 from kobai.problem import ParameterSpace
 from kobai.problem.blocks import BlockKind
 
@@ -31,7 +31,7 @@ _KINDS = ("coordinate", "parameter", "layer", "unit", "filter")
 
 
 def soft_threshold(x: Float[Tensor, "*n"], amount: float) -> Float[Tensor, "*n"]:
-    """sign(x) max(|x| − amount, 0): the minimiser of ½(z − x)² + amount |z| in z."""
+    """Compute sign(x) max(|x| − amount, 0), the minimiser of ½(z − x)² + amount |z| in z."""
     return x.sign() * (x.abs() - amount).clamp(min=0.0)
 
 
@@ -149,7 +149,7 @@ class CoordinateDescent(SecondOrder):
         order: Order = "cyclic",
         updates: int | None = 1,
         damping: float = 0.0,
-        search: Search = "backtracking",
+        search: Globalisation = "backtracking",
         minimizers: Mapping[str, Minimizer] | None = None,
         dense_limit: int = 200,
         max_iterations: int = 50,
@@ -183,7 +183,7 @@ class CoordinateDescent(SecondOrder):
         assert function.objective is not None
         return len(self._positions(function.objective.space))
 
-    def model_at(self, start: Start) -> "BlockModel":
+    def model_at(self, start: StartingPoint) -> "BlockModel":
         """Choose the next block."""
         blocks = self._positions(start.objective.space)
         name, index = self._choose(blocks, start.gradient, self.record)
@@ -192,7 +192,7 @@ class CoordinateDescent(SecondOrder):
         return BlockModel(self, start, name, index)
 
     def _positions(self, space: ParameterSpace) -> list[tuple[str, Tensor]]:
-        """Name and positions of every block."""
+        """Give name and positions of every block."""
         device = space.device
         if self.blocks == "coordinate":
             index = torch.arange(space.dimension, device=device)
@@ -245,7 +245,7 @@ class BlockModel(LineModel):
     """The direction of Newton's method in one block."""
 
     def __init__(
-        self, optimizer: CoordinateDescent, start: Start, name: str, index: Tensor
+        self, optimizer: CoordinateDescent, start: StartingPoint, name: str, index: Tensor
     ) -> None:
         self.start, self._optimizer = start, optimizer
         self._name, self._index = name, index

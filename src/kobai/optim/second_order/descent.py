@@ -15,8 +15,8 @@ from torch import Tensor
 from kobai.linalg import LinearOperator
 from kobai.optim.damping import ReductionRatio, reduction_ratio
 from kobai.optim.line_search import LineSearch
-from kobai.optim.second_order.evaluator import Start, inner
-from kobai.optim.second_order.example_model import ExampleModel, example_losses, example_model
+from kobai.optim.second_order.evaluator import StartingPoint, inner
+from kobai.optim.second_order.examples import ExampleModel, example_losses, example_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,8 +46,8 @@ class Proposal:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Verdict:
-    """What a step did, held against what the model said.
+class Judgement:
+    """The change by a step, held against what the model said.
 
     Attributes:
         ratio: Measured over predicted change by the whole step.
@@ -65,7 +65,7 @@ class Descent(abc.ABC):
         start: The point.
     """
 
-    start: Start
+    start: StartingPoint
 
     @abc.abstractmethod
     def propose(self, damping: float) -> Proposal | None:
@@ -80,7 +80,7 @@ class Descent(abc.ABC):
         """Compute pᵀBp; NaN where it cannot be had."""
 
     @abc.abstractmethod
-    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Verdict:
+    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Judgement:
         """Compare the change by the step lr · scale · p with the model's.
 
         Args:
@@ -99,7 +99,7 @@ class LossModel(Descent):
         step = factor * made.direction
         return inner(self.start.gradient, step) + 0.5 * self.curvature(step)
 
-    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Verdict:
+    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Judgement:
         """Ask for one value."""
         start = self.start
         moved = torch.add(start.theta, lr * made.direction, alpha=scale)
@@ -111,13 +111,13 @@ class LossModel(Descent):
             1.0,
             precision=moved.dtype,
         )
-        return Verdict(ratio=ratio, predicted=predicted)
+        return Judgement(ratio=ratio, predicted=predicted)
 
 
 class RiskModel(Descent):
     """A model that predicts the loss of every example, so that its ratio has a standard error."""
 
-    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Verdict:
+    def judge(self, made: Proposal, lr: float, scale: float, share: float) -> Judgement:
         """Ask for the losses of the examples."""
         start, step = self.start, lr * made.direction
         model = made.examples or example_model(start.risk, start.theta, step)
@@ -129,9 +129,9 @@ class RiskModel(Descent):
             precision=step.dtype,
         )
         if share == 1.0:
-            return Verdict(ratio=ratio, predicted=ratio.predicted)
+            return Judgement(ratio=ratio, predicted=ratio.predicted)
         predicted = float(model.change(scale * share).sum()) / model.weight
-        return Verdict(ratio=ratio, predicted=predicted)
+        return Judgement(ratio=ratio, predicted=predicted)
 
 
 class LineModel(LossModel):

@@ -19,7 +19,7 @@ from kobai.linalg import LinearOperator
 from kobai.problem import EmpiricalRisk, Objective
 
 Needs = Literal["closure", "objective", "risk"]
-"""What a method asks of the argument of `step`: values and gradients; second derivatives, too;
+"""Needs of a method from the argument of `step`: values and gradients; second derivatives, too;
 outputs and likelihood, too."""
 
 
@@ -122,17 +122,19 @@ class Evaluator:
             loss = self._closure()
         return torch.as_tensor(loss).detach(), self._gradient()
 
-    def begin(self) -> "Start":
+    def begin(self) -> "StartingPoint":
         """Take loss and gradient at the parameters as they are, and leave it in ``.grad``."""
         theta = self.theta()
         if self.objective is not None:
             loss, gradient = self.value_and_grad(theta)
             self.leave_gradient(gradient)
-            return Start(function=self, theta=theta, loss=loss, gradient=gradient, returned=loss)
+            return StartingPoint(
+                function=self, theta=theta, loss=loss, gradient=gradient, returned=loss
+            )
         self.counts["gradients"] += 1
         with torch.enable_grad():
             returned = self._closure()
-        return Start(
+        return StartingPoint(
             function=self,
             theta=theta,
             loss=torch.as_tensor(returned).detach(),
@@ -158,7 +160,7 @@ class Evaluator:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Start:
+class StartingPoint:
     """The point where an iteration begins.
 
     Attributes:

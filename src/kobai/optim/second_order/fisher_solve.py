@@ -1,4 +1,4 @@
-"""The damped Fisher matrix's inverse times the gradient, on the smaller side.
+"""Solve with the damped Fisher matrix for the natural direction, on the smaller side.
 
 The gradient is a combination of the Fisher matrix's own rows: g = Gᵀz/W with z the residual in the
 factor's coordinates, S z = r where S Sᵀ is the output Hessian. Hence
@@ -23,6 +23,12 @@ from kobai.linalg import BlockDiagonal, Damped, Dense, conjugate_gradient
 from kobai.linalg.factor import cholesky, eigh
 from kobai.linalg.operators.operator import LinearOperator
 from kobai.linalg.operators.solvable import DampingForm, SolvableOperator
+from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.second_order.descent import RiskModel
+from kobai.optim.second_order.evaluator import StartingPoint, inner
+
+SOLVE_COUNTS = ("jittered_solves", "unconverged_solves", "cg_iterations")
+"""Counts of `FisherModel.solve`."""
 
 LARGEST_SYSTEM = 5_000
 """Rows of the largest dense system; beyond, "full" is solved by conjugate gradients."""
@@ -40,7 +46,7 @@ _ROWS_TOGETHER = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Direction:
-    """(F + λ)⁻¹ g and how the solve went.
+    """A direction (F + λ)⁻¹ g and how the solve went.
 
     Attributes:
         value: The direction; not finite where the solve failed.
@@ -48,12 +54,51 @@ class Direction:
             the shortest solution); "indefinite" (g makes a negative angle with the direction, as
             "tridiagonal" allows); "max-iterations" and the other statuses of
             `kobai.linalg.conjugate_gradient`; or why the factorisation failed.
-        iterations: Of conjugate gradients, 0 for direct solves.
+        iterations: Iterations of conjugate gradients, 0 for direct solves.
     """
 
     value: Float[Tensor, " P"]
     status: str
     iterations: int = 0
+
+
+class FisherModel(RiskModel):
+    """A model whose matrix is a structure of the Fisher matrix.
+
+    Args:
+        optimizer: Its counts are raised.
+        start: The point.
+        fisher: The matrix there.
+        damping_form: How damping is shared out to factors.
+    """
+
+    def __init__(
+        self,
+        optimizer: SecondOrder,
+        start: StartingPoint,
+        fisher: Fisher,
+        damping_form: DampingForm = "exact",
+    ) -> None:
+        self.start, self.optimizer = start, optimizer
+        self._fisher = fisher
+        self._form: DampingForm = damping_form
+
+    def solve(self, damping: float) -> Direction:
+        """Compute (F + λ)⁻¹ g and count what the solve took."""
+        counts = self.optimizer.record["counts"]
+        found = natural_direction(self._fisher, self.start.gradient, damping, self._form)
+        counts["jittered_solves"] += found.status in ("jittered", "pseudo-inverse")
+        counts["cg_iterations"] += found.iterations
+        counts["unconverged_solves"] += bool(found.iterations) and found.status != "ok"
+        return found
+
+    def operator(self) -> LinearOperator:
+        """Give the matrix."""
+        return self._fisher
+
+    def curvature(self, direction: Float[Tensor, " P"]) -> float:
+        """Compute pᵀFp."""
+        return inner(direction, self._fisher @ direction)
 
 
 def natural_direction(
@@ -64,11 +109,11 @@ def natural_direction(
     *,
     largest: int | None = None,
 ) -> Direction:
-    """(F + λ)⁻¹ g for any structure.
+    """Compute (F + λ)⁻¹ g for any structure.
 
     Args:
         fisher: The matrix, at the point where the gradient was taken.
-        gradient: Of the same objective.
+        gradient: Gradient of the same objective.
         damping: λ.
         damping_form: See `kobai.linalg.operators.solvable.SolvableOperator`.
         largest: Rows of the largest dense system; default `LARGEST_SYSTEM`.
@@ -116,7 +161,7 @@ def natural_direction(
 
 
 def dense_system(fisher: Fisher) -> int:
-    """Rows of the largest dense system that the structure solves on the side of the examples."""
+    """Give the rows of the largest dense system that is solved on the side of the examples."""
     size, count = fisher.shape[0], fisher.source.count
     if isinstance(fisher.structure, FullStructure):
         return min(size, count)
@@ -139,7 +184,7 @@ def _block(
     damping_form: DampingForm,
     coordinates: Tensor | None,
 ) -> tuple[Tensor, str]:
-    """One block's share of the direction."""
+    """Compute one block's share of the direction."""
     if isinstance(block, LowRank) and coordinates is not None:
         inner, status = dual_solution(block.dual(), coordinates, damping)
         return block.rows.transpose((inner / block.weight).unsqueeze(1)).squeeze(1), status
@@ -152,7 +197,7 @@ def _block(
 def dual_solution(
     matrix: Float[Tensor, "R R"], right: Float[Tensor, " R"], damping: float
 ) -> tuple[Float[Tensor, " R"], str]:
-    """(K + λ)⁻¹ z: factorised in the precision of K, refined by residuals in float64.
+    """Compute (K + λ)⁻¹ z, factorised in the precision of K, refined by residuals in float64.
 
     Each refinement multiplies the error by about the same ratio, that of two corrections in a row;
     once what is left is below the rounding of K's precision, a factorisation in float64 would
@@ -181,13 +226,13 @@ def dual_solution(
 def _exact_product(
     matrix: Float[Tensor, "R R"], vector: Float[Tensor, " R"], damping: float
 ) -> Float[Tensor, " R"]:
-    """(K + λ) v in float64, some rows at a time: no copy of K is made."""
+    """Compute (K + λ) v in float64, some rows at a time, without a copy of K."""
     pieces = [rows.double() @ vector for rows in matrix.split(_ROWS_TOGETHER)]
     return torch.cat(pieces) + damping * vector
 
 
 def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:
-    """The shortest solution of a positive semidefinite system that has one."""
+    """Find the shortest solution of a positive semidefinite system that has one."""
     spectral = eigh(matrix)
     if spectral.status != "ok":
         return torch.full_like(gradient, torch.nan), spectral.status
@@ -200,7 +245,7 @@ def _shortest(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, str]:
 
 
 def _iterated(fisher: Fisher, gradient: Tensor, damping: float) -> Direction:
-    """By conjugate gradients, one product of about a forward and a backward pass a step."""
+    """Solve by conjugate gradients; a product costs about a forward and a backward pass."""
     solution = conjugate_gradient(
         Damped(fisher, damping), gradient, tol=_CG_TOLERANCE, max_iterations=_CG_ITERATIONS
     )
@@ -209,7 +254,7 @@ def _iterated(fisher: Fisher, gradient: Tensor, damping: float) -> Direction:
 
 
 def _coordinates(fisher: Fisher) -> Float[Tensor, " R"] | None:
-    """z with S z = r, rows by example and then cotangent; None where there is none.
+    """Find z with S z = r, rows by example and then cotangent; None where there is none.
 
     There is none for sampled labels, nor where a probability is too small for the factor to carry
     the residual: the general form of the solve then serves.

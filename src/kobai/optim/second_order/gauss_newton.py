@@ -10,8 +10,8 @@ from kobai.optim.damping import Damping
 from kobai.optim.entry import OptimizerEntry, check_damping, check_positive, settings_of
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal
-from kobai.optim.second_order.evaluator import Start
-from kobai.optim.second_order.fisher_model import SOLVE_COUNTS, FisherModel
+from kobai.optim.second_order.evaluator import StartingPoint
+from kobai.optim.second_order.fisher_solve import SOLVE_COUNTS, FisherModel
 from kobai.problem import Likelihood, as_likelihood
 
 
@@ -81,7 +81,7 @@ class GaussNewton(SecondOrder):
         self.max_trials = max_trials
         super().__init__(model, lr=lr, search=search, damping=damping, counts=SOLVE_COUNTS)
 
-    def model_at(self, start: Start) -> "GaussNewtonModel":
+    def model_at(self, start: StartingPoint) -> "GaussNewtonModel":
         """Make the Gauss-Newton matrix, once for all trials."""
         return GaussNewtonModel(self, start, Fisher(start.risk, "full", theta=start.theta))
 

@@ -18,7 +18,7 @@ from kobai.linalg import Damped
 from kobai.optim.damping import Action, LevenbergMarquardt, ReductionRatio
 from kobai.optim.line_search import Line, LineSearch
 from kobai.optim.second_order.descent import Descent, Proposal
-from kobai.optim.second_order.evaluator import Start, inner, is_finite
+from kobai.optim.second_order.evaluator import StartingPoint, inner, is_finite
 from kobai.optim.trust_region import TrustRegion, dogleg, steihaug
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class AcceptedStep:
     """A step that is to be made.
 
     Attributes:
@@ -42,7 +42,9 @@ class Outcome:
     arrive: Callable[[], tuple[Tensor, Tensor]]
 
 
-def globalise(optimizer: "SecondOrder", start: Start, model: Descent) -> Outcome | None:
+def globalise(
+    optimizer: "SecondOrder", start: StartingPoint, model: Descent
+) -> AcceptedStep | None:
     """Find the step from a model as the optimizer's search has it; None if none is to be made.
 
     Writes the damping or radius of the optimizer's group, and its record.
@@ -57,7 +59,9 @@ def globalise(optimizer: "SecondOrder", start: Start, model: Descent) -> Outcome
     return _as_it_is(optimizer, start, model)
 
 
-def _as_it_is(optimizer: "SecondOrder", start: Start, model: Descent) -> Outcome | None:
+def _as_it_is(
+    optimizer: "SecondOrder", start: StartingPoint, model: Descent
+) -> AcceptedStep | None:
     """Make every finite step."""
     group, counts = optimizer.param_groups[0], optimizer.record["counts"]
     made = model.propose(group["damping"])
@@ -76,8 +80,8 @@ def _as_it_is(optimizer: "SecondOrder", start: Start, model: Descent) -> Outcome
 
 
 def _under_damping(
-    optimizer: "SecondOrder", start: Start, model: Descent, rule: LevenbergMarquardt
-) -> Outcome | None:
+    optimizer: "SecondOrder", start: StartingPoint, model: Descent, rule: LevenbergMarquardt
+) -> AcceptedStep | None:
     """Raise the damping until the step of the model is good, and lower it where the model is."""
     group, record = optimizer.param_groups[0], optimizer.record
     counts = record["counts"]
@@ -134,8 +138,8 @@ def _decide(
 
 
 def _along_line(
-    optimizer: "SecondOrder", start: Start, model: Descent, search: LineSearch
-) -> Outcome | None:
+    optimizer: "SecondOrder", start: StartingPoint, model: Descent, search: LineSearch
+) -> AcceptedStep | None:
     """Search along the direction of the model."""
     group, record, rule = optimizer.param_groups[0], optimizer.record, optimizer.rule
     counts, lr = record["counts"], group["lr"]
@@ -161,7 +165,6 @@ def _along_line(
         record["last"]["status"] = "no-step"
         return None
     found = search.search(line, first)
-    counts["iterations"] += 1
     record["last"] |= {"line": found.status, "step": found.step, "step_scale": found.step / lr}
     works = found.step > 0 and math.isfinite(found.value)
     if rule is not None and not optimizer.exact:
@@ -182,7 +185,7 @@ def _along_line(
         return None
     counts["shortened_steps"] += found.step < first
     record["trial"] = {"step": found.step, "slope": line.origin.slope}
-    return Outcome(
+    return AcceptedStep(
         moved=line.point(found.step),
         direction=made.direction,
         step=found.step,
@@ -211,8 +214,8 @@ def _definite(optimizer: "SecondOrder", model: Descent) -> Proposal | None:
 
 
 def _within_region(
-    optimizer: "SecondOrder", start: Start, model: Descent, region: TrustRegion
-) -> Outcome | None:
+    optimizer: "SecondOrder", start: StartingPoint, model: Descent, region: TrustRegion
+) -> AcceptedStep | None:
     """Minimise the model within shrinking balls until a step is good enough."""
     group, record = optimizer.param_groups[0], optimizer.record
     counts, lr = record["counts"], group["lr"]
@@ -252,12 +255,12 @@ def _within_region(
     return None
 
 
-def _point(start: Start, made: Proposal, lr: float) -> Tensor:
+def _point(start: StartingPoint, made: Proposal, lr: float) -> Tensor:
     return torch.add(start.theta, lr * made.direction, alpha=made.scale)
 
 
-def _outcome(start: Start, made: Proposal, lr: float, moved: Tensor) -> Outcome:
-    return Outcome(
+def _outcome(start: StartingPoint, made: Proposal, lr: float, moved: Tensor) -> AcceptedStep:
+    return AcceptedStep(
         moved=moved,
         direction=made.direction,
         step=lr * made.scale,
@@ -265,7 +268,7 @@ def _outcome(start: Start, made: Proposal, lr: float, moved: Tensor) -> Outcome:
     )
 
 
-def _line(start: Start, model: Descent, made: Proposal, lr: float) -> Line:
+def _line(start: StartingPoint, model: Descent, made: Proposal, lr: float) -> Line:
     return Line(
         start.function.value_and_grad,
         start.function.value,

@@ -21,15 +21,15 @@ from kobai.optim.entry import (
 from kobai.optim.line_search import Line, LineSearch, LineStep
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal, RiskModel
-from kobai.optim.second_order.evaluator import Start, inner, is_finite
+from kobai.optim.second_order.evaluator import StartingPoint, inner, is_finite
 from kobai.optim.trust_region import TrustRegion
 from kobai.problem import Likelihood, as_likelihood
 
 HESSIAN_FREE = LevenbergMarquardt(initial=1.0, minimum=1e-10, maximum=1e10, noise=0.0)
-"""What "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
+"""Rule that "auto" stands for here: Martens's rule, the ratio of all data taken as exact."""
 
 FIRST_RULE = dataclasses.replace(HESSIAN_FREE, initial=1e-2)
-"""What "auto" stands for by name: it starts lower, and minibatches send it back to there."""
+"""Rule that "auto" stands for by name: it starts lower, and minibatches send it back to there."""
 
 _SUFFICIENT = 1e-2
 """Share of the predicted decrease that is asked for [Martens 2010, §4.8]."""
@@ -148,7 +148,7 @@ class HessianFree(SecondOrder):
             return self.search
         return Halving()
 
-    def model_at(self, start: Start) -> "PathModel":
+    def model_at(self, start: StartingPoint) -> "PathModel":
         """Take the Gauss-Newton matrix by its products."""
         return PathModel(self, start)
 
@@ -157,7 +157,7 @@ class HessianFree(SecondOrder):
 class PathModel(RiskModel):
     """The model with B = G, minimised as far as conjugate gradients come."""
 
-    def __init__(self, optimizer: HessianFree, start: Start) -> None:
+    def __init__(self, optimizer: HessianFree, start: StartingPoint) -> None:
         self.start, self._optimizer = start, optimizer
 
     def operator(self) -> LinearOperator:

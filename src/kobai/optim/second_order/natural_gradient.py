@@ -24,16 +24,16 @@ from kobai.optim.entry import (
 )
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import Proposal
-from kobai.optim.second_order.evaluator import Start, is_finite
-from kobai.optim.second_order.example_model import ExampleModel, example_model
-from kobai.optim.second_order.fisher_model import SOLVE_COUNTS, FisherModel
+from kobai.optim.second_order.evaluator import StartingPoint, is_finite
+from kobai.optim.second_order.examples import ExampleModel, example_model
+from kobai.optim.second_order.fisher_solve import SOLVE_COUNTS, FisherModel
 from kobai.optim.trust_region import TrustRegion
 from kobai.problem import Likelihood, as_likelihood
 
 StepSize = Literal["fixed", "model"]
 
 FIRST_RULE = LevenbergMarquardt(initial=1e-2)
-"""What a damping of "auto" stands for by name: lower than for the class itself, since step and
+"""Rule that a damping of "auto" stands for by name: lower than for the class itself, since step and
 divergence are bounded otherwise there; minibatches send it back to where it starts."""
 
 _VELOCITY = "momentum_buffer"
@@ -206,20 +206,20 @@ class NaturalGradient(SecondOrder):
             defaults={"momentum": momentum, "weight_decay": weight_decay},
         )
 
-    def model_at(self, start: Start) -> "NaturalModel":
+    def model_at(self, start: StartingPoint) -> "NaturalModel":
         """Take the structure of the Fisher matrix."""
         fisher = Fisher(
             start.risk, self.structure, self.labels, generator=self.generator, theta=start.theta
         )
         return NaturalModel(self, start, fisher, self.damping_form)
 
-    def accept(self, start: Start) -> None:
+    def accept(self, start: StartingPoint) -> None:
         """Keep the velocity of the step that is made."""
         if self._velocity is not None:
             self.remember(start, _VELOCITY, self._velocity)
 
     def keep_velocity(self, velocity: Tensor | None) -> None:
-        """Have a velocity for the case that its step is made."""
+        """Hold a velocity until its step is made or refused."""
         self._velocity = velocity
 
     def forget(self) -> None:

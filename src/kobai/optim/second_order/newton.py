@@ -19,7 +19,7 @@ from kobai.optim.entry import (
 )
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
-from kobai.optim.second_order.evaluator import Counted, Start, inner
+from kobai.optim.second_order.evaluator import Counted, StartingPoint, inner
 from kobai.optim.trust_region import TrustRegion
 
 Solver = Literal["auto", "cholesky", "cg", "minres"]
@@ -119,7 +119,7 @@ class Newton(SecondOrder):
             counts=("jittered_solves", "unconverged_solves"),
         )
 
-    def model_at(self, start: Start) -> "HessianModel":
+    def model_at(self, start: StartingPoint) -> "HessianModel":
         """Make the Hessian, dense where that is chosen."""
         counts = self.record["counts"]
         operator: LinearOperator = Counted(Hessian(start.objective, start.theta), counts)
@@ -138,7 +138,7 @@ class Newton(SecondOrder):
 class HessianModel(LossModel):
     """The model with B = H."""
 
-    def __init__(self, optimizer: Newton, start: Start, operator: LinearOperator) -> None:
+    def __init__(self, optimizer: Newton, start: StartingPoint, operator: LinearOperator) -> None:
         self.start, self._operator, self._optimizer = start, operator, optimizer
 
     def operator(self) -> LinearOperator:

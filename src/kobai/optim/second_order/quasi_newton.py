@@ -8,12 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai.linalg import Dense, Identity, LinearOperator
-from kobai.optim.entry import OptimizerEntry, check_positive, settings_of
+from kobai.optim.entry import OptimizerEntry, check_line, check_positive, settings_of
 from kobai.optim.line_search import SearchName
-from kobai.optim.second_order.base import Globalisation, Move, SecondOrder
+from kobai.optim.second_order.base import Displacement, Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
-from kobai.optim.second_order.evaluator import Start, inner
-from kobai.optim.second_order.first_trial import check_line
+from kobai.optim.second_order.evaluator import StartingPoint, inner
 
 _LARGEST = 2**31
 """Bytes of the largest matrix that is made."""
@@ -131,11 +130,11 @@ class BFGS(SecondOrder):
         """M; None before the first update."""
         return self.record.get("inverse")
 
-    def model_at(self, start: Start) -> "SecantModel":
+    def model_at(self, start: StartingPoint) -> "SecantModel":
         """Take the matrix as it is."""
         return SecantModel(self, start)
 
-    def learn(self, start: Start, move: Move) -> None:
+    def learn(self, start: StartingPoint, move: Displacement) -> None:
         """Update the matrix if curvature along the move is positive."""
         s, y = move.step * move.direction, move.after - move.before
         along = inner(s, y)
@@ -157,7 +156,7 @@ class BFGS(SecondOrder):
 class SecantModel(LossModel):
     """The model with B = M⁻¹."""
 
-    def __init__(self, optimizer: BFGS, start: Start) -> None:
+    def __init__(self, optimizer: BFGS, start: StartingPoint) -> None:
         self.start, self._optimizer = start, optimizer
 
     @property

@@ -14,7 +14,7 @@ from kobai.optim.damping import Damping
 from kobai.optim.entry import OptimizerEntry, check_damping, check_positive, settings_of
 from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LossModel, Proposal
-from kobai.optim.second_order.evaluator import Counted, Start, is_finite
+from kobai.optim.second_order.evaluator import Counted, StartingPoint, is_finite
 
 
 def krylov_spectrum(
@@ -116,7 +116,7 @@ class SaddleFreeNewton(SecondOrder):
         self.max_trials = max_trials
         super().__init__(model, lr=lr, search=search, damping=damping)
 
-    def model_at(self, start: Start) -> "AbsoluteModel | None":
+    def model_at(self, start: StartingPoint) -> "AbsoluteModel | None":
         """Find the eigenvalues of the Hessian, or those in a Krylov space."""
         counts, last = self.record["counts"], self.record["last"]
         if not bool(start.gradient.any()):
@@ -146,7 +146,7 @@ class SaddleFreeNewton(SecondOrder):
 class AbsoluteModel(LossModel):
     """The model with B = |H|, in the eigenbasis."""
 
-    def __init__(self, start: Start, values: Tensor, vectors: Tensor) -> None:
+    def __init__(self, start: StartingPoint, values: Tensor, vectors: Tensor) -> None:
         self.start, self._vectors = start, vectors
         self._magnitudes = values.to(device=start.theta.device, dtype=torch.float64).abs()
         self._inside = vectors.T.to(torch.float64) @ start.gradient.double()

@@ -5,12 +5,11 @@ from typing import final
 
 from torch import nn
 
-from kobai.optim.entry import OptimizerEntry, settings_of
-from kobai.optim.line_search import Search, SearchName
-from kobai.optim.second_order.base import SecondOrder
+from kobai.optim.entry import OptimizerEntry, check_line, settings_of
+from kobai.optim.line_search import SearchName
+from kobai.optim.second_order.base import Globalisation, SecondOrder
 from kobai.optim.second_order.descent import LineModel, Proposal
-from kobai.optim.second_order.evaluator import Start
-from kobai.optim.second_order.first_trial import check_line, first_trial
+from kobai.optim.second_order.evaluator import StartingPoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,14 +60,14 @@ class SteepestDescent(SecondOrder):
         model: nn.Module,
         *,
         lr: float = 1.0,
-        search: Search = "backtracking",
+        search: Globalisation = "backtracking",
         iterations: int = 1,
         tol: float = 0.0,
     ) -> None:
         self.iterations, self.tol = iterations, tol
         super().__init__(model, lr=lr, search=search)
 
-    def model_at(self, start: Start) -> "GradientModel":
+    def model_at(self, start: StartingPoint) -> "GradientModel":
         """Take the gradient alone."""
         return GradientModel(self, start)
 
@@ -81,14 +80,14 @@ class SteepestDescent(SecondOrder):
 class GradientModel(LineModel):
     """The direction of the negative gradient."""
 
-    def __init__(self, optimizer: SteepestDescent, start: Start) -> None:
+    def __init__(self, optimizer: SteepestDescent, start: StartingPoint) -> None:
         self.start, self._optimizer = start, optimizer
 
     def propose(self, damping: float) -> Proposal:
         """Go against the gradient."""
         gradient = self.start.gradient
         slope = -float(gradient.double().square().sum())
-        return Proposal(direction=-gradient, first=first_trial(self._optimizer, slope))
+        return Proposal(direction=-gradient, first=self._optimizer.first_trial(slope))
 
 
 ENTRY = OptimizerEntry(

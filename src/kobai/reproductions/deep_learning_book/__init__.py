@@ -14,7 +14,7 @@ from typing import Any
 from kobai.reproductions.deep_learning_book.book import write_book
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.page import Page
-from kobai.reproductions.figures import FigureMaker, Outcome, run_figures
+from kobai.reproductions.figures import FigureMaker, FigureOutcome, run_figures
 from kobai.results import Claim, Reproduction
 
 __all__ = ["EXPECTED", "FIGURES", "PAGES", "TITLE", "Config", "Page", "named_by", "run"]
@@ -50,8 +50,8 @@ EXPECTED: tuple[Claim, ...] = tuple(claim for page in PAGES for claim in page.ex
 
 
 def _maker(page: Page) -> FigureMaker:
-    def make(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
-        del report, stop  # a page takes seconds
+    def make(config: Any, *unused: Any) -> FigureOutcome:
+        del unused  # a page takes seconds and keeps nothing
         outcome = page.make(config)
         note = outcome.note + page.network_note(config.model)
         return dataclasses.replace(outcome, note=note)

@@ -126,6 +126,5 @@ def _number(value: float) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files("kobai.reproductions.deep_learning_book") / name).read_text(
-        encoding="utf-8"
-    )
+    folder = resources.files("kobai.reproductions.deep_learning_book")
+    return (folder / name).read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kobai.reproductions.figures import Scale
+from kobai.reproductions.figures import Scale, check_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,7 @@ class Config:
     """Threads for computing (count); default: as many as there are cores."""
 
     def __post_init__(self) -> None:
-        if self.scale not in ("quick", "full"):
-            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        check_config(self)
 
     def pick(self, quick: int, full: int) -> int:
         """The number that belongs to the scale."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kobai.reproductions.deep_learning_book.config import Config
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Claim, Finding, Verdict
 
 
@@ -30,7 +30,7 @@ class Page:
     title: str
     question: str
     claims: dict[str, str]
-    make: Callable[[Config], Outcome]
+    make: Callable[[Config], FigureOutcome]
     code: str
     own_network: str = ""
 

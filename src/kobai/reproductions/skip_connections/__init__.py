@@ -4,12 +4,10 @@ Four figures: ``tables`` (tables 1 to 4: eight searches), ``mechanism`` (section
 to the Kronecker factors), ``damping`` and ``convexity``.
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from kobai.reproductions.figures import FigureMaker, Outcome, run_figures
+from kobai.reproductions.figures import FigureMaker, run_figures
 from kobai.reproductions.skip_connections.claims import EXPECTED, TITLE
 from kobai.reproductions.skip_connections.config import Config
 from kobai.reproductions.skip_connections.convexity import figure_convexity
@@ -20,33 +18,14 @@ from kobai.results import Reproduction
 
 __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
 
-_MAKERS: dict[str, tuple[str, Callable[..., Outcome]]] = {
-    "tables": ("accuracy with and without skips", figure_tables),
-    "mechanism": ("what skips do to the Kronecker factors", figure_mechanism),
-    "damping": ("accuracy against damping", figure_damping),
-    "convexity": ("negative curvature along training", figure_convexity),
-}
-
-
-def figures(folder: Path | str) -> tuple[FigureMaker, ...]:
-    """The figures, which keep finished trials in a folder.
-
-    Args:
-        folder: The run folder.
-    """
-
-    def maker(name: str) -> FigureMaker:
-        title, function = _MAKERS[name]
-
-        def make(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
-            return function(config, Path(folder), report, stop)
-
-        return FigureMaker(name=name, title=title, make=functools.wraps(function)(make))
-
-    return tuple(maker(name) for name in _MAKERS)
-
-
-FIGURES: tuple[FigureMaker, ...] = figures(".")
+FIGURES: tuple[FigureMaker, ...] = (
+    FigureMaker(name="tables", title="accuracy with and without skips", make=figure_tables),
+    FigureMaker(
+        name="mechanism", title="what skips do to the Kronecker factors", make=figure_mechanism
+    ),
+    FigureMaker(name="damping", title="accuracy against damping", make=figure_damping),
+    FigureMaker(name="convexity", title="negative curvature along training", make=figure_convexity),
+)
 """What ``--figure`` chooses from."""
 
 
@@ -78,7 +57,7 @@ def run(
         folder,
         source="skip-connections",
         title=TITLE,
-        makers=figures(folder),
+        makers=FIGURES,
         claims=EXPECTED,
         progress=progress,
         stop=stop,

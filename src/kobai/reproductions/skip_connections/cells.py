@@ -11,7 +11,15 @@ from kobai import data, models
 from kobai.optim import CONFIGS, Domain, Linear, Log
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Trials
-from kobai.studies import Interrupted, Outcome, Setting, Study, StudyOptions, StudyTraining, Task
+from kobai.studies import (
+    Interrupted,
+    Setting,
+    Study,
+    StudyOptions,
+    StudyTraining,
+    Task,
+    TrialOutcome,
+)
 from kobai.training import LinearDecay
 
 WIDTH = 100
@@ -155,7 +163,7 @@ class Searched:
     """
 
     trials: Trials
-    again: tuple[tuple[Outcome, ...], ...]
+    again: tuple[tuple[TrialOutcome, ...], ...]
 
 
 def search_all(
@@ -194,7 +202,7 @@ def search_all(
             known = study.done()
             seconds: list[float] = []
 
-            def note(done: int, outcome: Outcome, seconds=seconds, cell=cell) -> None:
+            def note(done: int, outcome: TrialOutcome, seconds=seconds, cell=cell) -> None:
                 seconds.append(sum(outcome.seconds))
                 if len(seconds) == 3:
                     left = sum(seconds) / 3 * (config.number_of_trials - done) / config.workers

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from kobai.reproductions.figures import Scale
+from kobai.reproductions.figures import Scale, check_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,7 @@ class Config:
     """Threads of each (count); default: 1."""
 
     def __post_init__(self) -> None:
-        if self.scale not in ("quick", "full"):
-            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
+        check_config(self)
         if self.data not in ("auto", "digits", "mnist"):
             raise ValueError(f"data is 'digits', 'mnist' or 'auto'; got {self.data!r}")
         if len(self.batches) not in (0, 2):

@@ -8,7 +8,7 @@ import numpy as np
 from kobai import optim, seeds, training
 from kobai.curvature import Hessian, density, measure
 from kobai.landscape import evaluate_plane, random_directions, smoothness
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.skip_connections.cells import setting
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Finding, Panel, Panels, Series, Verdict
@@ -20,7 +20,7 @@ _PRODUCTS = 400
 
 def figure_convexity(
     config: Config, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
-) -> Outcome:
+) -> FigureOutcome:
     """Hessian's least eigenvalue and share of negative ones along training; a plane at the end."""
     del folder
     stages = np.array([0.0, 0.2, 1.0, config.length])
@@ -91,7 +91,7 @@ def figure_convexity(
             ("negative eigenvalues", "share", negative),
         )
     )
-    return Outcome(
+    return FigureOutcome(
         results={
             "hessian": Panels(
                 label="convexity", title="Negative curvature along training", panels=panels,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.skip_connections.cells import CELLS, setting, task
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Finding, Panel, Panels, Series, Verdict
@@ -19,7 +19,7 @@ _SEEDS = 3
 
 def figure_damping(
     config: Config, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
-) -> Outcome:
+) -> FigureOutcome:
     """Best accuracy over learning rates at every damping, large batch."""
     del folder
     dampings = np.logspace(-4, 0, 5 if config.scale == "quick" else 9)
@@ -56,7 +56,7 @@ def figure_damping(
     plain_spread = float(np.ptp(best["plain"]))
     skips_spread = float(np.ptp(best["skips"]))
     alike = plain_spread > 2 * skips_spread and gain[weak] > 0
-    return Outcome(
+    return FigureOutcome(
         results={
             "accuracy": Panels(
                 label="damping",

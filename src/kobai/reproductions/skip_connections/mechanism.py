@@ -11,7 +11,7 @@ from torch import Tensor
 from kobai import seeds
 from kobai.curvature import Fisher
 from kobai.problem import Batch, EmpiricalRisk
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.skip_connections.cells import setting
 from kobai.reproductions.skip_connections.config import Config
 from kobai.results import Finding, Panel, Panels, Series, Verdict
@@ -89,7 +89,7 @@ def worth(plain: Conditions, skips: Conditions) -> float:
 
 def figure_mechanism(
     config: Config, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
-) -> Outcome:
+) -> FigureOutcome:
     """Factors by layer, by depth and by batch size; the two identities of section 3."""
     del folder
     small, large = config.batch_sizes
@@ -164,7 +164,7 @@ def figure_mechanism(
         ),
     ]
     better = plain > skips
-    return Outcome(
+    return FigureOutcome(
         results={
             "factors": Panels(
                 label="factors",

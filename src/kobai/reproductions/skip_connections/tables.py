@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.skip_connections.cells import (
     CELLS,
     NEW_SEEDS,
@@ -28,7 +28,7 @@ Numbers = Mapping[tuple[str, Cell], tuple[float, float]]
 
 def figure_tables(
     config: Config, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
-) -> Outcome:
+) -> FigureOutcome:
     """Search all cells and set the four tables beside the source's."""
     searched = search_all(config, folder, report, stop)
     trials = {cell: found.trials for cell, found in searched.items()}
@@ -48,7 +48,7 @@ def figure_tables(
     )
     lost = {cell.name: trials[cell].state.count("diverged") for cell in CELLS}
     note += " Diverged trials: " + ", ".join(f"{k} {v}" for k, v in lost.items()) + "."
-    return Outcome(
+    return FigureOutcome(
         results={
             "accuracy": picture(numbers, (small, large)),
             **{cell.name: trials[cell] for cell in CELLS},

@@ -4,12 +4,10 @@ Three figures: ``solutions`` (epochs to local and global minima, Table 1 and sec
 ``landscape`` (Algorithms 1 and 2, Figure 1) and ``descent`` (the open question of section 4.2).
 """
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from kobai.reproductions.figures import FigureMaker, Outcome, run_figures
+from kobai.reproductions.figures import FigureMaker, run_figures
 from kobai.reproductions.true_minimum.claims import EXPECTED, TITLE
 from kobai.reproductions.true_minimum.config import Config
 from kobai.reproductions.true_minimum.descent import figure_descent
@@ -18,30 +16,6 @@ from kobai.reproductions.true_minimum.solutions import figure_solutions
 from kobai.results import Reproduction, atomic_write
 
 __all__ = ["EXPECTED", "FIGURES", "TITLE", "Config", "run"]
-
-_MAKERS: dict[str, tuple[str, Callable[..., Outcome]]] = {
-    "solutions": ("epochs to local and global minima", figure_solutions),
-    "landscape": ("the landscape around true minima", figure_landscape),
-    "descent": ("can descent reach a true minimum?", figure_descent),
-}
-
-
-def figures(folder: Path | str) -> tuple[FigureMaker, ...]:
-    """The figures, which keep trained networks and finished parts in a folder.
-
-    Args:
-        folder: The run folder.
-    """
-
-    def maker(name: str) -> FigureMaker:
-        title, function = _MAKERS[name]
-
-        def make(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
-            return function(config, Path(folder), report, stop)
-
-        return FigureMaker(name=name, title=title, make=functools.wraps(function)(make))
-
-    return tuple(maker(name) for name in _MAKERS)
 
 
 def _claim(folder: Path, config: Config) -> None:
@@ -55,7 +29,11 @@ def _claim(folder: Path, config: Config) -> None:
     atomic_write(mark, own + "\n")
 
 
-FIGURES: tuple[FigureMaker, ...] = figures(".")
+FIGURES: tuple[FigureMaker, ...] = (
+    FigureMaker(name="solutions", title="epochs to local and global minima", make=figure_solutions),
+    FigureMaker(name="landscape", title="the landscape around true minima", make=figure_landscape),
+    FigureMaker(name="descent", title="can descent reach a true minimum?", make=figure_descent),
+)
 """What ``--figure`` chooses from."""
 
 
@@ -88,7 +66,7 @@ def run(
         folder,
         source="true-minimum",
         title=TITLE,
-        makers=figures(folder),
+        makers=FIGURES,
         claims=EXPECTED,
         progress=progress,
         stop=stop,

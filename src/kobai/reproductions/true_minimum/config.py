@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from kobai.reproductions.figures import Scale
+from kobai.reproductions.figures import Scale, check_config
 
 DataName = Literal["cifar10", "digits", "mnist"]
 
@@ -26,20 +26,15 @@ class Config:
     """Where to compute; auto: on a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        if self.scale not in ("quick", "full"):
-            raise ValueError(f"scale is 'quick' or 'full', got {self.scale!r}")
+        check_config(self)
         if self.data not in ("cifar10", "digits", "mnist"):
             raise ValueError(f"data is 'cifar10', 'digits' or 'mnist', got {self.data!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed is an integer, 0 or more; got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is at least 1, got {self.threads}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is 'auto', 'cpu' or 'cuda', got {self.device!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class ScaleSetting:
     """Sizes at one scale; the source leaves all of them open but the learning rate.
 
     Attributes:
@@ -81,13 +76,13 @@ class Setting:
     curve_steps: int
 
 
-SETTINGS: dict[str, Setting] = {
-    "quick": Setting(
+SETTINGS: dict[str, ScaleSetting] = {
+    "quick": ScaleSetting(
         images=256, test_images=256, shrink=2, width=0.125, batch_size=32, epochs=60, seeds=1,
         examples=128, nodes=15, ensemble=(3, 7), products=40, descent_networks=("dnn",),
         descent_epochs=400, radii=(0.01, 0.1, 0.3, 1.0), others=2, curve_steps=40,
     ),
-    "full": Setting(
+    "full": ScaleSetting(
         images=None, test_images=None, shrink=1, width=1.0, batch_size=128, epochs=300, seeds=3,
         examples=10_000, nodes=51, ensemble=(16, 21), products=200,
         descent_networks=("dnn", "cnn", "resnet50"), descent_epochs=100,

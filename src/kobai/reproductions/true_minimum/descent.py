@@ -21,7 +21,7 @@ from kobai.landscape import (
     random_directions,
 )
 from kobai.problem import EmpiricalRisk
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.true_minimum.landscape import minimum_of
 from kobai.reproductions.true_minimum.networks import NETWORKS, OPEN, Bench, bench
 from kobai.results import (
@@ -51,7 +51,7 @@ GROUPS = {FAR: "paths from initial weights, and θ*", NEAR: "paths that begin ne
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Start:
+class DescentStart:
     """Where a run begins and how it goes on.
 
     Attributes:
@@ -69,21 +69,21 @@ class Start:
     group: str = ""
 
 
-def starts(place: Bench, network: str, found: TrueMinimum) -> list[Start]:
+def starts(place: Bench, network: str, found: TrueMinimum) -> list[DescentStart]:
     """The initial weights θ* came from, others, and points ever farther from θ*."""
     seed, setting = place.config.seed, place.setting
     rate = setting.rate
     same = place.problem(network, seed).space.theta()
-    made = [Start("same start", same, rate=rate, group=FAR)]
+    made = [DescentStart("same start", same, rate=rate, group=FAR)]
     for k in range(1, setting.others + 1):
         other = place.problem(network, seed + 1000 + k).space.theta()
-        made.append(Start(f"other start {k}", other, rate=rate, group=FAR))
+        made.append(DescentStart(f"other start {k}", other, rate=rate, group=FAR))
     delta = random_directions(
         found.problem.space, found.theta, count=1, exclude=(),
         generator=seeds.generator(seed, f"away {network}"),
     ).vectors[:, 0]  # fmt: skip
     for r in setting.radii:
-        made.append(Start(f"θ* + {r:g} δ", found.theta + r * delta, rate=rate, group=NEAR))
+        made.append(DescentStart(f"θ* + {r:g} δ", found.theta + r * delta, rate=rate, group=NEAR))
     # Whether the method or its step is to blame: a tenth of the rate, and plain descent at a rate
     # that is safe around θ*.
     small, safe = rate / 10, 1.0 / found.proof.eigenvalue_max
@@ -92,14 +92,14 @@ def starts(place: Bench, network: str, found: TrueMinimum) -> list[Start]:
         ("same start", same),
         (f"θ* + {middle:g} δ", found.theta + middle * delta),
     ):
-        made.append(Start(f"{label}, Adam {small:g}", theta, rate=small))
-        made.append(Start(f"{label}, gradient descent", theta, "sgd", rate=safe))
+        made.append(DescentStart(f"{label}, Adam {small:g}", theta, rate=small))
+        made.append(DescentStart(f"{label}, gradient descent", theta, "sgd", rate=safe))
     return made
 
 
 def descend(
     found: TrueMinimum,
-    start: Start,
+    start: DescentStart,
     *,
     epochs: int,
     batch_size: int,
@@ -279,7 +279,7 @@ def _pictures(
     return made
 
 
-def figure_descent(config: Any, folder: Path, report: Report, stop: Stop) -> Outcome:
+def figure_descent(config: Any, folder: Path, report: Report, stop: Stop) -> FigureOutcome:
     """Every network's runs; a network that is finished is kept."""
     place = bench(config)
     results: dict[str, Any] = {}
@@ -303,7 +303,7 @@ def figure_descent(config: Any, folder: Path, report: Report, stop: Stop) -> Out
         results[network] = descents
         results |= pictures
     findings, verdicts = judge(every)
-    return Outcome(
+    return FigureOutcome(
         results=results,
         findings=findings,
         verdicts=verdicts,

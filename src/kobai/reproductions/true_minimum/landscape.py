@@ -16,7 +16,7 @@ from kobai.landscape import (
     random_directions,
     true_minimum,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.true_minimum.networks import NETWORKS, OPEN, Bench, bench
 from kobai.reproductions.true_minimum.solutions import solve
 from kobai.results import (
@@ -69,7 +69,7 @@ def minimum_of(
     )  # fmt: skip
 
 
-def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> Outcome:
+def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> FigureOutcome:
     """Proofs, six panels on two kinds of grid, and measures over random planes."""
     place = bench(config)
     proofs: dict[str, dict[str, MinimumProof]] = {}
@@ -106,7 +106,7 @@ def figure_landscape(config: Any, folder: Path, report: Report, stop: Stop) -> O
 
     findings, verdicts = judge(proofs, shapes)
     count, nodes = place.setting.ensemble
-    return Outcome(
+    return FigureOutcome(
         results={
             "panels": panels("centred", "loss above its floor around θ*, filter-normalised"),
             "panels_source": panels("source", "the same on the source's grid (Algorithm 2)"),

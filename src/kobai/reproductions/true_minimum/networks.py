@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kobai import data, models, seeds
 from kobai.models import CNNConfig, MLPConfig, ModelConfig, ResNet50Config
 from kobai.problem import Batch, Problem
-from kobai.reproductions.true_minimum.config import SETTINGS, Config, Setting
+from kobai.reproductions.true_minimum.config import SETTINGS, Config, ScaleSetting
 
 NETWORKS: dict[str, str] = {"dnn": "DNN", "cnn": "CNN", "resnet50": "ResNet-50"}
 """Key of a network → what the source calls it."""
@@ -37,7 +37,7 @@ class Bench:
     """
 
     config: Config
-    setting: Setting
+    setting: ScaleSetting
     splits: data.DataSplits
     device: torch.device
 
@@ -90,7 +90,7 @@ class Bench:
         return Batch(pair[0].to(self.device), pair[1].to(self.device))
 
 
-def bench(config: Config, setting: Setting | None = None) -> Bench:
+def bench(config: Config, setting: ScaleSetting | None = None) -> Bench:
     """Load the data of a configuration.
 
     Args:
@@ -119,7 +119,7 @@ def _shrink(pair: tuple[Tensor, Tensor], side: int) -> tuple[Tensor, Tensor]:
     return F.avg_pool2d(pair[0], side), pair[1]
 
 
-def architecture(network: str, setting: Setting, input_shape: tuple[int, ...]) -> ModelConfig:
+def architecture(network: str, setting: ScaleSetting, input_shape: tuple[int, ...]) -> ModelConfig:
     """The configuration of a network of the source.
 
     Args:

@@ -17,7 +17,7 @@ from kobai import seeds
 from kobai.landscape import classify
 from kobai.landscape.solutions import PATIENCE, PLATEAU, ZERO
 from kobai.problem import Problem
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.true_minimum.networks import NETWORKS, OPEN, Bench, bench, parameters
 from kobai.results import (
     Finding,
@@ -138,7 +138,7 @@ def solution(history: History, place: Bench) -> Solution:
     return classify(history, chance=place.chance)
 
 
-def figure_solutions(config: Any, folder: Path, report: Report, stop: Stop) -> Outcome:
+def figure_solutions(config: Any, folder: Path, report: Report, stop: Stop) -> FigureOutcome:
     """Epochs to local and global minima of the three networks, over seeds."""
     place = bench(config)
     names, runs, accuracy, size = [], [], {name: [] for name in NETWORKS}, {}
@@ -158,7 +158,7 @@ def figure_solutions(config: Any, folder: Path, report: Report, stop: Stop) -> O
         table, accuracy, 0 if place.splits.test is None else len(place.splits.test[0])
     )
     counts = ", ".join(f"{NETWORKS[n]} {count:,} parameters" for n, count in size.items())
-    return Outcome(
+    return FigureOutcome(
         results={"table": table},
         findings=findings,
         verdicts=verdicts,

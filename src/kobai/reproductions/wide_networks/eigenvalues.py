@@ -31,7 +31,7 @@ GROUPS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class EigenvalueSetting:
     """Random networks of widths (M, M, M, C) on N random inputs."""
 
     widths: tuple[int, ...]
@@ -130,7 +130,7 @@ def _nonzero(matrix: np.ndarray) -> np.ndarray:
 
 
 def eigenvalue_scan(
-    setting: Setting,
+    setting: EigenvalueSetting,
     *,
     seed: int,
     report: Callable[[str], None],
@@ -194,7 +194,7 @@ def eigenvalue_scan(
     return scan, _panels(setting, shown), spread
 
 
-def _panels(setting: Setting, shown: Spectra) -> SpectrumPanels:
+def _panels(setting: EigenvalueSetting, shown: Spectra) -> SpectrumPanels:
     c, width = setting.outputs, setting.widths[-1]
     names = GROUPS[:4]
     predicted = {
@@ -221,7 +221,7 @@ def _panels(setting: Setting, shown: Spectra) -> SpectrumPanels:
 
 
 def judge_spectra(
-    setting: Setting, scan: WidthScan, spread: dict[str, np.ndarray]
+    setting: EigenvalueSetting, scan: WidthScan, spread: dict[str, np.ndarray]
 ) -> tuple[list[Finding], list[Verdict]]:
     """Numbers and verdicts on spectra."""
     findings: list[Finding] = []

@@ -6,6 +6,7 @@ top C directions a push of the inputs changes the outputs most.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai import data, seeds
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.wide_networks import eigenvalues
 from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.reproductions.wide_networks.spectra import module_of
@@ -29,10 +30,10 @@ DIRECTIONS = ("top C directions", "random directions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class InputMetricSetting:
     """Spectra, the scan of the metric over widths, and a network trained on pictures."""
 
-    spectra: eigenvalues.Setting
+    spectra: eigenvalues.EigenvalueSetting
     widths: tuple[int, ...]
     seeds: int
     width: int
@@ -44,8 +45,8 @@ class Setting:
 
 
 SETTINGS = {
-    "quick": Setting(
-        spectra=eigenvalues.Setting(widths=(64, 128, 256, 512), seeds=5, examples=80),
+    "quick": InputMetricSetting(
+        spectra=eigenvalues.EigenvalueSetting(widths=(64, 128, 256, 512), seeds=5, examples=80),
         widths=(64, 128, 256, 512),
         seeds=3,
         width=256,
@@ -53,8 +54,8 @@ SETTINGS = {
         epochs=20,
         source="mnist",
     ),
-    "full": Setting(
-        spectra=eigenvalues.Setting(widths=(64, 128, 256, 512, 1024), seeds=10),
+    "full": InputMetricSetting(
+        spectra=eigenvalues.EigenvalueSetting(widths=(64, 128, 256, 512, 1024), seeds=10),
         widths=(64, 128, 256, 512, 1024),
         seeds=5,
         width=512,
@@ -65,8 +66,11 @@ SETTINGS = {
 }
 
 
-def figure_4(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+def figure_4(
+    config: Any, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
+) -> FigureOutcome:
     """Spectra against width, histograms, the metric on the inputs."""
+    del folder
     setting = SETTINGS[config.scale]
     scan, panels, spread = eigenvalues.eigenvalue_scan(
         setting.spectra, seed=config.seed, report=report, stop=stop
@@ -76,7 +80,7 @@ def figure_4(config: Any, report: Callable[[str], None], stop: Callable[[], bool
     report("  pushing inputs before and after training")
     response = push(setting, seed=config.seed, stop=stop)
     more, judged = judge(setting, metric, response)
-    return Outcome(
+    return FigureOutcome(
         results={
             "statistics": scan,
             "spectra": panels,
@@ -114,7 +118,7 @@ def input_metric(
     return values, vectors
 
 
-def metric_scan(setting: Setting, *, seed: int, stop: Callable[[], bool]) -> WidthScan:
+def metric_scan(setting: InputMetricSetting, *, seed: int, stop: Callable[[], bool]) -> WidthScan:
     """Mean eigenvalue, outliers and the gap below them, against width, with M_0 = M.
 
     Raises:
@@ -150,7 +154,7 @@ def metric_scan(setting: Setting, *, seed: int, stop: Callable[[], bool]) -> Wid
     )
 
 
-def push(setting: Setting, *, seed: int, stop: Callable[[], bool]) -> InputResponse:
+def push(setting: InputMetricSetting, *, seed: int, stop: Callable[[], bool]) -> InputResponse:
     """Push the inputs of a network along the metric's top directions and along random ones.
 
     Raises:
@@ -226,7 +230,7 @@ def _fit(
 
 
 def judge(
-    setting: Setting, metric: WidthScan, response: InputResponse
+    setting: InputMetricSetting, metric: WidthScan, response: InputResponse
 ) -> tuple[list[Finding], list[Verdict]]:
     """Numbers and verdicts on the metric."""
     mean, error = metric.mean, metric.error

@@ -7,6 +7,7 @@ Source: R. Karakida, report, Figure 3, after Karakida and Osawa, 2010.00879: f_t
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from kobai import data, seeds
 from kobai.kernels import KernelRegression, natural_kernel, ntk
 from kobai.optim import NaturalGradient
 from kobai.problem import EmpiricalRisk
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.reproductions.wide_networks.invariance import METHODS, Method, invariance
 from kobai.reproductions.wide_networks.spectra import module_of, objective_of
@@ -47,7 +48,7 @@ APPROXIMATIONS = ("layer-wise", "tri-diagonal", "unit-wise", "K-FAC", DAMPED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class NaturalGradientSetting:
     """Networks (side², M, M, C) on N pictures; C = 1 tells odd from even digits by ±1."""
 
     width: int
@@ -73,19 +74,22 @@ class Setting:
 
 
 SETTINGS = {
-    "quick": Setting(width=256, examples=40, test=300, side=14, seeds=2),
-    "full": Setting(width=384, examples=60, test=1000, side=14, seeds=2),
+    "quick": NaturalGradientSetting(width=256, examples=40, test=300, side=14, seeds=2),
+    "full": NaturalGradientSetting(width=384, examples=60, test=1000, side=14, seeds=2),
 }
 
 
-def figure_3(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+def figure_3(
+    config: Any, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
+) -> FigureOutcome:
     """Training by every method beside its prediction, and what coordinates do to each."""
+    del folder
     setting = SETTINGS[config.scale]
     runs = train_all(setting, seed=config.seed, report=report, stop=stop)
     report("  changing coordinates")
     changes = invariance(seed=config.seed)
     findings, verdicts = judge(setting, runs, changes)
-    return Outcome(
+    return FigureOutcome(
         results={"runs": runs, "invariance": changes},
         findings=findings,
         verdicts=verdicts,
@@ -98,7 +102,7 @@ def figure_3(config: Any, report: Callable[[str], None], stop: Callable[[], bool
 
 
 def pictures(
-    setting: Setting, *, generator: torch.Generator
+    setting: NaturalGradientSetting, *, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and test pictures, each with mean square 1, and their ±1 targets.
 
@@ -121,7 +125,7 @@ def pictures(
 
 
 def train_all(
-    setting: Setting,
+    setting: NaturalGradientSetting,
     *,
     seed: int,
     report: Callable[[str], None],
@@ -275,7 +279,7 @@ def _wrong(f: Tensor, y: Tensor) -> float:
 
 
 def judge(
-    setting: Setting, runs: FunctionSpaceRuns, changes: Invariance
+    setting: NaturalGradientSetting, runs: FunctionSpaceRuns, changes: Invariance
 ) -> tuple[list[Finding], list[Verdict]]:
     """Numbers and verdicts of figure 3."""
     index = {name: i for i, name in enumerate(runs.methods)}

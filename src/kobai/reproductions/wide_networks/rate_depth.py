@@ -6,6 +6,7 @@ with orthogonal weights on the critical line; theory line η_c = 2/(M λ_max) �
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kobai import data, seeds
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.wide_networks.averages import (
     exponent,
     geometric_mean,
@@ -34,7 +35,7 @@ _CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class RateDepthSetting:
     """Networks of L layers of M units, M also the number of inputs and outputs."""
 
     depths: tuple[int, ...]
@@ -53,7 +54,7 @@ class Setting:
 
 
 SETTINGS = {
-    "quick": Setting(
+    "quick": RateDepthSetting(
         depths=(4, 6, 10, 16, 25, 40, 64, 100),
         rates=tuple(np.geomspace(10**-3.2, 10**-0.5, 16).tolist()),
         seeds=3,
@@ -61,7 +62,7 @@ SETTINGS = {
         source="digits",
         side=8,
     ),
-    "full": Setting(
+    "full": RateDepthSetting(
         depths=(4, 8, 16, 32, 64, 128),
         rates=tuple(np.geomspace(10**-3.9, 10**-1.2, 16).tolist()),
         seeds=2,
@@ -72,11 +73,14 @@ SETTINGS = {
 }
 
 
-def figure_2(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+def figure_2(
+    config: Any, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
+) -> FigureOutcome:
     """The heat map over learning rate and depth."""
+    del folder
     setting = SETTINGS[config.scale]
     result, findings, verdicts = depth_map(setting, seed=config.seed, report=report, stop=stop)
-    return Outcome(
+    return FigureOutcome(
         results={"map": result},
         findings=findings,
         verdicts=verdicts,
@@ -86,7 +90,9 @@ def figure_2(config: Any, report: Callable[[str], None], stop: Callable[[], bool
     )
 
 
-def pictures(setting: Setting, *, level: float) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
+def pictures(
+    setting: RateDepthSetting, *, level: float
+) -> tuple[Float[Tensor, "N M"], Int[Tensor, " N"]]:
     """Standardised pictures, every one with mean square `level`; and their classes.
 
     Args:
@@ -107,7 +113,7 @@ def pictures(setting: Setting, *, level: float) -> tuple[Float[Tensor, "N M"], I
 
 
 def depth_map(
-    setting: Setting,
+    setting: RateDepthSetting,
     *,
     seed: int,
     report: Callable[[str], None],
@@ -206,7 +212,7 @@ def _codes(width: int, level: float, *, generator: torch.Generator) -> Float[Ten
 
 
 def _gaussian_top(
-    setting: Setting,
+    setting: RateDepthSetting,
     depth: int,
     weight_variance: float,
     x: Float[Tensor, "K M"],

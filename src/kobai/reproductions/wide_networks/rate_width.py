@@ -6,6 +6,7 @@ gradient descent, a teacher's outputs as targets, random inputs.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kobai import seeds
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.wide_networks.averages import (
     exponent,
     geometric_mean,
@@ -42,7 +43,7 @@ EARLY = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class RateWidthSetting:
     """Networks of widths (M, M, M, C) on N = `share` · M examples."""
 
     widths: tuple[int, ...]
@@ -76,13 +77,13 @@ def _spaced(low: float, high: float, count: int) -> tuple[int, ...]:
 
 
 SETTINGS = {
-    "quick": Setting(
+    "quick": RateWidthSetting(
         widths=_spaced(32, 512, 12),
         rates=tuple(np.geomspace(10**-2.8, 10**0.8, 16).tolist()),
         seeds=3,
         steps=30,
     ),
-    "full": Setting(
+    "full": RateWidthSetting(
         widths=_spaced(32, 640, 13),
         rates=tuple(np.geomspace(10**-2.9, 10**0.8, 20).tolist()),
         seeds=3,
@@ -92,13 +93,16 @@ SETTINGS = {
 }
 
 
-def figure_1(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+def figure_1(
+    config: Any, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
+) -> FigureOutcome:
     """The heat maps and what stands beside them; see `learning_rate_map`."""
+    del folder
     setting = SETTINGS[config.scale]
     result, tops = learning_rate_map(setting, seed=config.seed, report=report, stop=stop)
     hidden = hidden_batch_norm(setting, seed=config.seed)
     findings, verdicts = judge(setting, result, tops, hidden)
-    return Outcome(
+    return FigureOutcome(
         results={"map": result},
         findings=findings,
         verdicts=verdicts,
@@ -110,7 +114,7 @@ def figure_1(config: Any, report: Callable[[str], None], stop: Callable[[], bool
 
 
 def learning_rate_map(
-    setting: Setting,
+    setting: RateWidthSetting,
     *,
     seed: int,
     report: Callable[[str], None],
@@ -207,7 +211,7 @@ def _known_mean(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _each(setting: Setting) -> range:
+def _each(setting: RateWidthSetting) -> range:
     return range(setting.seeds)
 
 
@@ -228,7 +232,7 @@ def _predicted(
     return fisher_statistics(network, len(x), normalization=kind).largest
 
 
-def hidden_batch_norm(setting: Setting, *, seed: int) -> dict[int, tuple[float, float]]:
+def hidden_batch_norm(setting: RateWidthSetting, *, seed: int) -> dict[int, tuple[float, float]]:
     """λ_max with BatchNorm in the hidden layers only, and the bound theory gives.
 
     Args:
@@ -273,7 +277,7 @@ def hidden_batch_norm(setting: Setting, *, seed: int) -> dict[int, tuple[float, 
 
 
 def judge(
-    setting: Setting,
+    setting: RateWidthSetting,
     result: RateMap,
     tops: np.ndarray,
     hidden: dict[int, tuple[float, float]],

@@ -6,6 +6,7 @@ what the report first planned for few data.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from kobai import data, models, seeds
 from kobai.linalg.factor import cholesky
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.reproductions.wide_networks.averages import standard_error
 from kobai.results import Finding, SampleSizes, Verdict
 from kobai.studies import Interrupted
@@ -36,7 +37,7 @@ _ROWS = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class SelfPacedSetting:
     """Subsets of MNIST, a small convolutional network, Adam with a decaying rate."""
 
     sizes: tuple[int, ...]
@@ -52,17 +53,20 @@ class Setting:
 
 
 SETTINGS = {
-    "quick": Setting(sizes=(100, 300, 1000), seeds=3, steps=400, test=2000),
-    "full": Setting(sizes=(100, 300, 1000, 3000, 10_000), seeds=3, steps=400, test=None),
+    "quick": SelfPacedSetting(sizes=(100, 300, 1000), seeds=3, steps=400, test=2000),
+    "full": SelfPacedSetting(sizes=(100, 300, 1000, 3000, 10_000), seeds=3, steps=400, test=None),
 }
 
 
-def figure_5(config: Any, report: Callable[[str], None], stop: Callable[[], bool]) -> Outcome:
+def figure_5(
+    config: Any, folder: Path, report: Callable[[str], None], stop: Callable[[], bool]
+) -> FigureOutcome:
     """Test error against the number of examples, by kind of augmentation."""
+    del folder
     setting = SETTINGS[config.scale]
     result = learning_curves(setting, seed=config.seed, report=report, stop=stop)
     findings, verdicts = judge(result)
-    return Outcome(
+    return FigureOutcome(
         results={"sizes": result},
         findings=findings,
         verdicts=verdicts,
@@ -75,7 +79,7 @@ def figure_5(config: Any, report: Callable[[str], None], stop: Callable[[], bool
 
 
 def learning_curves(
-    setting: Setting,
+    setting: SelfPacedSetting,
     *,
     seed: int,
     report: Callable[[str], None],
@@ -129,7 +133,7 @@ def learning_curves(
 
 
 def train_augmented(
-    setting: Setting,
+    setting: SelfPacedSetting,
     train: tuple[Float[Tensor, "N 1 height width"], Int[Tensor, " N"]],
     test: tuple[Float[Tensor, "K 1 height width"], Int[Tensor, " K"]],
     *,

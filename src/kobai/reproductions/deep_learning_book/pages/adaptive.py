@@ -15,7 +15,7 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import train
 
@@ -28,7 +28,7 @@ _METHODS = {
 }
 
 
-def adaptive(config: Config) -> Outcome:
+def adaptive(config: Config) -> FigureOutcome:
     """Effective steps of parameters that see large and small gradients; a valley; the start."""
     draw = seeds.generator(config.seed, "gradients")
     steps = 300
@@ -71,7 +71,7 @@ def adaptive(config: Config) -> Outcome:
     ground = contours(surface.function, (-1.5, 0.5), (-0.4, 0.4), np.logspace(-2, 1.1, 12))
     bias = _bias_correction()
     first = bias["without"][0] / bias["with"][0]
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.5", title="A valley with condition number 100", columns=2,
@@ -142,7 +142,7 @@ def _bias_correction(steps: int = 2000) -> dict[str, np.ndarray]:
     return found
 
 
-def choosing(config: Config) -> Outcome:
+def choosing(config: Config) -> FigureOutcome:
     """The methods in use on three problems, each at its best of three rates."""
     problems = {
         "rectified": {"widths": (32,)},
@@ -180,7 +180,7 @@ def choosing(config: Config) -> Outcome:
         n: max(float(np.mean(v[n]) / min(np.mean(w) for w in v.values())) for v in ends.values())
         for n in names
     }
-    return Outcome(
+    return FigureOutcome(
         results={
             "choice": Panels(
                 label="8.5.4", title="Each method at its best rate",

@@ -12,7 +12,7 @@ from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.networks import classifier, pictures
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
 from kobai.reproductions.deep_learning_book.pages.pretraining import chain
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import AuxiliaryHeads, auxiliary_problem, train
 
@@ -61,7 +61,7 @@ def factor(depths: np.ndarray, slope: float, draw: torch.Generator) -> dict[str,
     return {"F′": plain[depths - 1], "F′ + 1": skip[depths - 1]}
 
 
-def architecture(config: Config) -> Outcome:
+def architecture(config: Config) -> FigureOutcome:
     """Gradient by depth for units and skips; training of deep nets; auxiliary heads."""
     depth = 30
     x = np.arange(1, depth + 1, dtype=float)
@@ -93,7 +93,7 @@ def architecture(config: Config) -> Outcome:
     faint = {n: float(w[0]) for n, w in waves.items()}
     log_skip = float(np.log(products["F′ + 1"][-1]) / depths[-1])
     names = tuple(trained)
-    return Outcome(
+    return FigureOutcome(
         results={
             "units": Panels(
                 label="8.7.5", title="How far gradients reach", columns=3,

@@ -10,7 +10,7 @@ from kobai.models import BatchNorm
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.networks import classifier, pictures
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import train
 
@@ -30,7 +30,7 @@ def expansion(weights: np.ndarray, gradient: np.ndarray, rate: float) -> np.ndar
     return terms
 
 
-def chain(config: Config) -> Outcome:
+def chain(config: Config) -> FigureOutcome:
     """ŷ = x w₁ ⋯ w_L: orders of a step; the chain under normalisation; what γ and β restore."""
     draw = np.random.default_rng(config.seed)
     rate, depths = 0.05, np.arange(2, 31, 2)
@@ -93,7 +93,7 @@ def chain(config: Config) -> Outcome:
         rate_: float(np.mean(ends["batch", rate_])) < float(np.mean(ends["none", rate_]))
         for _, rate_ in ends
     }
-    return Outcome(
+    return FigureOutcome(
         results={
             "chain": Panels(label="8.7.1", title="Layers that move at the same time", columns=3,
                             panels=panels,

@@ -9,7 +9,7 @@ from kobai.problem import SURFACES, Problem
 from kobai.problem.surfaces import quadratic
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import Blurred, minimize_by_continuation, train_by_curriculum
 
@@ -143,7 +143,7 @@ def curricula(config: Config) -> tuple[Panels, dict[str, list[float]]]:
     return Panels(label="8.7.6", title="Curricula of long dependencies", panels=(panel,)), ends
 
 
-def continuation(config: Config) -> Outcome:
+def continuation(config: Config) -> FigureOutcome:
     """The page of section 8.7.6."""
     results, findings, share = blurring(config)
     panel, ends = curricula(config)
@@ -151,7 +151,7 @@ def continuation(config: Config) -> Outcome:
     gains = {n: np.array(ends[n]) - np.array(ends["none"]) for n in rivals}
     clear = {n: float(g.mean()) > 2 * float(g.std(ddof=1)) / len(g) ** 0.5
              for n, g in gains.items()}  # fmt: skip
-    return Outcome(
+    return FigureOutcome(
         results={**results, "curriculum": panel},
         findings=[
             *findings,

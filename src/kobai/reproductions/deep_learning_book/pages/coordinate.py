@@ -20,7 +20,7 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import PolyakAverage
 
@@ -100,7 +100,7 @@ def sparse_coding(config: Config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def coordinates(config: Config) -> Outcome:
+def coordinates(config: Config) -> FigureOutcome:
     """Both examples of the chapter."""
     start = torch.tensor([2.0, -1.0]).double()
     walks, rates, alphas = {}, {}, (0.05, 0.5, 2.0)
@@ -117,7 +117,7 @@ def coordinates(config: Config) -> Outcome:
     values, zeros = coding["alternating blocks"]
     rival = coding["steepest descent"][0]
     rises = float(np.diff(values).max())
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.7.2", title="(x₁ − x₂)² + α(x₁² + x₂²)", columns=2,
@@ -174,7 +174,7 @@ def coordinates(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def averaging(config: Config) -> Outcome:
+def averaging(config: Config) -> FigureOutcome:
     """Iterates that swing across a valley, and their mean; a network at a constant rate."""
     draw = seeds.generator(config.seed, "noise")
     curvature = torch.tensor([1.0, 20.0]).double()
@@ -226,7 +226,7 @@ def averaging(config: Config) -> Outcome:
         for n in ("running mean", "exponential mean")
     }
     error = {n: float(g.std(ddof=1) / math.sqrt(len(g))) for n, g in gain.items()}
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.7.3", title="Averaging in a valley", columns=2,

@@ -20,12 +20,12 @@ from kobai.reproductions.deep_learning_book.networks import (
     pictures,
 )
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import EarlyStopping, GeometricBatch, Schedule, train
 
 
-def empirical_risk(config: Config) -> Outcome:
+def empirical_risk(config: Config) -> FigureOutcome:
     """Training and test risk of networks on few examples, and the 0/1 loss along a line."""
     splits = pictures(config, limit=150)
     epochs = config.pick(40, 80)
@@ -49,7 +49,7 @@ def empirical_risk(config: Config) -> Outcome:
     over = [float(h.test_loss.min() / h.test_loss[-1]) for h in histories]
     longest = max(histories, key=lambda h: len(h.epoch)).epoch
     first = lines[0]
-    return Outcome(
+    return FigureOutcome(
         results={
             "risk": Panels(
                 label="8.1.1", title="The risk one has and the risk one wants", columns=2,
@@ -87,7 +87,7 @@ def empirical_risk(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def surrogate(config: Config) -> Outcome:
+def surrogate(config: Config) -> FigureOutcome:
     """The 0/1 loss of training at zero while that of the test still falls; early stopping."""
     splits = pictures(config, limit=400 if config.data == "digits" else 1000)
     epochs, zero, later, stopped = config.pick(40, 100), [], [], []
@@ -119,7 +119,7 @@ def surrogate(config: Config) -> Outcome:
     mean_train, mean_test = (level([c[i] for c in curves]).mean(0) for i in (0, 1))
     fall = np.array(zero) - np.array(later)
     error = fall.std(ddof=1) / len(fall) ** 0.5
-    return Outcome(
+    return FigureOutcome(
         results={
             "surrogate": Panels(
                 label="8.1.2", title="The 0/1 loss on the way", panels=(
@@ -148,7 +148,7 @@ def surrogate(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def minibatches(config: Config) -> Outcome:
+def minibatches(config: Config) -> FigureOutcome:
     """Error, cost and curvature of minibatch estimates; order of the data; critical batch sizes."""
     splits = pictures(config)
     # Its exact Fisher matrix is inverted, so it stays small whatever network the user brings.
@@ -203,7 +203,7 @@ def minibatches(config: Config) -> Outcome:
         for name, v in (("gradient", measured), ("step", np.array([np.mean(a) for a in second])))
     }
     slope = float(np.polyfit(np.log(x), np.log(measured), 1)[0])
-    return Outcome(
+    return FigureOutcome(
         results={
             "batches": Panels(
                 label="8.1.3", title="What a larger minibatch buys", columns=2,

@@ -18,12 +18,12 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import Constant, LinearDecay, train
 
 
-def decay(config: Config) -> Outcome:
+def decay(config: Config) -> FigureOutcome:
     """SGD on a noisy quadratic and on a network, at a constant and at a decaying rate."""
     draw = seeds.generator(config.seed, "noise")
     steps, runs = 400, 200
@@ -58,7 +58,7 @@ def decay(config: Config) -> Outcome:
             rough[name].append(float(np.diff(loss[-40:]).std()))
             if seed == config.seed:
                 curves.append(Series(label=name, x=np.arange(len(loss), dtype=float), y=loss))
-    return Outcome(
+    return FigureOutcome(
         results={
             "decay": Panels(
                 label="8.3.1", title="The learning rate of SGD", columns=2,
@@ -108,7 +108,7 @@ def _methods(rate: float, mu: float) -> dict[str, dict[str, Any]]:
     }
 
 
-def momentum(config: Config) -> Outcome:
+def momentum(config: Config) -> FigureOutcome:
     """The valley, the terminal velocity, and a network."""
     condition = 100.0
     surface = quadratic(condition)
@@ -142,7 +142,7 @@ def momentum(config: Config) -> Outcome:
         speeds.append((mu, track))
     network, ends = _on_network(config)
     gain = needed["sgd"] / needed["momentum"]
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.3.2", title="A valley with condition number 100", columns=2,

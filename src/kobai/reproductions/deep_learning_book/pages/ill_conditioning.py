@@ -9,7 +9,7 @@ from kobai.problem import EmpiricalRisk
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.networks import classifier, per_step, pictures
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Panel, Panels, Series
 
 
@@ -36,7 +36,7 @@ def terms(config: Config, rate: float, seed: int) -> dict[str, np.ndarray]:
     return dict(zip(("step", "loss", "gg", "gHg"), np.array(rows).T, strict=True))
 
 
-def ill_conditioning(config: Config) -> Outcome:
+def ill_conditioning(config: Config) -> FigureOutcome:
     """The two terms of the second-order prediction of a step, ε‖g‖² and ½ε²gᵀHg, while training."""
     rates, chosen = (0.05, 0.5, 2.0), config.seeds[:3]
     every = {rate: [terms(config, rate, seed) for seed in chosen] for rate in rates}
@@ -71,7 +71,7 @@ def ill_conditioning(config: Config) -> Outcome:
               series=tuple(Series(label=f"ε = {rate:g}", x=run["step"], y=run["loss"])
                            for rate, run in runs.items())),
     )  # fmt: skip
-    return Outcome(
+    return FigureOutcome(
         results={
             "terms": Panels(
                 label="8.2.1", title="What a step promises and what curvature takes", columns=3,

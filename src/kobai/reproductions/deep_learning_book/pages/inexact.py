@@ -17,11 +17,11 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 
 
-def inexact(config: Config) -> Outcome:
+def inexact(config: Config) -> FigureOutcome:
     """Gradient descent whose gradients carry noise or a bias, on a quadratic."""
     draw = seeds.generator(config.seed, "noise")
     steps, rate, runs = 300, 0.05, 100
@@ -51,7 +51,7 @@ def inexact(config: Config) -> Outcome:
             )
         settled.append(float(0.5 * (curvature * theta.square()).sum(1).mean()))
     theory = [float((0.5 * r * noise**2 / (2 - r * curvature)).sum()) for r in rates]
-    return Outcome(
+    return FigureOutcome(
         results={
             "errors": Panels(
                 label="8.2.6", title="Gradients with an error", columns=2,
@@ -96,7 +96,7 @@ def hill(theta: torch.Tensor) -> torch.Tensor:
     return top + 0.08 * ((x - 3.0).square() + 0.6 * y.square())
 
 
-def structure(config: Config) -> Outcome:
+def structure(config: Config) -> FigureOutcome:
     """A hill in the way, and which starts of Himmelblau's and Rastrigin's functions end well."""
     runs, starts = {}, {"above": (-2.0, 0.6), "dead centre": (-2.0, 0.0), "good start": (1.4, 0.9)}
     for name, start in starts.items():
@@ -126,7 +126,7 @@ def structure(config: Config) -> Outcome:
             good += surface.distance(point.theta()) < 0.1
         reached[radius] = good / size
     ground = contours(hill, (-2.6, 3.8), (-2.2, 2.2), np.linspace(0.05, 3.0, 16))
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.2.7", title="A hill between here and there", columns=2,
@@ -167,7 +167,7 @@ def structure(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def limits(config: Config) -> Outcome:
+def limits(config: Config) -> FigureOutcome:
     """A worst case that no method which follows gradients escapes, beside what it needs in use.
 
     The quadratic of Nesterov (2004, Introductory Lectures on Convex Optimization, §2.1.2): after k
@@ -205,7 +205,7 @@ def limits(config: Config) -> Outcome:
     k = np.arange(1, steps + 1, dtype=float)
     bound = (1 / (k + 1) - 1 / (size + 1)) / 8
     least = min(float((v[1:] / bound[: len(v) - 1]).min()) for v in tracks.values())
-    return Outcome(
+    return FigureOutcome(
         results={
             "bound": Panels(
                 label="8.2.8", title="A bound that no first-order method passes", panels=(

@@ -8,7 +8,7 @@ from kobai import models, seeds
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.networks import classifier, per_step, pictures
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 from kobai.training import raise_vanishing, search_initial_scales, signals, train
 
@@ -43,7 +43,7 @@ def _signals(scheme: str, config: Config, *, shift: float = 0.0) -> tuple[np.nda
     return np.exp(np.log(forward).mean(0)), np.exp(np.log(backward).mean(0))
 
 
-def initialisation(config: Config) -> Outcome:
+def initialisation(config: Config) -> FigureOutcome:
     """Signals by layer, symmetry, the scale of the weights, and biases."""
     x = np.arange(1, 21, dtype=float)
     waves = {scheme: _signals(scheme, config) for scheme in _SCHEMES}
@@ -94,7 +94,7 @@ def initialisation(config: Config) -> Outcome:
     back = {s: float(b[0] / b[-1]) for s, (_, b) in waves.items()}
     best = int(np.argmax([np.mean(t) for t in test]))
     grown = float(dead["random-walk, bias 0.1"][-1] / dead["random-walk, bias 0"][-1])
-    return Outcome(
+    return FigureOutcome(
         results={
             "signals": Panels(
                 label="8.4", title="Signals through twenty ReLU layers at the start", columns=2,

@@ -17,7 +17,7 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 
 
@@ -41,7 +41,7 @@ def unrolled_loss(w: Tensor, u: Tensor, steps: int) -> Tensor:
     return 0.5 * (h + 0.7).square()
 
 
-def cliffs(config: Config) -> Outcome:
+def cliffs(config: Config) -> FigureOutcome:
     """The surface with a wall, and a one-unit recurrent network that has one of its own."""
     del config
     # The recurrent net: a cut through the loss, and descent towards the wall.
@@ -75,7 +75,7 @@ def cliffs(config: Config) -> Outcome:
     end = {s.label: float(s.y[-1]) for s in descent}
     ground = contours(loss, (0.5, 4.0), (-0.6, 0.6), np.linspace(0.01, 1.44, 14))
     growth = walls[12] / walls[3]
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.2.4", title="A step from the edge of a cliff", columns=2,
@@ -118,7 +118,7 @@ def cliffs(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def dependencies(config: Config) -> Outcome:
+def dependencies(config: Config) -> FigureOutcome:
     """Powers of a matrix, gradients through time, and through a forward net of equal depth."""
     draw = seeds.generator(config.seed, "matrices")
     width, depth = 40, 60
@@ -162,7 +162,7 @@ def dependencies(config: Config) -> Outcome:
     for kind in ("tanh net", "LSTM"):
         by_length[kind] = [_first_input(kind, t, draw) for t in lengths]
     fall = {k: v[-1] / v[0] for k, v in by_length.items()}
-    return Outcome(
+    return FigureOutcome(
         results={
             "powers": Panels(
                 label="8.2.5", title="Multiplying again and again", columns=3,

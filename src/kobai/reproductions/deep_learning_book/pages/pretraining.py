@@ -11,7 +11,7 @@ from kobai.problem import Problem
 from kobai.reproductions.deep_learning_book.config import Config
 from kobai.reproductions.deep_learning_book.networks import pictures
 from kobai.reproductions.deep_learning_book.page import Page, judge, mean_of
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Panel, Panels, Series
 from kobai.training import greedy_pretraining, train, train_by_hints
 
@@ -43,7 +43,7 @@ def _accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
         return float((model(data[0]).argmax(1) == data[1]).double().mean())
 
 
-def pretraining(config: Config) -> Outcome:
+def pretraining(config: Config) -> FigureOutcome:
     """A deep net trained jointly, after greedy stages, and by hints; the same total of epochs."""
     splits = pictures(config, limit=config.pick(400, 1000))
     assert splits.test is not None
@@ -115,7 +115,7 @@ def pretraining(config: Config) -> Outcome:
     gain = np.array(fit["with hints"]) - np.array(fit["alone"])
     error = float(gain.std(ddof=1) / len(gain) ** 0.5)
     names = tuple(fit)
-    return Outcome(
+    return FigureOutcome(
         results={
             "greedy": Panels(
                 label="8.7.4", title="Pretraining", columns=2,

@@ -17,11 +17,11 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 
 
-def symmetries(config: Config) -> Outcome:
+def symmetries(config: Config) -> FigureOutcome:
     """A trained network, its units permuted and rescaled: the loss stays, the way between rises."""
     splits = pictures(config)
     problem = classifier(splits, (24,), seed=config.seed, dtype=torch.float64)
@@ -60,7 +60,7 @@ def symmetries(config: Config) -> Outcome:
     spread = max(abs(float(objective.value(twin)) - at_minimum) for twin in twins)
     valley = float(np.abs(along - at_minimum).max())
     hill = float(np.mean([line.max() for line in between]))
-    return Outcome(
+    return FigureOutcome(
         results={
             "symmetry": Panels(
                 label="8.2.2", title="The same function at other parameters", columns=2,
@@ -95,7 +95,7 @@ def symmetries(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def escape(config: Config) -> Outcome:
+def escape(config: Config) -> FigureOutcome:
     """Gradient descent, Newton and saddle-free Newton beside a saddle and a monkey saddle."""
     del config
     results, findings = {}, []
@@ -136,7 +136,7 @@ def escape(config: Config) -> Outcome:
     newton = [abs(reached[n, "Newton"][1]) for n in ("saddle", "monkey-saddle")]
     free = [reached[n, "saddle-free Newton"][0] for n in ("saddle", "monkey-saddle")]
     plain = [reached[n, "gradient descent"][0] for n in ("saddle", "monkey-saddle")]
-    return Outcome(
+    return FigureOutcome(
         results=results, findings=findings,
         verdicts=[
             judge("8.2.3-newton", newton[0] < 1e-6, newton[1] < 1e-6,
@@ -187,7 +187,7 @@ def index_along_training(
     return np.array(steps, dtype=float), np.array(loss), np.array(share), np.array(least)
 
 
-def saddles(config: Config) -> Outcome:
+def saddles(config: Config) -> FigureOutcome:
     """Surfaces and a network on one page."""
     made = escape(config)
     runs = [index_along_training(config, seed) for seed in config.seeds[:3]]
@@ -208,7 +208,7 @@ def saddles(config: Config) -> Outcome:
         note="Eigenvalues below −λ_max/1000 count as negative.",
     )  # fmt: skip
     first, last = ([float(share[i]) for _, _, share, _ in runs] for i in (0, -1))
-    return Outcome(
+    return FigureOutcome(
         results={**made.results, "network": panels},
         findings=[
             *made.findings,
@@ -248,11 +248,11 @@ def plateaus(config: Config) -> tuple[Panels, dict[str, float]]:
     ), times
 
 
-def saddles_and_plateaus(config: Config) -> Outcome:
+def saddles_and_plateaus(config: Config) -> FigureOutcome:
     """The page of section 8.2.3."""
     made = saddles(config)
     panels, times = plateaus(config)
-    return Outcome(
+    return FigureOutcome(
         results={**made.results, "plateau": panels},
         findings=[
             *made.findings,

@@ -22,7 +22,7 @@ from kobai.reproductions.deep_learning_book.surface_paths import (
     values_along,
     walk,
 )
-from kobai.reproductions.figures import Outcome
+from kobai.reproductions.figures import FigureOutcome
 from kobai.results import Finding, Panel, Panels, Series
 
 _Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -36,7 +36,7 @@ _METHODS: dict[str, _Make] = {
 }  # fmt: skip
 
 
-def newton(config: Config) -> Outcome:
+def newton(config: Config) -> FigureOutcome:
     """One step on a quadratic; damping at negative curvature; the cost of a step."""
     landed, sizes = {}, (2, 10, 50)
     for size in sizes:
@@ -69,7 +69,7 @@ def newton(config: Config) -> Outcome:
             times.append(time.process_time() - began)
         seconds.append(float(np.median(times)))
     slope = float(np.polyfit(np.log(dimension[-2:]), np.log(seconds[-2:]), 1)[0])
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.6.1", title="Damping where the curvature is negative", columns=2,
@@ -119,7 +119,7 @@ def _until(values: np.ndarray, level: float) -> int:
     return int(np.argmax(values <= level)) if (values <= level).any() else -1
 
 
-def conjugate(config: Config) -> Outcome:
+def conjugate(config: Config) -> FigureOutcome:
     """The zig-zag of steepest descent and conjugate directions on a quadratic."""
     surface = quadratic(10.0)
     start = torch.tensor([-1.0, 0.1]).double()
@@ -157,7 +157,7 @@ def conjugate(config: Config) -> Outcome:
         optimizer = NonlinearCG(objective.space.module, beta=beta, search="exact")
         variants[beta] = walk(objective, optimizer, 4)
     apart = max(float(np.abs(v - variants["polak-ribiere"]).max()) for v in variants.values())
-    return Outcome(
+    return FigureOutcome(
         results={
             "motion": Panels(
                 label="8.6.2", title="Zig-zag and conjugate directions", columns=2,
@@ -196,7 +196,7 @@ def conjugate(config: Config) -> Outcome:
     )  # fmt: skip
 
 
-def quasi_newton(config: Config) -> Outcome:
+def quasi_newton(config: Config) -> FigureOutcome:
     """Steps and gradients to tolerance, on a quadratic, Rosenbrock's valley, a small network."""
     problems: dict[str, Callable[[], Objective]] = {
         "quadratic": lambda: quadratic(
@@ -244,7 +244,7 @@ def quasi_newton(config: Config) -> Outcome:
     apart = float(np.abs(twins[0] - twins[1]).max())
     left = float(np.linalg.norm(twins[0][-1]))
     steps = {t: {n: s for n, (s, _) in row.items()} for t, row in need.items()}
-    return Outcome(
+    return FigureOutcome(
         results={
             "race": Panels(
                 label="8.6.3", title="Five methods, three problems", columns=3,

@@ -14,7 +14,7 @@ from kobai.curvature.rows import Rows
 from kobai.curvature.structures import Chain, Tridiagonal
 from kobai.curvature.structures.coupled_layers import check_system
 from kobai.curvature.structures.tridiagonal import neighbours
-from kobai.kernels.block_actions import Action
+from kobai.kernels.natural.block_actions import Action
 from kobai.linalg.factor import eigh, lu
 
 

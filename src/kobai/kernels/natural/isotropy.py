@@ -18,10 +18,10 @@ from kobai.curvature.structures import (
     TridiagonalStructure,
     layers_of,
 )
-from kobai.kernels.block_actions import joined
-from kobai.kernels.expectation import expectation, part_facts
-from kobai.kernels.factor import OutputFactors, output_factors
-from kobai.kernels.natural import NaturalKernel, natural_action
+from kobai.kernels.natural.block_actions import joined
+from kobai.kernels.natural.expected_isotropy import expectation, part_facts
+from kobai.kernels.natural.kernel import NaturalKernel, natural_action
+from kobai.kernels.natural.output_factors import OutputFactors, output_factors
 from kobai.linalg.factor import eigh
 from kobai.linalg.operators.solvable import DampingForm
 from kobai.problem import EmpiricalRisk

@@ -1,4 +1,4 @@
-"""Which trials are somebody's work, and which belong to a worker that is gone.
+"""Tell trials that a worker is working on from those whose worker is gone.
 
 A trial that nobody works on any more is failed in the storage and queued again with the same
 values, exactly once, whoever notices it first.
@@ -27,7 +27,7 @@ REQUEUED = "requeued"
 """User attributes: whose a trial is; and the number of the trial it was queued again for."""
 
 
-class Presence(abc.ABC):
+class WorkerClaims(abc.ABC):
     """A worker's way to claim trials, to be seen alive, and to find the trials of the dead."""
 
     @abc.abstractmethod
@@ -44,11 +44,11 @@ class Presence(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Leave."""
+        """Give up this worker's place, so that its trials count as nobody's."""
 
 
-def presence(study: optuna.Study, folder: Path, worker: str) -> Presence:
-    """The way that suits a study's storage: heartbeats of a database, else leases.
+def worker_claims(study: optuna.Study, folder: Path, worker: str) -> WorkerClaims:
+    """Choose what suits a study's storage: heartbeats of a database, else leases in its folder.
 
     Args:
         study: The study.
@@ -74,7 +74,7 @@ def queue_again(study: optuna.Study, trial: FrozenTrial) -> bool:
 
 
 @final
-class _Leases(Presence):
+class _Leases(WorkerClaims):
     """For journals: every claim is made under one lock, every worker holds a lease."""
 
     def __init__(self, folder: Path, worker: str) -> None:
@@ -113,7 +113,7 @@ class _Leases(Presence):
 
 
 @final
-class _Heartbeats(Presence):
+class _Heartbeats(WorkerClaims):
     """For databases: a thread tells the storage now and then that the trial is being worked on."""
 
     def __init__(self, storage: RDBStorage, worker: str) -> None:

@@ -25,7 +25,7 @@ from kobai.curvature.structures import (
     UnitStructure,
     layers_of,
 )
-from kobai.kernels.factor import OutputFactors
+from kobai.kernels.natural.output_factors import OutputFactors
 
 _RECTIFIED = (0.3, 0.7)
 """Shares of (example, unit) pairs without a gradient that count as a rectifier's half."""

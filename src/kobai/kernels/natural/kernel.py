@@ -19,7 +19,8 @@ from kobai.curvature.rows.network import ScoreRows
 from kobai.curvature.rows.outer_products import OuterRows
 from kobai.curvature.structures import Chain, LowRank, Structure, Tridiagonal, layers_of
 from kobai.curvature.structures.full import FullFisher
-from kobai.kernels.block_actions import (
+from kobai.kernels.inputs import Points, at_points
+from kobai.kernels.natural.block_actions import (
     Action,
     column_action,
     joined,
@@ -28,9 +29,8 @@ from kobai.kernels.block_actions import (
     severest,
     single_group,
 )
-from kobai.kernels.coupled_action import coupled_action
-from kobai.kernels.factor import OutputFactors, output_factors
-from kobai.kernels.inputs import Points, at_points
+from kobai.kernels.natural.coupled_action import coupled_action
+from kobai.kernels.natural.output_factors import OutputFactors, output_factors
 from kobai.kernels.tangent import output_rows
 from kobai.linalg import BlockDiagonal, Kronecker, LinearOperator
 from kobai.linalg.operators.solvable import DampingForm, SolvableOperator

@@ -1,18 +1,10 @@
-"""Questions that landscapes ask about what a torch layer does, all of them in one place."""
+"""Questions about torch's own layers: how outputs depend on parameters, inputs and batches."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-_NORMALISATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
 
 
 def is_linear_in_parameters(module: nn.Module) -> bool:
@@ -37,11 +29,6 @@ def is_convolution(module: nn.Module) -> bool:
     return type(module) in _CONVOLUTIONS
 
 
-def has_convolutions(model: nn.Module) -> bool:
-    """Tell whether a model has convolutions, which the memory layout of images matters to."""
-    return any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-
-
 def writes_fresh_output(module: nn.Module) -> bool:
     """Tell whether a stock layer's output is a new tensor that its backward pass does not need."""
     return type(module) in (nn.Linear, *_CONVOLUTIONS)
@@ -55,16 +42,6 @@ def is_relu(module: nn.Module) -> bool:
 def is_sequence(module: nn.Module) -> bool:
     """Tell whether a module only calls its children one after the other."""
     return type(module) is nn.Sequential
-
-
-def is_embedding(module: nn.Module) -> bool:
-    """Tell whether a module looks rows up in a table."""
-    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
-
-
-def is_normalisation(module: nn.Module) -> bool:
-    """Tell whether a module normalises; people write their own, so that the name counts too."""
-    return isinstance(module, _NORMALISATIONS) or "norm" in type(module).__name__.lower()
 
 
 def running_statistics(model: nn.Module) -> dict[str, nn.Module]:

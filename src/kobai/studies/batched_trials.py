@@ -20,14 +20,15 @@ from kobai.problem.examples import TensorExamples
 from kobai.studies.linear_stack import LinearStack
 from kobai.studies.stacked import Gradient, Stack, design_of, matrices_of
 from kobai.studies.stacked_kfac import Networks, StackedKFAC, column
-from kobai.studies.trial import Outcome, Task, run_trial
+from kobai.studies.trial import Task, TrialOutcome, run_trial
+from kobai.training.epochs import EpochCounter, Timetable
 from kobai.training.loop import DIVERGED
 
 _FIXED = ("training.epochs", "training.batch_size", "training.evaluate_every")
 
 
-def reason_against(task: Task, searched: Sequence[str]) -> str:
-    """Why trials of a task cannot be trained together; empty if they can.
+def reason_not_to_batch(task: Task, searched: Sequence[str]) -> str:
+    """Say why trials of a task cannot be trained together; empty if they can.
 
     Args:
         task: What the trials have in common.
@@ -66,16 +67,16 @@ def reason_against(task: Task, searched: Sequence[str]) -> str:
     return found if isinstance(found, str) else ""
 
 
-def run_together(
+def run_batched(
     task: Task,
     values: Sequence[Mapping[str, Value]],
     *,
     stop: Callable[[], bool] | None = None,
-) -> list[Outcome]:
+) -> list[TrialOutcome]:
     """Train several settings of a task at once, with every seed of it.
 
     Args:
-        task: What they have in common; `reason_against` must be empty.
+        task: What they have in common; `reason_not_to_batch` must be empty.
         values: Hyperparameters of each.
         stop: Asked before every step; when true all are ``interrupted``.
 
@@ -85,7 +86,7 @@ def run_together(
     Raises:
         ValueError: If the task does not allow it, or a value is out of its range.
     """
-    reason = reason_against(task, sorted({name for one in values for name in one}))
+    reason = reason_not_to_batch(task, sorted({name for one in values for name in one}))
     if reason:
         raise ValueError(f"these trials cannot be trained together: {reason}")
     settings = [task.configured(one) for one in values]
@@ -102,7 +103,7 @@ def run_trials(
     values: Sequence[Mapping[str, Value]],
     *,
     stop: Callable[[], bool] | None = None,
-) -> list[Outcome]:
+) -> list[TrialOutcome]:
     """Train several settings of a task: as one computation where the task allows it, else in turn.
 
     Args:
@@ -113,9 +114,9 @@ def run_trials(
     Returns:
         One outcome each.
     """
-    if reason_against(task, sorted({name for one in values for name in one})):
+    if reason_not_to_batch(task, sorted({name for one in values for name in one})):
         return [run_trial(task, one, stop=stop) for one in values]
-    return run_together(task, values, stop=stop)
+    return run_batched(task, values, stop=stop)
 
 
 @dataclasses.dataclass
@@ -158,6 +159,7 @@ def _train(
         if task.optimizer == "kfac"
         else _Momentum(configs, stack)
     )
+    evaluations = Timetable(EpochCounter(lambda _: steps_per_epoch), every=options.evaluate_every)
     runs = [_Run() for _ in settings]
     evaluate = _Evaluator(problem, options.evaluate_train_limit)
     _record(runs, evaluate(stack), 0.0)
@@ -179,7 +181,7 @@ def _train(
             first = loss if first is None else first
             bound = DIVERGED * torch.clamp(first, min=1.0)
             _mark_lost(runs, loss, bound, f"step {done} of {total}", "minibatch loss")
-            if _evaluates(done, total, steps_per_epoch, options.evaluate_every):
+            if done == total or evaluations.due(done):
                 elapsed = time.process_time() - began
                 rows = evaluate(stack)
                 _record(runs, rows, done / steps_per_epoch)
@@ -271,13 +273,6 @@ def _factors(settings: Sequence[Any], step: int, total: int) -> Tensor:
     )
 
 
-def _evaluates(step: int, total: int, steps_per_epoch: int, every: float) -> bool:
-    """Whether an evaluation is due; see `kobai.training.epochs.Timetable`."""
-    interval = every * steps_per_epoch
-    crossed = math.floor((step + 1e-6) / interval) > math.floor((step - 1 + 1e-6) / interval)
-    return step == total or crossed
-
-
 def _record(runs: list[_Run], rows: list[dict[str, float]], epoch: float) -> None:
     for run, row in zip(runs, rows, strict=True):
         if run.state == "finished":
@@ -293,7 +288,7 @@ def _mark_lost(runs: list[_Run], loss: Tensor, bound: Tensor, where: str, what: 
             runs[index].note = f"stopped after {where}: the {what} is {float(loss[index]):.3g}"
 
 
-def _joined(task: Task, runs: list[_Run]) -> Outcome:
+def _joined(task: Task, runs: list[_Run]) -> TrialOutcome:
     """One trial's seeds as its outcome."""
     states = {run.state for run in runs}
     state = next((s for s in ("interrupted", "diverged") if s in states), "finished")
@@ -306,7 +301,7 @@ def _joined(task: Task, runs: list[_Run]) -> Outcome:
     final = {name: v for name, v in final.items() if any(x is not None for x in v)}
     score = [v for v in final.get(task.metric, []) if v is not None]
     good = state == "finished" and len(score) == len(runs)
-    return Outcome(
+    return TrialOutcome(
         state=state if good or state != "finished" else "diverged",
         value=sum(score) / len(score) if good else task.worst,
         final=final,

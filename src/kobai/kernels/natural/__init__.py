@@ -1,0 +1,1 @@
+"""Kernels of natural gradients in function space, and how isotropic they are."""
