@@ -163,3 +163,26 @@ def test_the_state_of_another_structure_is_refused():
     optimizer.step()
     with pytest.raises(ValueError, match="another model or another optimizer"):
         KFAC(net, structure="unit").load_state_dict(optimizer.state_dict())
+
+
+class Prompted(nn.Module):
+    """Sends tokens of its own through a layer, as many whatever the batch is."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.ones(3, 4))
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x + torch.tanh(self.layer(self.own)).mean(0))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_layers_that_do_not_keep_examples_apart_are_named(structure):
+    with torch.random.fork_rng():
+        net = Prompted()
+    x, y = torch.ones(5, 4), torch.zeros(5, dtype=torch.long)
+    optimizer = KFAC(net, structure=structure)
+    with pytest.raises(ValueError, match=r"layer \(Linear\): its inputs do not divide into the 5"):
+        cross_entropy(net(x), y).backward()
+    optimizer.close()
