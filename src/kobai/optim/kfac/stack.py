@@ -94,11 +94,11 @@ class Stack:
         self.spans: list[Span] = []
         start = 0
         for position, entry in layers:
-            each = entry.form.groups if _is_matrix(entry) else 1
-            own = slice(start, start + each)
-            start += each
-            parts = (_parts(entry, whole[own]) for whole in (self.momentum, self.direction))
-            self.spans.append(Span(position, entry, own, entry.tensors, *parts))
+            matrix = isinstance(entry, KroneckerLayer) and not entry.form.lookup
+            own = slice(start, start + (entry.form.groups if matrix else 1))
+            start = own.stop
+            momenta, directions = (_parts(entry, m[own]) for m in (self.momentum, self.direction))
+            self.spans.append(Span(position, entry, own, entry.tensors, momenta, directions))
 
     def fits(self) -> bool:
         """Whether the parameters are still where, and of the kind, the stack was made for."""
@@ -255,10 +255,6 @@ class Stack:
         """The tensors that are saved, with the stack's entries in front."""
         for name, tensor in (*self.block.tensors().items(), ("momentum_buffer", self.momentum)):
             yield name, tensor if len(tensor) == len(self.momentum) else tensor.unsqueeze(0)
-
-
-def _is_matrix(entry: PlanEntry) -> bool:
-    return isinstance(entry, KroneckerLayer) and not entry.form.lookup
 
 
 def _parts(entry: PlanEntry, matrices: Tensor) -> list[Tensor]:
