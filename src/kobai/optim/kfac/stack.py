@@ -94,8 +94,10 @@ class Stack:
         self.spans: list[Span] = []
         start = 0
         for position, entry in layers:
-            matrix = isinstance(entry, KroneckerLayer) and not entry.form.lookup
-            own = slice(start, start + (entry.form.groups if matrix else 1))
+            groups = 1
+            if isinstance(entry, KroneckerLayer) and not entry.form.lookup:
+                groups = entry.form.groups
+            own = slice(start, start + groups)
             start = own.stop
             momenta, directions = (_parts(entry, m[own]) for m in (self.momentum, self.direction))
             self.spans.append(Span(position, entry, own, entry.tensors, momenta, directions))
