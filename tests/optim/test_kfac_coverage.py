@@ -40,27 +40,28 @@ def test_layers_and_the_rest():
     )
     _, table = blocks(model)
     assert table["0.bias"] is table["0.weight"]
-    assert table["0.weight"].shape == "2 × 2×2 ⊗ 10×10"
+    assert table["0.weight"].size == "2 × 2×2 ⊗ 10×10"
     assert table["0.weight"].numbers == 2 * (2 * 4 + 2 * 100 + 2 * 20)
     assert table["3.weight"].block == "kronecker"
+    assert table["0.weight"].shape == table["0.weight"].size  # its former name
     assert table["1.bias"] is table["1.weight"]
-    assert (table["1.weight"].block, table["1.weight"].shape) == ("unit", "4 of 2×2")
+    assert (table["1.weight"].block, table["1.weight"].size) == ("unit", "4 of 2×2")
     assert table["1.weight"].numbers == 4 * (4 + 2 * 2)
     assert "BatchNorm2d" in table["1.weight"].reason
 
 
 def test_attention_and_recurrent_layers_have_their_matrices_factored():
     _, table = blocks(nn.TransformerEncoderLayer(8, 2, 16))
-    assert table["self_attn.in_proj_weight"].shape == "3 × 8×8 ⊗ 9×9"
-    assert table["self_attn.out_proj.weight"].shape == "8×8 ⊗ 9×9"
+    assert table["self_attn.in_proj_weight"].size == "3 × 8×8 ⊗ 9×9"
+    assert table["self_attn.out_proj.weight"].size == "8×8 ⊗ 9×9"
     assert table["norm1.weight"].block == "unit"
     _, table = blocks(nn.LSTM(3, 4, bias=False))
-    assert table["weight_hh_l0"].shape == "16×16 ⊗ 4×4"
+    assert table["weight_hh_l0"].size == "16×16 ⊗ 4×4"
 
 
 def test_embeddings_never_keep_a_matrix_of_the_vocabulary():
     _, table = blocks(nn.Embedding(50_000, 8))
-    assert table["weight"].shape == "8×8 ⊗ diagonal 50000"
+    assert table["weight"].size == "8×8 ⊗ diagonal 50000"
     assert table["weight"].numbers < 20 * 50_000
 
 
@@ -69,8 +70,8 @@ def test_frozen_halves():
     model[0].bias.requires_grad_(False)
     model[1].weight.requires_grad_(False)
     _, table = blocks(model)
-    assert table["0.weight"].shape == "4×4 ⊗ 3×3"
-    assert table["1.bias"].shape == "2×2 ⊗ 1×1"
+    assert table["0.weight"].size == "4×4 ⊗ 3×3"
+    assert table["1.bias"].size == "2×2 ⊗ 1×1"
 
 
 def test_embeddings_tied_to_the_head_are_diagonal():

@@ -125,9 +125,7 @@ def test_kinds_of_blocks_are_told(structure):
     net, _, _ = made("embedding")
     table = {n: row for row in KFAC(net, structure=structure).coverage() for n in row.parameters}
     assert table["twice.weight"].block == structure
-    assert table["twice.weight"].shape == {"layer": "20×20", "unit": "4 of 5×5"}.get(
-        structure, "20"
-    )
+    assert table["twice.weight"].size == {"layer": "20×20", "unit": "4 of 5×5"}.get(structure, "20")
     assert table["embed.weight"].block == ("layer" if structure == "layer" else "diagonal")
     assert table["norm.weight"].block == structure
 
