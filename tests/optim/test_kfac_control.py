@@ -335,6 +335,22 @@ def test_a_model_that_cannot_be_repeated_is_refused():
         optimizer.step()
 
 
+def test_inputs_that_changed_before_the_step_are_not_taken_for_the_pass():
+    net, x, y = classifier()
+    observer = oracle.observer(net)
+    observer.keeps = True
+    cross_entropy(net(x), y).backward()
+    (one,) = observer.take().passes
+    observer.close()
+    assert one.intact
+    optimizer = KFAC(net)
+    cross_entropy(net(x), y).backward()
+    x.add_(1.0)
+    assert not one.intact
+    with pytest.raises(RuntimeError, match="do not change its inputs in place"):
+        optimizer.step()
+
+
 def test_automatic_damping_beside_a_learning_rate_in_numbers():
     net, x, y = classifier()
     optimizer = KFAC(net, lr=0.1, kl_bound=0.5)
