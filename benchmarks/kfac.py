@@ -25,6 +25,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ from torch import Tensor, nn
 
 from kobai.models.resnet import ResNet, ResNetConfig
 from kobai.optim import EKFAC, KFAC
-from kobai.optim.factored import FactoredOptimizer
+from kobai.optim.kfac import gradient_rows, refresh
+from kobai.optim.kfac.settings import INVERSE_DENSITY
 
 TARGETS = {
     "mlp-256": (1.45, 2.4),
@@ -53,6 +55,25 @@ PEERS = {
     "transformer-256": (1.13, 2.1),
 }
 """Best K-FAC packages measured, the empirical Fisher where that is cheaper."""
+
+
+KINDS = ("precondition", "gather", "invert")
+"""Kinds of steps, which come in turns."""
+
+FIRST = 2
+"""Steps that invert before the turns begin."""
+
+
+def kind_of(step: int) -> str:
+    """Name the kind of a step by its number."""
+    return "invert" if step < FIRST else KINDS[(step - FIRST) % len(KINDS)]
+
+
+def due(step: int, last: int | None, every: int, density: int) -> bool:
+    """Say whether statistics or inverses are due, in place of K-FAC's own intervals."""
+    del last, every
+    kind = kind_of(step)
+    return kind == "invert" if density == INVERSE_DENSITY else kind != "precondition"
 
 
 PRODUCTS = {"kfac-bf16": torch.bfloat16, "kfac-float32": torch.float32}
@@ -184,7 +205,7 @@ def loss_of(likelihood: str, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Stepper:
-    """A network with an optimizer whose kinds of steps can be called for."""
+    """A network with an optimizer whose kinds of steps come in turns."""
 
     def __init__(self, name: str, optimizer: str, labels: str, device: str, bf16: bool) -> None:
         make, self.likelihood, x, y = case(name)
@@ -193,8 +214,6 @@ class Stepper:
             self.model = make().to(device)
         self.x, self.y = x.to(device), y.to(device)
         self.cuda, self.bf16 = device.startswith("cuda"), bf16
-        self.factored: FactoredOptimizer | None = None
-        self.count = 0
         if optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
                 self.model.parameters(), lr=1e-4, momentum=0.9
@@ -206,28 +225,20 @@ class Stepper:
             from kobai.problem import Categorical
 
             likelihood = Categorical(axis=-1, reduction="terms")  # pyright: ignore
-        self.factored = self.optimizer = kind(
+        self.optimizer = kind(
             self.model, likelihood, lr=1e-4, damping=0.03, kl_bound=None,
             labels=labels, generator=torch.Generator(device).manual_seed(0),
             product_dtype=PRODUCTS.get(optimizer),
             statistics_examples="all" if optimizer == "kfac-all" else "auto",
         )  # fmt: skip
-        self.factored._watch.rounded = optimizer != "kfac-float32"
-        if optimizer == "kfac-gradient" and self.factored._rows is not None:
-            self.factored._rows.close()
-        for _ in range(2):
-            self.step("invert")
+        if optimizer == "kfac-gradient":
+            with mock.patch.object(gradient_rows, "has_rows", return_value=False):
+                self.optimizer.state_dict()  # makes the blocks
+        for _ in range(FIRST):
+            self.step()
 
-    def step(self, kind: str) -> float:
-        """Seconds of one step: "plain", "precondition", "gather" or "invert"."""
-        own = self.factored
-        if own is not None:
-            self.count += 1  # so that what is done every so many steps is seen
-            own._steps = 10**6 + self.count
-            own._refreshes.statistics.last = own._refreshes.inverse.last = own._steps
-            own._watch.due = kind != "precondition"
-            if kind == "invert":
-                own._refreshes.inverse.last = None
+    def step(self) -> float:
+        """Seconds of the next step."""
         if self.cuda:
             torch.cuda.synchronize()
         start = time.perf_counter() if self.cuda else time.process_time()
@@ -258,18 +269,17 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     }
     times: dict[tuple[str, ...], list[float]] = {}
     for _ in range(2):
-        plain.step("plain")
+        plain.step()
     for _ in range(rounds):
         for key, stepper in others.items():
-            for kind in ("precondition", "gather", "invert"):
-                times.setdefault(("sgd",), []).append(plain.step("plain"))
-                times.setdefault((*key, kind), []).append(stepper.step(kind))
+            for kind in KINDS:
+                times.setdefault(("sgd",), []).append(plain.step())
+                times.setdefault((*key, kind), []).append(stepper.step())
     unit = statistics.median(times["sgd",])
     rows = []
     for optimizer, labels in others:
         pre, gather, inverse = (
-            statistics.median(times[optimizer, labels, kind]) / unit
-            for kind in ("precondition", "gather", "invert")
+            statistics.median(times[optimizer, labels, kind]) / unit for kind in KINDS
         )
         rows.append(
             {
@@ -298,6 +308,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows there")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    refresh.due = due
     rows: list[dict[str, object]] = []
     print(
         f"{'case':16}{'optimizer':14}{'labels':10}{'SGD ms':>8}{'pre':>7}{'gather':>8}{'invert':>8}"

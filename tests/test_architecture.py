@@ -173,6 +173,26 @@ def test_only_kobai_layers_says_what_a_layer_does():
     assert set(wrong) <= set(NAMES_LAYERS), f"ask kobai.layers what a layer is: {wrong}"
 
 
+_TORCHS_OWN = {"_forward_hooks", "_forward_pre_hooks"}
+"""What is asked of torch's modules: whether any hook is left on them."""
+
+
+def test_tests_of_optimizers_use_public_names():
+    """What a test needs to see is public, or belongs to a class that can be tested by itself."""
+    found: set[str] = set()
+    for path in Path(__file__).with_name("optim").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kobai"):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            private = {n for n in names if n.startswith("_") and not n.startswith("__")}
+            found |= {f"{path.name}:{node.lineno} {name}" for name in private - _TORCHS_OWN}
+    assert not found, f"tests reach into private names: {sorted(found)}"
+
+
 def test_the_objective_keeps_its_member_list():
     """The central abstraction stays small: what every consumer may rely on, and no more."""
     from kobai.problem import Objective

@@ -1,10 +1,56 @@
-"""K-FAC written out the slow way: Jacobians by autograd, P×P matrices, no hooks of kobai's."""
+"""K-FAC written out the slow way: Jacobians by autograd, P×P matrices, no hooks of kobai's.
+
+Also two ways of looking at kobai's own: what an optimizer saves of every parameter, by name, and an
+observer of a model's passes, which shows what they are summed up to.
+"""
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from kobai.problem import Categorical, call_arguments, output_tensor
+from kobai.optim.kfac import KFACSettings
+from kobai.optim.kfac.observe import Observer
+from kobai.optim.kfac.plan import plan_blocks
+from kobai.optim.kfac.preconditioner import Preconditioner
+from kobai.optim.kfac.statistics import Statistics
+from kobai.problem import Categorical, as_likelihood, call_arguments, output_tensor
+
+
+def saved(optimizer):
+    """What `state_dict` holds of each parameter that a block begins with, by the name of it."""
+    names = {id(p): name for name, p in optimizer.model.named_parameters()}
+    own = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    state = optimizer.state_dict()["state"]
+    return {
+        name: {key: value for key, value in state[i].items() if not isinstance(value, dict)}
+        for i, name in enumerate(own)
+        if "updates" in state.get(i, {})
+    }
+
+
+def blocks_of(model, **settings):
+    """The blocks of a model under K-FAC's settings, without an optimizer."""
+    group_of = {id(p): 0 for p in model.parameters()}
+    return Preconditioner(plan_blocks(model), group_of, KFACSettings.of(**settings))
+
+
+def observer(model, likelihood="categorical", generator=None, bases=None, **settings):
+    """An observer of a model's passes that gathers what K-FAC with these settings would.
+
+    ``take().sums`` has the sums by position in ``statistics.plan.entries``. `bases` are what second
+    moments are taken in, by position; default: those of fresh blocks.
+    """
+    blocks = blocks_of(model, **settings)
+    if bases is not None:
+        blocks.bases = lambda: bases
+    statistics = Statistics(
+        as_likelihood(likelihood),
+        KFACSettings.of(**settings),
+        blocks.plan,
+        torch.Generator().manual_seed(0) if generator is None else generator,
+        lambda: blocks,
+    )
+    return Observer(model, statistics, None)
 
 
 def _channels_last(tensor, module):

@@ -1,16 +1,19 @@
 """EKFAC against explicit matrices: second moments in eigenbases, steps, nearness to the Fisher."""
 
+import copy
+
 import kfac_oracle as oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kobai.optim.averages import past_weight
 from test_kfac_exactness import PROBLEMS
 from torch import nn
 
 import cases
+from kobai.curvature.blocks.interface import past_weight
 from kobai.optim import EKFAC, KFAC
+from kobai.optim.kfac.plan import plan_blocks
 from tolerances import assert_close
 
 NAMES = ["mlp", "cnn", "convolutional", "tokens", "segmentation", "tied", "lstm", "transformer"]
@@ -20,15 +23,44 @@ def made(name):
     return PROBLEMS.get(name, lambda: cases.problem(name))()
 
 
-def settled(name, kind=EKFAC, **settings):
+def settled(name, steps=1, **settings):
     """A problem, an optimizer that knows its bases there, and the dense Fisher matrix."""
     problem = made(name)
-    optimizer = kind(
+    optimizer = EKFAC(
         problem.model, problem.likelihood, lr=1e-12, damping=0.05, momentum=0.0, labels="exact",
         output_damping=0.0, kl_bound=None, statistics_every=1, **settings,
     )  # fmt: skip
-    optimizer.step(problem.objective())
+    for _ in range(steps):
+        optimizer.step(problem.objective())
     return problem, optimizer, oracle.dense_fisher(made(name).objective())
+
+
+def bases(problem, optimizer):
+    """Eigenbases (Q_B, Q_A) by position in the plan; of tables (Q_B, None)."""
+    found = {}
+    for position, layer in enumerate(plan_blocks(problem.model).layers):
+        entry = oracle.saved(optimizer)[layer.parameters[0]]
+        if layer.form.lookup:
+            found[position] = entry["table_basis"][0].clone(), None
+        else:
+            found[position] = entry["output_basis"].clone(), entry["input_basis"].clone()
+    return found
+
+
+def observed(problem, optimizer, bases):
+    """The sums of one exact pass, with second moments in these bases, and the plan's layers.
+
+    The optimizer is closed: what backward passes for one observer bring is not another's.
+    """
+    optimizer.close()
+    observer = oracle.observer(
+        problem.model, problem.likelihood, labels="exact", output_damping=0.0, structure="ekfac",
+        bases=bases,
+    )  # fmt: skip
+    problem.objective()()
+    sums = observer.take().sums
+    observer.close()
+    return sums, enumerate(observer.statistics.plan.layers)
 
 
 def places(problem, layer):
@@ -45,82 +77,89 @@ def places(problem, layer):
 @pytest.mark.parametrize("name", NAMES)
 def test_second_moments_are_the_diagonal_of_the_exact_block_in_the_basis(name):
     problem, optimizer, fisher = settled(name)
-    problem.objective()()
-    sums = optimizer._watch.take()
-    checked = 0
-    for stack in optimizer._made().stacks:
-        for span in stack.spans:
-            outer, inner = stack.bases(span)
-            for g, index in enumerate(places(problem, span.layer)):
-                block = fisher[index[:, None], index]
-                turn = torch.kron(outer[g], inner[g])
-                expected = (turn.T @ block @ turn).diagonal().view(span.layer.form.outputs, -1)
-                assert_close(sums.squares[span.position][g] / sums.weight, expected, 1e-8)
-                checked += 1
-    for table in optimizer._made().tables:
-        index = places(problem, table.layer)[0].view(table.layer.form.outputs, -1).T.flatten()
-        turn = torch.kron(torch.eye(table.layer.form.inputs).double(), table.basis)
-        expected = (turn.T @ fisher[index[:, None], index] @ turn).diagonal()
-        assert_close(sums.squares[table.position].flatten() / sums.weight, expected, 1e-8)
-        checked += 1
-    assert checked
+    known = bases(problem, optimizer)
+    sums, layers = observed(problem, optimizer, known)
+    for position, layer in layers:
+        outer, inner = known[position]
+        squares = sums.squares[position] / sums.weight
+        if inner is None:
+            index = places(problem, layer)[0].view(layer.form.outputs, -1).T.flatten()
+            turn = torch.kron(torch.eye(layer.form.inputs).double(), outer)
+            expected = (turn.T @ fisher[index[:, None], index] @ turn).diagonal()
+            assert_close(squares.flatten(), expected, 1e-8)
+            continue
+        for g, index in enumerate(places(problem, layer)):
+            turn = torch.kron(outer[g], inner[g])
+            expected = (turn.T @ fisher[index[:, None], index] @ turn).diagonal()
+            assert_close(squares[g], expected.view(layer.form.outputs, -1), 1e-8)
+    assert sums.squares
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolutional", "transformer"])
 def test_steps_equal_those_of_explicit_matrices(name):
     """(F̂ + λ)⁻¹g with F̂ = Q diag(s) Qᵀ; s: Kronecker eigenvalues, then one exact observation."""
-    problem, optimizer, fisher = settled(name, inverse_every=10**6)
-    optimizer._refreshes.inverse.last = 0
+    # Bases are renewed in the first five steps and not in the sixth.
+    problem, optimizer, fisher = settled(name, steps=5)
+    known, before = bases(problem, optimizer), problem.space.theta()
+    saved = oracle.saved(optimizer)
+    layers = plan_blocks(problem.model).layers
+    products = [saved[layer.parameters[0]]["squares"].clone() for layer in layers]
     for group in optimizer.param_groups:
         group["lr"] = 0.1
-    before = problem.space.theta()
-    products = {
-        (stack, span.position): stack.squares[span.slice].clone()
-        for stack in optimizer._made().stacks
-        for span in stack.spans
-    }
-    optimizer._steps = 1
-    optimizer._refreshes.inverse.last = 1
-    objective = problem.objective()
-    optimizer.step(objective)
+    inversions = optimizer.diagnostics()["inversions"]
+    optimizer.step(problem.objective())
+    assert optimizer.diagnostics()["inversions"] == inversions
     gradient = problem.space.flatten({n: p.grad for n, p in problem.model.named_parameters()})
     step = (before - problem.space.theta()) / 0.1
     past = past_weight(2)
-    for stack in optimizer._made().stacks:
-        for span in stack.spans:
-            outer, inner = stack.bases(span)
-            for g, index in enumerate(places(problem, span.layer)):
-                turn = torch.kron(outer[g], inner[g])
-                exact = (turn.T @ fisher[index[:, None], index] @ turn).diagonal()
-                old = products[stack, span.position][g].flatten()
-                s = past * old + (1 - past) * exact
-                matrix = turn @ torch.diag(s + 0.05) @ turn.T
-                assert_close(step[index], torch.linalg.solve(matrix, gradient[index]), 1e-7)
+    for position, layer in enumerate(layers):
+        outer, inner = known[position]
+        if inner is None:
+            continue
+        for g, index in enumerate(places(problem, layer)):
+            turn = torch.kron(outer[g], inner[g])
+            exact = (turn.T @ fisher[index[:, None], index] @ turn).diagonal()
+            s = past * products[position][g].flatten() + (1 - past) * exact
+            matrix = turn @ torch.diag(s + 0.05) @ turn.T
+            assert_close(step[index], torch.linalg.solve(matrix, gradient[index]), 1e-7)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "binary", "segmentation", "lstm"])
 def test_it_is_nearer_to_the_exact_blocks_than_kfac(name):
     """Frobenius distance to the layer-block Fisher, layer by layer; and it is another matrix."""
     problem, optimizer, fisher = settled(name)
-    problem.objective()()
-    sums = optimizer._watch.take()
+    known = bases(problem, optimizer)
+    sums, layers = observed(problem, optimizer, known)
     nearer = 0
-    for stack in optimizer._made().stacks:
-        for span in stack.spans:
-            outer, inner = stack.bases(span)
-            a, b = sums.layers[span.position].factors(sums.weight)
-            for g, index in enumerate(places(problem, span.layer)):
-                block = fisher[index[:, None], index]
-                turn = torch.kron(outer[g], inner[g])
-                corrected = turn @ torch.diag(
-                    sums.squares[span.position][g].flatten() / sums.weight
-                ) @ turn.T  # fmt: skip
-                plain = torch.kron(b[g], a[g])
-                mine, theirs = (corrected - block).norm(), (plain - block).norm()
-                # Both are exact where there is no approximation to make (the last layer's bias).
-                assert float(mine) <= float(theirs) + 1e-10 * float(block.norm())
-                nearer += float(mine) < 0.99 * float(theirs)
+    for position, layer in layers:
+        outer, inner = known[position]
+        a, b = sums.moments[position].factors(sums.weight)
+        for g, index in enumerate(places(problem, layer)):
+            block = fisher[index[:, None], index]
+            turn = torch.kron(outer[g], inner[g])
+            squares = sums.squares[position][g].flatten() / sums.weight
+            corrected = turn @ torch.diag(squares) @ turn.T
+            plain = torch.kron(b[g], a[g])
+            mine, theirs = (corrected - block).norm(), (plain - block).norm()
+            # Both are exact where there is no approximation to make (the last layer's bias).
+            assert float(mine) <= float(theirs) + 1e-10 * float(block.norm())
+            nearer += float(mine) < 0.99 * float(theirs)
     assert nearer
+
+
+def test_it_is_kfac_with_the_structure_to_the_bit():
+    ends = []
+    for optimizer_of in (EKFAC, lambda *a, **k: KFAC(*a, structure="ekfac", **k)):
+        problem = made("mlp")
+        optimizer = optimizer_of(problem.model, problem.likelihood)
+        for _ in range(6):
+            optimizer.step(problem.objective())
+        ends.append((problem.space.theta(), oracle.saved(optimizer), optimizer.diagnostics()))
+    (one, state, told), (other, twin, found) = ends
+    assert torch.equal(one, other)
+    assert told == found
+    for name, entry in state.items():
+        torch.testing.assert_close(entry, twin[name], rtol=0, atol=0)
 
 
 def test_state_resumes_to_the_bit():
@@ -136,15 +175,13 @@ def test_state_resumes_to_the_bit():
             optimizer.step()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    import copy
-
     optimizer = EKFAC(net, lr=0.03, damping=0.03)
     loop(net, optimizer, 4)
     twin = copy.deepcopy(net)
     other = EKFAC(twin, lr=0.03, damping=0.03)
     other.load_state_dict(optimizer.state_dict())
     assert torch.equal(loop(net, optimizer, 5), loop(twin, other, 5))
-    with pytest.raises(ValueError, match="not saved by kfac"):
+    with pytest.raises(ValueError, match="not saved by KFAC"):
         KFAC(net, lr=0.03, damping=0.03).load_state_dict(optimizer.state_dict())
 
 

@@ -2,17 +2,24 @@
 
 import math
 
+import kfac_oracle as oracle
 import pytest
 import torch
-from kobai.optim.passes import moved, repeat
-from kobai.optim.quadratic_model import minimiser, quadratic_model, shrunk
-from kobai.optim.step_control import StepControl
-from kobai.optim.trials import Trial
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from kobai.optim import EKFAC, KFAC, LevenbergMarquardt
 from kobai.optim.damping import ReductionRatio
+from kobai.optim.kfac import KFACSettings
+from kobai.optim.kfac.control_state import CONTROL_COUNTS, ControlState
+from kobai.optim.kfac.damping_control import DampingControl
+from kobai.optim.kfac.measured import Measured
+from kobai.optim.kfac.minibatch import Minibatch, moved, repeat
+from kobai.optim.kfac.observe import Observation
+from kobai.optim.kfac.quadratic_model import minimiser, quadratic_model, shrunk
+from kobai.optim.kfac.stack import Preconditioned
+from kobai.optim.kfac.statistics import Sums
+from kobai.optim.kfac.step_size import Fixed
 from kobai.problem import Categorical
 from tolerances import assert_close
 
@@ -162,8 +169,8 @@ def test_noise_is_the_floor_of_the_damping():
 def test_decisions_follow_the_two_ratios():
     rule = LevenbergMarquardt(initial=0.1, raise_by=2.0, lower_by=0.5)
 
-    def trial(net, value, error):
-        made = Trial(net, Categorical(), [], list(net.parameters()), None, lambda rows: rows)
+    def minibatch(net, value, error):
+        made = Minibatch(net, Categorical(), [], list(net.parameters()), None, lambda rows: rows)
         made.fresh_ratio = lambda update, predicted: ReductionRatio(
             actual=-value, predicted=predicted, value=value, error=error
         )
@@ -183,11 +190,13 @@ def test_decisions_follow_the_two_ratios():
     ]
     net, _, _ = classifier()
     for own, fresh, error, before, after in cases:
-        control = StepControl(net, Categorical(), rule=rule, every=1, sized=True)
-        control.state.predicted, control.state.ratio = -1.0, own
-        factor = control.judged.judge(control.state, trial(net, fresh, error), [], before, 0, 1)
+        control = DampingControl(rule, dict.fromkeys(CONTROL_COUNTS, 0))
+        state = ControlState(predicted=-1.0, ratio=own)
+        factor = control.judge(state, minibatch(net, fresh, error), [], before, 0, 1)
         assert before * factor == pytest.approx(after), (own, fresh, error)
-        control.close()
+        assert state.predicted == 0.0  # used up
+        (decision,) = control.decisions
+        assert decision["next"] == pytest.approx(after)
 
 
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
@@ -230,12 +239,14 @@ def test_dropout_and_batch_normalisation_are_repeated_as_they_were():
         lambda: nn.Linear(6, 3),
     )
     _, x, y = classifier()
-    optimizer = KFAC(net)
+    observer = oracle.observer(net)
+    observer.keeps = True
     with torch.random.fork_rng():
         torch.manual_seed(3)
         outputs = net(x)
         cross_entropy(outputs, y).backward()
-        (one,) = optimizer._control.watch.take()
+        (one,) = observer.take().passes
+        observer.close()
         buffers = {name: b.clone() for name, b in net.named_buffers()}
         state = torch.get_rng_state()
         (again,) = repeat(net, [one])
@@ -253,7 +264,7 @@ def test_dropout_and_batch_normalisation_are_repeated_as_they_were():
             a = nn.functional.dropout(torch.relu(a * (net[1].weight + 0.1) + net[1].bias + 0.1))
             expected = a @ (net[4].weight + 0.1).T + net[4].bias + 0.1
         assert torch.allclose(there, expected, atol=1e-12)
-        optimizer.zero_grad()
+        optimizer = KFAC(net)
         before = net[1].num_batches_tracked.clone()
         for _ in range(3):
             optimizer.zero_grad()
@@ -324,6 +335,22 @@ def test_a_model_that_cannot_be_repeated_is_refused():
         optimizer.step()
 
 
+def test_inputs_that_changed_before_the_step_are_not_taken_for_the_pass():
+    net, x, y = classifier()
+    observer = oracle.observer(net)
+    observer.keeps = True
+    cross_entropy(net(x), y).backward()
+    (one,) = observer.take().passes
+    observer.close()
+    assert one.intact
+    optimizer = KFAC(net)
+    cross_entropy(net(x), y).backward()
+    x.add_(1.0)
+    assert not one.intact
+    with pytest.raises(RuntimeError, match="do not change its inputs in place"):
+        optimizer.step()
+
+
 def test_automatic_damping_beside_a_learning_rate_in_numbers():
     net, x, y = classifier()
     optimizer = KFAC(net, lr=0.1, kl_bound=0.5)
@@ -391,11 +418,20 @@ def test_steps_may_end_half_way_between_the_most_and_no_gain(length, factor):
     h = torch.cat(rows)
     g = flat(gradient)
     step = -length * (g @ g) / (g @ h @ g) * g
-    control = StepControl(net, Categorical(), rule=None, every=10, sized=True)
-    control.state.share, control.state.bend = 0.5, float(step @ h @ step)
-    control._feedback(float((g + h @ step) @ step))
-    assert control.state.share == pytest.approx(0.5 * factor, rel=1e-9)
-    control.close()
+    settings = KFACSettings()
+    measured = Measured(net, Categorical(), settings, Fixed(settings, lambda flag: None))
+    # The step was made before, its successor is of no size and no measurement is due.
+    measured.state.share, measured.state.bend = 0.5, float(step @ h @ step)
+    measured.state.model_step = 7
+    weight, bias = net.parameters()
+    measured.updates = {id(weight): step[:4].view(1, 4).clone(), id(bias): step[4:].clone()}
+    there = g + h @ step
+    weight.grad, bias.grad = there[:4].view(1, 4), there[4:]
+    nothing = Preconditioned(0.0, [weight, bias], [torch.zeros_like(p) for p in (weight, bias)], 0)
+    with torch.no_grad():
+        measured.move(7, [settings.group()], [(settings.group(), nothing)],
+                      Observation([], Sums(), False), 0, None)  # fmt: skip
+    assert measured.diagnostics()["share"] == pytest.approx(0.5 * factor, rel=1e-9)
 
 
 def test_a_learning_rate_beside_auto_scales_the_measured_step():

@@ -6,13 +6,18 @@ where they belong.
 
 import math
 
+import kfac_oracle as oracle
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kobai.optim import EKFAC, KFAC, averages, block_optimizer, factored
+from kobai.optim import EKFAC, KFAC
+from kobai.optim.kfac import KFACSettings, refresh, stack
+from kobai.optim.kfac import optimizer as loop
+from kobai.optim.kfac.refresh import Refresh
+from kobai.optim.kfac.side_stream import SideStream
 from tolerances import assert_close
 from two_ranks import on_two_ranks
 
@@ -37,7 +42,7 @@ def on_device(monkeypatch):
     """Tells the optimizer that its tensors lie where reading waits."""
 
     def tell():
-        for module in (averages, block_optimizer, factored):
+        for module in (loop, refresh, stack):
             monkeypatch.setattr(module, "waits", lambda tensor: True)
 
     return tell
@@ -88,7 +93,7 @@ def test_decisions_on_the_device_are_the_hosts(kind, spoil, on_device, monkeypat
     expected = run(net, tokens, y, host, 9, spoil)
     on_device()
     net, tokens, y, optimizer = made(kind)
-    monkeypatch.setattr(optimizer._side, "suits", lambda blocks: False)
+    monkeypatch.setattr(SideStream, "suits", lambda self, stacks: False)
     theta = run(net, tokens, y, optimizer, 9, spoil)
     assert_close(theta, expected, 1e-12)
     wanted, found = host.diagnostics(), optimizer.diagnostics()
@@ -98,19 +103,23 @@ def test_decisions_on_the_device_are_the_hosts(kind, spoil, on_device, monkeypat
         assert found[name] == pytest.approx(wanted[name], rel=1e-9)
 
 
+QUIET = (21, 23, 25)
+"""Steps without statistics, where these are due every 100 steps and more often at the start."""
+
+
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
 def test_a_step_between_refreshes_reads_nothing(kind, on_device):
     on_device()
     net, tokens, y, optimizer = made(kind, statistics_every=100)
-    run(net, tokens, y, optimizer, 12)
-    for _ in range(3):
-        optimizer._refreshes.statistics.last = optimizer._steps
-        optimizer._schedule()
+    run(net, tokens, y, optimizer, QUIET[0])
+    for _ in QUIET:
+        before = optimizer.diagnostics()["statistics"]
         backward(net, tokens, y, optimizer)
-        assert not optimizer._watch.due
         with NothingIsRead():
             optimizer.step()
-    assert optimizer.diagnostics()["steps"] == 15
+        assert optimizer.diagnostics()["statistics"] == before
+        run(net, tokens, y, optimizer, 1)
+        assert optimizer.diagnostics()["statistics"] == before + 1
 
 
 def test_the_guard_of_these_tests_sees_reading():
@@ -118,88 +127,136 @@ def test_the_guard_of_these_tests_sees_reading():
         float(torch.ones(()))
 
 
-def test_a_renewal_reads_nothing_and_is_taken_over_a_step_later(on_device):
-    """Inverses in use are those of the host one step before; the first are taken at once."""
-    settings = {"lr": 1e-12, "statistics_every": 1, "inverse_every": 1}
+def averaged(device="cpu"):
+    """Blocks that know a batch, those of them that a side stream renews, and their inverses."""
+    net, tokens, y, optimizer = made(device=device)
+    optimizer.close()
+    observer, blocks = oracle.observer(net), oracle.blocks_of(net)
+
+    def observe():
+        nn.functional.cross_entropy(net(tokens), y).backward()
+        sums = observer.take().sums
+        blocks.average(sums.moments, sums.squares, sums.weight)
+
+    observe()
+    stacks = [one for one in blocks.stacks if one.block.shared()]
+    inverses = lambda: [t.clone() for one in stacks for t in one.block.shared()]  # noqa: E731
+    return blocks, stacks, inverses, observe
+
+
+def damping(group):
+    return 0.05
+
+
+def test_a_renewal_reads_nothing_and_is_taken_over_when_asked():
+    """The first inverses are taken at once; later ones are those of the host."""
+    blocks, stacks, inverses, observe = averaged()
+    side = SideStream()
+    assert side.suits(stacks)
+    with NothingIsRead():
+        side.launch(stacks, damping)
+    first = inverses()
+    Refresh(KFACSettings()).renew(blocks, damping)
+    for found, wanted in zip(first, inverses(), strict=True):
+        assert_close(found, wanted, 1e-9)
+    observe()
+    with NothingIsRead():
+        side.launch(stacks, damping)
+        between = inverses()
+        side.take_over()
+    second = inverses()
+    assert not any(torch.equal(a, b) for a, b in zip(between, second, strict=True) if b.any())
+    Refresh(KFACSettings()).renew(blocks, damping)
+    for found, wanted in zip(second, inverses(), strict=True):
+        assert_close(found, wanted, 1e-9)
+    assert side.failed() == 0
+
+
+def test_steps_are_made_with_the_inverses_of_the_step_before(on_device):
+    settings = {
+        "lr": 1e-6, "momentum": 0.0, "weight_decay": 0.0, "kl_bound": None, "statistics_every": 1,
+        "inverse_every": 1,
+    }  # fmt: skip
     net, tokens, y, host = made(**settings)
     inverses = []
     for _ in range(4):
         run(net, tokens, y, host, 1)
-        inverses.append([stack.input_inverses.clone() for stack in host._made().stacks])
+        entry = oracle.saved(host)["hidden.weight"]
+        inverses.append((entry["output_inverse"][0].clone(), entry["input_inverse"][0].clone()))
     on_device()
     net, tokens, y, optimizer = made(**settings)
     for step in range(4):
+        before = net.hidden.weight.detach().clone()
         run(net, tokens, y, optimizer, 1)
-        expected = inverses[max(0, step - 1)]
-        for stack, wanted in zip(optimizer._made().stacks, expected, strict=True):
-            assert_close(stack.input_inverses, wanted, 1e-9)
-    assert optimizer._side._pending
-    with NothingIsRead():
-        optimizer._side.take_over()
-        optimizer._side.launch(optimizer._made(), lambda group: 0.05)
-        optimizer._side.take_over()
-    for stack, wanted in zip(optimizer._made().stacks, inverses[3], strict=True):
-        assert_close(stack.input_inverses, wanted, 1e-9)
+        gradient = torch.cat([net.hidden.weight.grad, net.hidden.bias.grad[:, None]], 1)
+        left, right = inverses[max(0, step - 1)]
+        expected = -1e-6 * (left @ gradient @ right)[:, :-1]
+        assert_close(1e6 * (net.hidden.weight.detach() - before), 1e6 * expected, 1e-4)
     assert optimizer.diagnostics()["inversions_failed"] == 0
 
 
 def test_a_factorisation_that_fails_keeps_the_old_inverse_and_calls_for_the_ladder(on_device):
     on_device()
-    net, tokens, y, optimizer = made()
-    run(net, tokens, y, optimizer, 3)
-    optimizer._side.take_over()
-    stack = optimizer._made().stacks[0]
-    before, factor = stack.input_inverses.clone(), stack.factors.inputs.clone()
-    stack.factors.inputs.sub_(10 * torch.eye(stack.form.inputs, dtype=torch.float64))
-    optimizer._side.launch(optimizer._made(), lambda group: 0.05)
-    optimizer._side.take_over()
-    assert torch.equal(stack.input_inverses, before)
-    assert optimizer.diagnostics()["inversions_failed"] == stack.size
-    stack.factors.inputs.copy_(factor)
-    assert optimizer._side.retry
-    optimizer._invert(optimizer._made(), lambda group: 0.05)
-    assert not optimizer._side._pending
-    assert not optimizer._side.retry
+    blocks, stacks, inverses, observe = averaged()
+    renewals = Refresh(KFACSettings())
+    renewals.renew(blocks, damping)
+    before = inverses()
+    observe()
+    block = stacks[0].block
+    factor = block.factors.inputs.clone()
+    block.factors.inputs.sub_(10 * torch.eye(factor.shape[-1], dtype=torch.float64))
+    renewals.renew(blocks, damping)
+    renewals.side.take_over()
+    assert torch.equal(inverses()[0], before[0])
+    assert renewals.side.failed() == block.shape[0]
+    block.factors.inputs.copy_(factor)
+    assert renewals.side.retry
+    assert renewals.renew(blocks, damping).failed == 0
+    assert not renewals.side.retry
+    assert not torch.equal(inverses()[0], before[0])  # at once
 
 
 def test_a_state_saved_between_launch_and_use_continues_alike(on_device):
     on_device()
-    net, tokens, y, optimizer = made(statistics_every=1, inverse_every=1)
+    settings = {"statistics_every": 1, "inverse_every": 1}
+    whole = run(*made(**settings), 7)
+    net, tokens, y, optimizer = made(**settings)
     run(net, tokens, y, optimizer, 4)
-    assert optimizer._side._pending
-    twin, _, _, other = made(statistics_every=1, inverse_every=1)
+    twin, _, _, other = made(**settings)
     twin.load_state_dict(net.state_dict())
     other.load_state_dict(optimizer.state_dict())
-    assert torch.equal(run(net, tokens, y, optimizer, 3), run(twin, tokens, y, other, 3))
+    assert torch.equal(run(net, tokens, y, optimizer, 3), whole)
+    assert torch.equal(run(twin, tokens, y, other, 3), whole)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
-def test_cuda_steps_equal_those_of_the_cpu(kind):
+def test_cuda_steps_equal_those_of_the_cpu(kind, monkeypatch):
     settings = {"labels": "exact"}
     net, tokens, y, host = made(kind, **settings)
     expected = run(net, tokens, y, host, 3)
     net, tokens, y, optimizer = made(kind, "cuda", **settings)
     # One inversion a step at the start: those of the first step are taken over at once.
-    optimizer._side.suits = lambda blocks: False  # pyright: ignore
+    monkeypatch.setattr(SideStream, "suits", lambda self, stacks: False)
     assert_close(run(net, tokens, y, optimizer, 3).cpu(), expected, 1e-8)
 
 
 @pytest.mark.gpu
 def test_cuda_steps_between_refreshes_do_not_synchronise():
     net, tokens, y, optimizer = made(device="cuda", statistics_every=100)
-    run(net, tokens, y, optimizer, 12)
-    optimizer._refreshes.statistics.last = optimizer._steps
-    optimizer._schedule()
+    run(net, tokens, y, optimizer, QUIET[0])
     backward(net, tokens, y, optimizer)
+    side, (_, stacks, _, observe) = SideStream(), averaged("cuda")
+    side.launch(stacks, damping)
+    observe()
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step()
-        optimizer._side.launch(optimizer._made(), lambda group: 0.05)
+        side.launch(stacks, damping)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    optimizer._side.take_over()
-    assert optimizer.diagnostics()["inversions_failed"] == 0
+    side.take_over()
+    assert side.failed() == optimizer.diagnostics()["inversions_failed"] == 0
 
 
 def _half(rank, port, queue):

@@ -1,16 +1,17 @@
 """Two gloo ranks with half of each batch make the steps of one process with all of it."""
 
+import kfac_oracle as oracle
 import pytest
 import torch
 import torch.distributed as dist
-from kobai.optim.blocks import Blocks
-from kobai.optim.coverage import plan_blocks
-from kobai.optim.distribution import invert, joined, owners
-from kobai.optim.inversions import Inversions
-from kobai.optim.statistics import Sums
 from torch import nn
 
+from kobai.curvature.blocks import Inversions
 from kobai.optim import EKFAC, KFAC
+from kobai.optim.kfac import KFACSettings
+from kobai.optim.kfac.distribution import joined, owners
+from kobai.optim.kfac.refresh import Refresh
+from kobai.optim.kfac.statistics import Sums
 from two_ranks import on_two_ranks
 
 SETTINGS = {
@@ -85,19 +86,18 @@ def _worker(rank, port, queue):
         found["single"] = theta.numpy()
         # Sampled labels differ between ranks and factors do not.
         net, x, y = problem()
-        optimizer = KFAC(net, lr=0.1, damping=0.05)
+        observer, blocks = oracle.observer(net), oracle.blocks_of(net)
         nn.functional.cross_entropy(net(x), y).backward()
-        own = optimizer._watch.take()
-        found["own"] = own.layers[0].outputs.numpy().copy()
-        whole = joined(own, optimizer._plan)
-        found["joined"] = whole.layers[0].outputs.numpy()
+        own = observer.take().sums
+        found["own"] = own.moments[0].outputs.numpy().copy()
+        whole = joined(own, blocks)
+        found["joined"] = whole.moments[0].outputs.numpy()
         # A rank without statistics takes part all the same.
-        lonely = joined(whole if rank == 0 else Sums(), optimizer._plan)
-        found["lonely"] = lonely.layers[0].outputs.numpy(), lonely.weight
-        blocks = Blocks(optimizer._plan, {id(p): 0 for p in net.parameters()})
-        blocks.update(whole)
-        found["counts"] = invert(blocks, lambda _: 0.05)
-        found["inverse"] = blocks.stacks[0].input_inverses.numpy()
+        lonely = joined(whole if rank == 0 else Sums(), blocks)
+        found["lonely"] = lonely.moments[0].outputs.numpy(), lonely.weight
+        blocks.average(whole.moments, whole.squares, whole.weight)
+        found["counts"] = Refresh(KFACSettings()).renew(blocks, lambda _: 0.05)
+        found["inverse"] = blocks.block(0).input_inverses.numpy()
         queue.put((rank, found))
     finally:
         dist.destroy_process_group()
@@ -136,9 +136,8 @@ def test_work_is_shared_by_cost():
 
 def test_one_process_shares_nothing():
     net, _, _ = problem()
-    plan = plan_blocks(net)
     sums = Sums(weight=2.0)
-    assert joined(sums, plan) is sums
+    assert joined(sums, oracle.blocks_of(net)) is sums
 
 
 @pytest.mark.parametrize("distributed", [True, False])

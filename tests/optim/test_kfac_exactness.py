@@ -5,11 +5,13 @@ import math
 import kfac_oracle as oracle
 import pytest
 import torch
-from kobai.optim.averages import past_weight
 from torch import nn
 
 import cases
+from kobai.curvature.blocks.interface import past_weight
+from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.optim import KFAC
+from kobai.optim.kfac.plan import plan_blocks
 from kobai.problem import Categorical, Gaussian, Problem, as_likelihood, call_arguments
 from tolerances import assert_close
 
@@ -44,15 +46,18 @@ PROBLEMS = {
     for name in ("mlp", "inplace", "regression", "binary", "mean-squared", "cnn", "segmentation")
 } | {"convolutional": small_convolutional, "tokens": token_network}
 
+WITH_PLACES = ("cnn", "segmentation", "convolutional", "tokens")
+SHARINGS = [(name, "expand") for name in PROBLEMS] + [(name, "trace") for name in WITH_PLACES]
+"""Without places the two are one."""
+
 
 def batch_of(problem):
     (batch,) = problem.objective().batches
     return batch
 
 
-@pytest.mark.parametrize("sharing", ["expand", "trace"])
 @pytest.mark.parametrize("output_damping", [0.0, 0.7])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("name", "sharing"), SHARINGS)
 def test_exact_factors_equal_those_from_jacobians(name, output_damping, sharing):
     problem = PROBLEMS[name]()
     optimizer = KFAC(
@@ -61,26 +66,18 @@ def test_exact_factors_equal_those_from_jacobians(name, output_damping, sharing)
     )  # fmt: skip
     optimizer.step(problem.objective())
     optimizer.zero_grad()
-    fresh = PROBLEMS[name]()
-    for span in (s for stack in optimizer._made().stacks for s in stack.spans):
-        module = fresh.model.get_submodule(span.layer.name)
+    fresh, saved = PROBLEMS[name](), oracle.saved(optimizer)
+    for layer in plan_blocks(problem.model).layers:
+        module = fresh.model.get_submodule(layer.name)
         a, b = oracle.factors(
-            fresh.model,
-            module,
-            batch_of(fresh),
-            problem.likelihood,
-            span.layer.form.bias,
-            output_damping,
-            sharing,
-        )
-        state = optimizer.state_dict()["state"]
-        index = [id(p) for p in problem.model.parameters()].index(id(span.layer.weight))
-        assert_close(state[index]["input_factor"], a)
-        assert_close(state[index]["output_factor"], b)
+            fresh.model, module, batch_of(fresh), problem.likelihood, layer.form.bias,
+            output_damping, sharing,
+        )  # fmt: skip
+        assert_close(saved[layer.parameters[0]]["input_factor"], a)
+        assert_close(saved[layer.parameters[0]]["output_factor"], b)
 
 
-@pytest.mark.parametrize("sharing", ["expand", "trace"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("name", "sharing"), SHARINGS)
 def test_steps_equal_those_of_explicit_block_matrices(name, sharing):
     """Averages, damping split, momentum, weight decay and trust region, over four steps."""
     problem, reference = PROBLEMS[name](), PROBLEMS[name]()
@@ -98,7 +95,7 @@ def test_steps_equal_those_of_explicit_block_matrices(name, sharing):
         inverse_every=1,
     )
     model, space = reference.model, reference.space
-    spans = [s for stack in optimizer._made().stacks for s in stack.spans]
+    layers = plan_blocks(problem.model).layers
     averages, scales = {}, []
     momentum = torch.zeros_like(space.theta())
     for count in range(1, 5):
@@ -114,8 +111,8 @@ def test_steps_equal_those_of_explicit_block_matrices(name, sharing):
             for block in space.blocks("parameter")
             for name, indices in [(block.name, block.indices)]
         }
-        for span in spans:
-            form, path = span.layer.form, span.layer.name
+        for layer in layers:
+            form, path = layer.form, layer.name
             new = oracle.factors(
                 model,
                 model.get_submodule(path),
@@ -191,18 +188,15 @@ def test_linear_networks_have_exactly_kronecker_factored_blocks(name):
     fisher = oracle.dense_fisher(problem.objective())
     optimizer = KFAC(problem.model, "gaussian", labels="exact", output_damping=0.0)
     optimizer.step(problem.objective())
-    for stack in optimizer._made().stacks:
-        blocks = stack.factors.dense()
-        for span in stack.spans:
-            names = {f"{span.layer.name}.weight", f"{span.layer.name}.bias"}
-            indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
-            weight = indices[f"{span.layer.name}.weight"].view(span.layer.form.outputs, -1)
-            if span.layer.form.bias:
-                bias = indices[f"{span.layer.name}.bias"].unsqueeze(1)
-                weight = torch.cat([weight, bias], 1)
-            index = weight.flatten()
-            assert set(span.layer.parameters) <= names
-            assert_close(blocks[span.slice][0], fisher[index[:, None], index])
+    indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
+    for name, entry in oracle.saved(optimizer).items():
+        factors = KroneckerFactors(inputs=entry["input_factor"], outputs=entry["output_factor"])
+        weight = indices[name].view(factors.outputs.shape[1], -1)
+        bias = name.replace("weight", "bias")
+        if bias in indices:
+            weight = torch.cat([weight, indices[bias].unsqueeze(1)], 1)
+        index = weight.flatten()
+        assert_close(factors.dense()[0], fisher[index[:, None], index])
 
 
 def test_scale_and_shift_have_the_exact_blocks_of_their_units():
@@ -213,20 +207,19 @@ def test_scale_and_shift_have_the_exact_blocks_of_their_units():
         problem.model, problem.likelihood, lr=0.03, damping=0.03, labels="exact",
         output_damping=0.0, kl_bound=0.03,
     )  # fmt: skip
-    objective()
-    sums = optimizer._watch.take()
+    optimizer.step(objective)
     indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
-    assert len(optimizer._plan.units) == 3
-    for position, unit in enumerate(optimizer._plan.units):
+    units, saved = plan_blocks(problem.model).units, oracle.saved(optimizer)
+    assert len(units) == 3
+    for unit in units:
         places = torch.stack([indices[name] for name in unit.parameters], 1)
         truth = torch.stack([fisher[own[:, None], own] for own in places])
-        assert_close(sums.units[position] / sums.weight, truth)
-    optimizer.step(objective)
+        assert_close(saved[unit.parameters[0]]["unit_fisher"].view(truth.shape), truth)
     space = problem.space
     gradient = space.flatten({n: p.grad for n, p in problem.model.named_parameters()})
     fresh = cases.problem("norms").space.theta()
     step = (fresh - space.theta()) / (0.03 * optimizer.diagnostics()["step_scale"])
-    for unit in optimizer._plan.units:
+    for unit in units:
         for own in torch.stack([indices[name] for name in unit.parameters], 1):
             damped = fisher[own[:, None], own] + 0.03 * torch.eye(len(own)).double()
             assert_close(step[own], torch.linalg.solve(damped, gradient[own]), 1e-8)
@@ -253,15 +246,16 @@ def test_diagonal_blocks_estimate_the_diagonal_of_the_fisher_matrix(labels):
     problem = Problem(model, "gaussian", train=(x, y))
     objective = problem.objective()
     diagonal = oracle.dense_fisher(objective).diagonal()
-    optimizer = KFAC(problem.model, problem.likelihood, labels=labels, output_damping=0.0)
-    watch, draws = optimizer._watch, []
-    for _ in range(400):
+    observer = oracle.observer(problem.model, problem.likelihood, labels=labels, output_damping=0.0)
+    entries, draws = observer.statistics.plan.entries, []
+    (position,) = [i for i, entry in enumerate(entries) if entry.parameters == ("scale",)]
+    for _ in range(200):
         objective()
-        sums = watch.take()
-        draws.append(torch.cat([s.flatten() for s in sums.diagonals.values()]) / sums.weight)
+        sums = observer.take().sums
+        draws.append(sums.moments[position].flatten() / sums.weight)
     draws = torch.stack(draws)
     indices = {b.name: b.indices for b in problem.space.blocks("parameter")}
-    expected = torch.cat([diagonal[indices[e.name]] for e in optimizer._plan.diagonals])
+    expected = diagonal[indices["scale"]]
     error = (draws.mean(0) - expected) / (draws.std(0) / len(draws) ** 0.5)
     assert float(error.abs().max()) < 4.5
 
@@ -274,23 +268,23 @@ def test_observed_labels_give_the_empirical_fisher_whatever_the_scale_of_the_los
     residual = problem.likelihood.residual(expected[2], batch.targets)
     moment = residual.T @ residual / batch.size
     for scale in (1.0, 1024.0):
-        optimizer = KFAC(model, labels="observed", output_damping=0.0)
+        observer = oracle.observer(model, labels="observed", output_damping=0.0)
         (scale * nn.functional.cross_entropy(model(*args), batch.targets)).backward()
-        sums = optimizer._watch.take()
-        assert_close(sums.layers[2].outputs[0] / sums.weight, moment)
-        optimizer.close()
+        sums = observer.take().sums
+        assert_close(sums.moments[2].outputs[0] / sums.weight, moment)
+        observer.close()
 
 
 def test_observed_regression_takes_the_loss_at_its_word():
     problem = cases.problem("mean-squared")
     batch, model = batch_of(problem), problem.model
     outputs = model(batch.inputs)
-    optimizer = KFAC(model, nn.MSELoss(), labels="observed", output_damping=0.0)
+    observer = oracle.observer(model, nn.MSELoss(), labels="observed", output_damping=0.0)
     nn.functional.mse_loss(model(batch.inputs), batch.targets).backward()
-    sums = optimizer._watch.take()
+    sums = observer.take().sums
     likelihood = as_likelihood(nn.MSELoss())
     residual = likelihood.residual(outputs.detach(), batch.targets) / likelihood.scale**0.5
-    assert_close(sums.layers[1].outputs[0], residual.T @ residual)
+    assert_close(sums.moments[1].outputs[0], residual.T @ residual)
     assert sums.weight == outputs.numel()
 
 
@@ -298,9 +292,9 @@ def test_ignored_terms_do_not_count():
     """A batch with masked tokens has the statistics of the tokens that are there."""
     problem = cases.problem("segmentation")
     likelihood, batch = problem.likelihood, batch_of(problem)
-    optimizer = KFAC(problem.model, likelihood, labels="exact")
+    observer = oracle.observer(problem.model, likelihood, labels="exact")
     problem.objective()()
-    sums = optimizer._watch.take()
+    sums = observer.take().sums
     assert sums.weight == likelihood.weight(batch.targets) < batch.targets.numel()
 
 
@@ -333,14 +327,16 @@ def test_output_damping_by_noise_has_the_exact_one_as_its_mean(labels):
     objective = problem.objective()
     means = {}
     for damping in (0.0, 2.0):
-        optimizer = KFAC(problem.model, problem.likelihood, labels=labels, output_damping=damping)
+        observer = oracle.observer(
+            problem.model, problem.likelihood, labels=labels, output_damping=damping
+        )
         draws = []
         for _ in range(400):
             objective()
-            draws.append(optimizer._watch.take())
-        moments = torch.stack([s.layers[1].outputs[0] / s.weight for s in draws])
+            draws.append(observer.take().sums)
+        moments = torch.stack([s.moments[1].outputs[0] / s.weight for s in draws])
         means[damping] = moments.mean(0), moments.std(0) / len(draws) ** 0.5
-        optimizer.close()
+        observer.close()
     (batch,) = objective.batches
     module = problem.model[2]
     with_damping = oracle.factors(problem.model, module, batch, problem.likelihood, damping=2.0)[1][

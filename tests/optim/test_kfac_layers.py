@@ -3,6 +3,7 @@
 import copy
 import math
 
+import kfac_oracle as oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from kobai.layers import Watch
 from kobai.optim import EKFAC, KFAC
 from tolerances import assert_close
 
@@ -60,8 +62,7 @@ def trained(net, x, y, optimizer, steps=4):
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
-@pytest.mark.parametrize("kind", [KFAC, EKFAC])
-@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize(("kind", "sharing"), [(KFAC, "expand"), (EKFAC, "reduce")])
 def test_one_of_each_kind_of_layer_learns(kind, sharing):
     net, x, y = everything()
     optimizer = kind(net, **FIXED, sharing=sharing)
@@ -121,8 +122,6 @@ def test_dropout_inside_layers_is_the_same_for_statistics():
         torch.manual_seed(0)
         net = Dropped().double()
         x, y = torch.randn(6, 5, 4).double(), torch.randint(0, 3, (6,))
-        from kobai.layers import Watch
-
         watch = Watch()
         handles = watch.attach(net, {net.attention, net.lstm})
         outputs = net(x)
@@ -156,8 +155,8 @@ def test_products_in_bfloat16_are_near_those_in_full():
         before = torch.cat([p.detach().flatten() for p in net.parameters()])
         optimizer = KFAC(net, **FIXED, labels="exact", product_dtype=dtype)
         steps[dtype] = trained(net, x, y, optimizer, 1) - before
-        (first, *_) = optimizer._made().stacks
-        assert first.input_inverses.dtype == (dtype or torch.float32)
+        kept = oracle.saved(optimizer)["0.weight"]["input_inverse"].dtype
+        assert kept == (dtype or torch.float32)
         twin = copy.deepcopy(net)
         other = KFAC(twin, **FIXED, labels="exact", product_dtype=dtype)
         other.load_state_dict(optimizer.state_dict())
@@ -186,8 +185,12 @@ def test_autocast_and_a_scaler_do_not_reach_the_factors(dtype):
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-        stacks = optimizer._made().stacks
-        factors[scale] = [t for s in stacks for t in (s.factors.inputs, s.factors.outputs)]
+        saved = oracle.saved(optimizer)
+        factors[scale] = [
+            saved[f"{layer}.weight"][f"{side}_factor"]
+            for layer in (0, 3)
+            for side in ("input", "output")
+        ]
         assert all(t.dtype == torch.float32 for t in factors[scale])
         assert optimizer.diagnostics()["skipped_steps"] == 0
     for plain, scaled in zip(*factors.values(), strict=True):
@@ -240,7 +243,7 @@ def test_compiled_models_are_trained_like_others(given):
     sharing=st.sampled_from(["expand", "reduce"]),
     bad=st.sampled_from([0.0, math.nan, math.inf]),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_no_layer_ever_breaks_it(kind, rows, places, scale, data, corrected, sharing, bad):
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import cases
+from kobai.curvature.blocks.kronecker import KroneckerFactors
 from kobai.optim import KFAC
 from kobai.problem import Problem
 from tolerances import assert_close
@@ -13,6 +14,13 @@ from tolerances import assert_close
 def batch_of(problem):
     (batch,) = problem.objective().batches
     return batch
+
+
+def block(optimizer, name):
+    """The block of a layer, written out."""
+    entry = oracle.saved(optimizer)[name]
+    factors = KroneckerFactors(inputs=entry["input_factor"], outputs=entry["output_factor"])
+    return factors.dense()[0]
 
 
 def test_layers_called_twice_add_their_uses_up():
@@ -35,8 +43,7 @@ def test_layers_called_twice_add_their_uses_up():
     fisher = oracle.dense_fisher(problem.objective())
     optimizer = KFAC(problem.model, "gaussian", labels="exact", output_damping=0.0)
     optimizer.step(problem.objective())
-    (stack,) = optimizer._made().stacks
-    assert_close(stack.factors.dense()[0], fisher)
+    assert_close(block(optimizer, "layer.weight"), fisher)
 
 
 def nearest_kronecker(matrix, m, k):
@@ -64,9 +71,9 @@ def test_a_layer_used_several_times_in_depth_has_the_nearest_product_to_its_exac
         model, x, y = TiedLinear().double(), torch.randn(7, 3).double(), torch.randn(7, 3).double()
     problem = Problem(model, "gaussian", train=(x, y))
     fisher = oracle.dense_fisher(problem.objective())
-    optimizer = KFAC(model, "gaussian", labels="exact", output_damping=0.0)
+    observer = oracle.observer(model, "gaussian", labels="exact", output_damping=0.0)
     problem.objective()()
-    sums = optimizer._watch.take().layers[0]
+    sums = observer.take().sums.moments[0]
     assert sums.inputs.shape == (3, 3, 1, 3, 3)
     pairs = torch.einsum("rsij,rskl->ikjl", sums.outputs[:, :, 0], sums.inputs[:, :, 0])
     assert_close(pairs.reshape(9, 9) / sums.rows / 7, fisher)
@@ -106,8 +113,7 @@ def test_weights_tied_between_modules_take_their_pairs_of_uses_into_account():
         for r in range(3)
         for s in range(3)
     )
-    (stack,) = [s for s in optimizer._made().stacks if s.form.inputs == 4]
-    assert_close(stack.factors.dense()[0], nearest_kronecker(matrix, 4, 4), 1e-8)
+    assert_close(block(optimizer, "first.weight"), nearest_kronecker(matrix, 4, 4), 1e-8)
     assert any("shared by first, head" in row.reason for row in optimizer.coverage())
 
 
@@ -130,12 +136,13 @@ def test_reduced_sharing_is_exact_where_the_loss_sees_the_mean_of_the_places():
     fisher = oracle.dense_fisher(problem.objective())
     errors = {}
     for sharing in ("reduce", "expand"):
-        optimizer = KFAC(model, "gaussian", labels="exact", output_damping=0.0, sharing=sharing)
+        observer = oracle.observer(
+            model, "gaussian", labels="exact", output_damping=0.0, sharing=sharing
+        )
         problem.objective()()
-        optimizer.zero_grad()
-        sums = optimizer._watch.take()
-        for position, layer in enumerate(optimizer._plan.layers):
-            a, b = sums.layers[position].factors(sums.weight)
+        sums = observer.take().sums
+        for position, layer in enumerate(observer.statistics.plan.layers):
+            a, b = sums.moments[position].factors(sums.weight)
             found = torch.kron(b[0], a[0])
             if layer.bias is None:
                 index = torch.arange(16, 24)
@@ -144,6 +151,6 @@ def test_reduced_sharing_is_exact_where_the_loss_sees_the_mean_of_the_places():
             index = index.flatten()
             truth = fisher[index[:, None], index]
             errors[sharing, position] = float((found - truth).norm() / truth.norm())
-        optimizer.close()
+        observer.close()
     assert max(errors["reduce", i] for i in (0, 1)) < 1e-12
     assert min(errors["expand", i] for i in (0, 1)) > 0.1

@@ -19,6 +19,7 @@ from kobai.optim.kfac.plan import plan_blocks
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.refresh import Refresh
 from kobai.optim.kfac.settings import GROUP, SPACE, KFACSettings, all_finite, check_group
+from kobai.optim.kfac.stack import waits
 from kobai.optim.kfac.statistics import Statistics
 from kobai.optim.kfac.step_size import Directions, Fixed, StepSize, finite_on_device
 from kobai.optim.state import keep_state
@@ -278,7 +279,7 @@ class KFAC(torch.optim.Optimizer):
         unread = (
             self._size is self._fixed
             and not self.settings.nesterov
-            and gradients[0].device.type != "cpu"
+            and waits(gradients[0])
             and len({g.device for g in gradients}) == 1
         )
         return finite_on_device(gradients) if unread else None

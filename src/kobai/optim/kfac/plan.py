@@ -143,10 +143,12 @@ def _line(entry: PlanEntry, structure: str) -> Covered:
         groups, m, k = entry.form.groups, entry.form.outputs, entry.form.inputs
     count = groups * m * k
     if kind == "diagonal":
-        shape, numbers, refresh = str(count), 2 * count, 0
+        shape, numbers, refresh = str(count), 3 * count, 0
     elif kind == "unit":
         units = groups * m
-        shape, numbers, refresh = f"{units} of {k}×{k}", 2 * units * k * (k + 1), units * k**3
+        # Systems of one or two unknowns are solved without an inverse.
+        numbers = units * k * ((2 * k if k > 2 else k) + 2)
+        shape, refresh = f"{units} of {k}×{k}", units * k**3
     elif kind == "layer":
         shape, numbers, refresh = f"{count}×{count}", 2 * count * (count + 1), count**3
     else:

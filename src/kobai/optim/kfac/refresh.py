@@ -36,7 +36,7 @@ from kobai.optim.kfac.distribution import ranks, renew_stack, shared_renewal
 from kobai.optim.kfac.preconditioner import Preconditioner
 from kobai.optim.kfac.settings import INVERSE_DENSITY, STATISTICS_DENSITY, KFACSettings, due
 from kobai.optim.kfac.side_stream import SideStream
-from kobai.optim.kfac.stack import Stack
+from kobai.optim.kfac.stack import Stack, waits
 
 Every = int | Literal["auto"]
 """Steps between two renewals, or "auto"."""
@@ -158,7 +158,7 @@ class Refresh:
         renewal in the background that failed.
         """
         together = [stack for stack in stacks if stack.block.shared()]
-        if not together or together[0].momentum.device.type == "cpu":
+        if not together or not waits(together[0].momentum):
             return []
         self.side = self.side or SideStream()
         retry, self.side.retry = self.side.retry, False

@@ -94,15 +94,12 @@ class Stack:
         self.spans: list[Span] = []
         start = 0
         for position, entry in layers:
-            each = 1
+            groups = 1
             if isinstance(entry, KroneckerLayer) and not entry.form.lookup:
-                each = entry.form.groups
-            own = slice(start, start + each)
-            start += each
-            momenta, directions = (
-                _parts(entry, self.momentum[own]),
-                _parts(entry, self.direction[own]),
-            )
+                groups = entry.form.groups
+            own = slice(start, start + groups)
+            start = own.stop
+            momenta, directions = (_parts(entry, m[own]) for m in (self.momentum, self.direction))
             self.spans.append(Span(position, entry, own, entry.tensors, momenta, directions))
 
     def fits(self) -> bool:
@@ -284,13 +281,18 @@ def _kept_share(momentum: float, finite: Tensor | None) -> float | Tensor:
     return momentum if finite is None else 1.0 - (1.0 - momentum) * finite.to(torch.float64)
 
 
+def waits(tensor: Tensor) -> bool:
+    """Say whether the host, to read a number of a tensor, waits for a device."""
+    return tensor.device.type != "cpu"
+
+
 def inner(a: Tensor, b: Tensor) -> float | Tensor:
     """Return the inner product of all entries, in float64 where its own precision overflows.
 
     On a device a tensor without axes, for which nobody has waited; it may have overflowed.
     """
     product = torch.dot(a.reshape(-1), b.reshape(-1))
-    if product.device.type != "cpu":
+    if waits(product):
         return product.double()
     value = float(product)
     if math.isfinite(value):

@@ -212,7 +212,7 @@ class Statistics:
         if not blocks.takes_factors(position):
             rows = example_rows(form, uses, examples, kept, torch.arange(form.size))
             if rows is None:
-                raise _mixed(layer.name, uses[0].module, examples)
+                raise _mixed(layer.name, layer.modules[0][1], examples)
             self._add(position, blocks.block(position).moments_of(rows))
             return
         dtype = kept if form.lookup or settings.precision is None else settings.precision
@@ -338,7 +338,7 @@ def _pulled_back(root: GradientEdge, wanted: list[Any], column: Tensor) -> Seque
         raise
 
 
-def _mixed(name: str, module: nn.Module | None, examples: int) -> ValueError:
+def _mixed(name: str, module: nn.Module, examples: int) -> ValueError:
     return ValueError(
         f"{name} ({type(module).__name__}): its inputs do not divide into the {examples} examples "
         "of the model's output"
