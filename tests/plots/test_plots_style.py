@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from kobai.plots import color_map, optimizer_of, optimizer_styles
+from example_results import a_history, a_plane, a_spectrum
+from kobai.plots import (
+    color_map,
+    curves,
+    eigenvalues,
+    landscape_contour,
+    looks_of,
+    optimizer_of,
+    optimizer_styles,
+)
 from kobai.plots.style import HUES, plain
+from kobai.results import Look
 
 # Machado, Oliveira & Fernandes (2009), severity 1, acting on linear RGB.
 VISIONS = {
@@ -75,9 +85,12 @@ def test_maps_rise_evenly_in_lightness(field):
 
 
 def test_an_optimizer_keeps_its_colour():
-    few, many = optimizer_styles(["kfac", "sgd"]), optimizer_styles(["sgd", "adam", "mine", "kfac"])
+    looks = {"kfac": Look(color=HUES[2]), "sgd": Look(color=HUES[0], dash="dot")}
+    few = optimizer_styles(["kfac", "sgd"], looks)
+    many = optimizer_styles(["sgd", "adam", "mine", "kfac"], looks)
     assert few["kfac"] == many["kfac"]
     assert few["sgd"] == many["sgd"]
+    assert few["sgd"].pattern == "dot"
     assert optimizer_styles(["b", "a", "b"]) == optimizer_styles(["a", "b"])
 
 
@@ -86,6 +99,22 @@ def test_no_two_look_the_same():
     styles = optimizer_styles(names)
     assert len({(style.color, style.pattern) for style in styles.values()}) == 24
     assert len(optimizer_styles([f"x{i}" for i in range(40)])) == 40
+
+
+def test_a_look_of_ones_own_is_in_every_figure():
+    look = Look(label="my method", color="#123456", dash="longdash")
+    runs = [a_history("mine", look=look), a_history("sgd")]
+    spectra = [a_spectrum("mine", look=look), a_spectrum("sgd")]
+    assert looks_of(runs) == looks_of(spectra) == {"mine": look}
+    plane = a_plane(looks={"kfac": look})
+    drawn = (curves(runs), eigenvalues(spectra), landscape_contour(plane))
+    for figure in drawn:
+        lines = [line for axes in figure.axes for line in axes.lines]
+        colors = {str(line.get_color()) for line in lines}
+        colors |= {str(line.get_markerfacecolor()) for line in lines}
+        assert look.color in colors
+    (legend,) = drawn[0].legends
+    assert legend.get_texts()[0].get_text().startswith("my method")
 
 
 def test_labels_name_their_optimizer():

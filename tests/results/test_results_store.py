@@ -17,6 +17,7 @@ from kobai.results import (
     Comparison,
     ComparisonRow,
     History,
+    Look,
     Plane,
     ResultError,
     Spectrum,
@@ -62,12 +63,13 @@ def a_plane() -> Plane:
 
 def a_row() -> ComparisonRow:
     number = Aggregate(mean=0.1, sd=NAN, count=1)
-    names = [field.name for field in dataclasses.fields(ComparisonRow)]
+    names = [f.name for f in dataclasses.fields(ComparisonRow) if f.type is Aggregate]
     return ComparisonRow(
         optimizer="sgd",
         seeds=1,
         statuses={"finished": 1},
-        **dict.fromkeys(names[3:], number),
+        **dict.fromkeys(names, number),
+        look=Look(label="SGD", color="#2b6cb8", dash="dot"),
     )
 
 
@@ -113,6 +115,20 @@ def test_round_trip_to_the_bit(result, tmp_path):
     assert "NaN" not in path.read_text()
     json.loads(path.read_text(), parse_constant=pytest.fail)
     assert not list(path.parent.glob(".*")), "temporary files stay behind"
+
+
+def test_results_from_before_looks_load(tmp_path):
+    path = save(a_plane(), tmp_path, "p")
+    stored = json.loads(path.read_text())
+    del stored["value"]["looks"]
+    path.write_text(json.dumps(stored))
+    assert identical(load(tmp_path, "p"), a_plane())
+
+
+@pytest.mark.parametrize("wrong", [{"color": "red; x"}, {"color": "#abc"}, {"dash": "wavy"}])
+def test_a_look_is_a_colour_and_a_known_dash(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        Look(**wrong)
 
 
 def test_same_result_same_bytes(tmp_path):

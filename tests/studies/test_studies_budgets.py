@@ -1,5 +1,6 @@
 """Equal budgets: what is counted, what a budget cuts, and what tables and verdicts say of it."""
 
+import dataclasses
 import itertools
 import math
 
@@ -11,12 +12,13 @@ from kobai import data, optim
 from kobai.optim import OPTIMIZERS
 from kobai.plots import panels
 from kobai.problem import surfaces
-from kobai.results import UNITS, BudgetRun, BudgetRuns, identical, load
-from kobai.studies import Interrupted, performance_profile
+from kobai.results import UNITS, BudgetRun, BudgetRuns, Look, identical, load
+from kobai.studies import Interrupted, RunSpec, StudyTraining, performance_profile, tabulate
 from kobai.studies.budgets import (
     PRODUCT,
     VALUE,
     Budget,
+    Method,
     cost_to,
     cut,
     evaluations,
@@ -209,6 +211,29 @@ def test_all_of_the_chapters_methods_are_there():
         )
     with pytest.raises(ValueError, match="unknown optimizer"):
         method_named("rprop")
+
+
+def test_an_optimizer_of_ones_own_joins_the_suite(splits):
+    mine = dataclasses.replace(OPTIMIZERS["sgd"], name="mine", label="my own", color="#123456")
+    method, named = Method(name="mine", optimizer=mine), method_named("sgd")
+    setting = Setting(splits=splits, model="linear", dtype=torch.float64)
+    made, same = (
+        run_within(start_network(setting, 0, batch_size=20), m, SMALL) for m in (method, named)
+    )
+    few = min(len(made.loss), len(same.loss))
+    np.testing.assert_array_equal(made.loss[:few], same.loss[:few])
+    with pytest.raises(ValueError, match="choose from"):
+        Method(name="x", optimizer="rprop").entry  # noqa: B018
+
+
+def test_a_run_brings_its_optimizers_look(splits):
+    mine = dataclasses.replace(OPTIMIZERS["sgd"], name="mine", label="my own", color="#123456")
+    setting = Setting(splits=splits, model="linear")
+    history = setting.train(mine, mine.config(), StudyTraining(epochs=1, batch_size=20), seed=0)
+    assert (history.optimizer, history.look) == ("mine", Look(label="my own", color="#123456"))
+    spec = RunSpec(optimizer=mine, config=mine.config(), seed=0)
+    assert spec.label == "mine-s0"
+    assert tabulate(setting, [history], {}, title="t", model="linear").rows[0].look == history.look
 
 
 def test_a_network_of_ones_own_joins_the_suite(splits):

@@ -16,7 +16,7 @@ from kobai.optim.domains import Choice, Domain, Fixed, Integer, Linear, Log
 from kobai.optim.line_search import SEARCHES
 from kobai.problem import Likelihood
 
-Dash = Literal["solid", "dash", "dot", "dashdot"]
+Dash = Literal["solid", "dash", "dot", "dashdot", "longdash"]
 
 Space = Mapping[str, Any]
 """Field of the settings → domain as plain data: (low, high) or (low, high, scale) with the scale

@@ -36,7 +36,7 @@ from kobai.plots.scales import (
     spell,
     tick,
 )
-from kobai.plots.style import Style, color_map, optimizer_of, optimizer_styles
+from kobai.plots.style import Style, color_map, looks_of, optimizer_of, optimizer_styles
 from kobai.plots.training_curves import curves
 from kobai.plots.trials import (
     parallel_coordinates,
@@ -85,6 +85,7 @@ __all__ = [
     "landscape_panels",
     "landscape_slices",
     "landscape_surface",
+    "looks_of",
     "minimum_panels",
     "moving_frames",
     "optimizer_of",

@@ -11,16 +11,14 @@ from kobai.plots.style import (
     ACCENT,
     HUES,
     INK,
+    MARKERS,
     MUTED,
     RULE,
     Style,
     dress,
-    optimizer_styles,
     plain,
 )
 from kobai.results import Panel, Panels, Series
-
-_KNOWN = ("sgd", "adam", "kfac", "momentum", "rmsprop", "adagrad", "nesterov")
 
 
 def panels(result: Panels) -> Figure:
@@ -72,20 +70,16 @@ def panels(result: Panels) -> Figure:
 
 
 def _styles(labels: list[str]) -> dict[str, Style]:
-    """Optimizers have their own colours; other labels take the hues in order."""
-    if labels and all(label in _KNOWN for label in labels):
-        return optimizer_styles(labels)
-    seats = optimizer_styles([f"{i}" for i in range(len(labels))])
-    in_order = dict(zip(labels, seats.values(), strict=True))
-    markers = ("o", "s", "D", "^", "v", "P")
+    """Labels take the hues in order."""
     return {
         label: Style(
+            label=label,
             color=HUES[i % len(HUES)],
-            pattern=style.pattern,
+            pattern="solid" if i < len(HUES) else "dash",
             dash="-" if i < len(HUES) else (0, (5, 1.6)),
-            marker=markers[i % len(markers)],
+            marker=MARKERS[i % len(MARKERS)],
         )
-        for i, (label, style) in enumerate(in_order.items())
+        for i, label in enumerate(labels)
     }
 
 

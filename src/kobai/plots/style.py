@@ -1,4 +1,4 @@
-"""One look for every figure: colours by optimizer, colour maps, type and frames.
+"""One look for every figure: styles of optimizers, colour maps, type and frames.
 
 The six hues keep apart (OKLab distance above 0.09) in normal vision and under simulated
 deuteranopia, protanopia and tritanopia; from the seventh optimizer on, hues return with another
@@ -7,7 +7,7 @@ look equal (B. Ottosson, "A perceptual color space for image processing", 2020).
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
+from kobai.results import DASHES, Look
+
 INK = "#22262e"
 MUTED = "#6b7280"
 RULE = "#d8dbe1"
@@ -24,37 +26,17 @@ PAPER = "#ffffff"
 ACCENT = "#be1e56"
 
 HUES = ("#2b6cb8", "#eaa21a", "#be1e56", "#1fb39a", "#b09cf0", "#d9601a")
-_MARKERS = ("o", "s", "D", "^", "v", "P")
-_DASHES: dict[str, Any] = {
+MARKERS = ("o", "s", "D", "^", "v", "P")
+_PATTERNS: dict[str, Any] = {
     "solid": "-",
     "dash": (0, (5, 1.6)),
     "dot": (0, (1.2, 1.4)),
     "dashdot": (0, (5, 1.4, 1.2, 1.4)),
+    "longdash": (0, (10, 2.4)),
 }
 
-# Where the usual names sit, so that an optimizer has one colour in every figure of every run.
-_SEATS = {
-    "sgd": 0,
-    "adam": 1,
-    "kfac": 2,
-    "momentum": 3,
-    "rmsprop": 4,
-    "adagrad": 5,
-    "nesterov": 9,
-    "adamw": 7,
-    "ekfac": 8,
-    "adadelta": 10,
-    "muon": 11,
-    "natural_gradient": 14,
-    "gauss_newton": 12,
-    "hessian_free": 15,
-    "newton": 17,
-    "saddle_free_newton": 16,
-    "bfgs": 13,
-    "lbfgs": 19,
-    "nonlinear_cg": 21,
-    "coordinate_descent": 22,
-}
+# What is given to optimizers whose results bring no colour, by their names.
+_SEATS = tuple((color, dash) for dash in DASHES for color in HUES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,53 +44,73 @@ class Style:
     """How one optimizer is drawn.
 
     Attributes:
+        label: Its name in keys.
         color: Hex colour.
-        pattern: Dash in words: ``solid``, ``dash``, ``dot`` or ``dashdot``.
+        pattern: Dash in words, one of `kobai.results.DASHES`.
         dash: The same as a Matplotlib line style.
         marker: Matplotlib marker.
     """
 
+    label: str
     color: str
     pattern: str
     dash: Any
     marker: str
 
 
-def optimizer_styles(names: Iterable[str]) -> dict[str, Style]:
+def optimizer_styles(
+    names: Iterable[str], looks: Mapping[str, Look | None] | None = None
+) -> dict[str, Style]:
     """A style for each optimizer, the same in every figure drawn with the same set of names.
 
-    Known names have fixed seats; others take one by a hash of their name and move on when it is
-    taken, so that no two of a set look the same (up to 24 optimizers).
+    An optimizer whose results bring its look has that. Others take a colour and dash by a hash of
+    their name and move on when it is taken, so that no two of a set look the same (up to 30
+    optimizers).
 
     Args:
         names: Names of optimizers; repetitions are fine.
+        looks: Name to look, as results store it; names may be missing.
 
     Returns:
         Name to style, sorted by name.
     """
-    unique = sorted(set(names))
-    taken: dict[int, str] = {_SEATS[name]: name for name in unique if name in _SEATS}
-    seats = len(HUES) * len(_DASHES)
-    for name in unique:
-        if name in _SEATS:
-            continue
-        seat = zlib.crc32(name.encode()) % len(HUES)
-        while seat in taken and len(taken) < seats:
-            seat = (seat + 1) % seats
-        taken[seat] = name
-    by_name = {name: seat for seat, name in taken.items()}
-    return {name: _style(by_name.get(name, 0)) for name in unique}
+    found = {name: (looks or {}).get(name) or Look() for name in sorted(set(names))}
+    taken = {(look.color, look.dash) for look in found.values()}
+    styles = {}
+    for name, look in found.items():
+        color, pattern = look.color, look.dash
+        if not color:
+            first = zlib.crc32(name.encode()) % len(HUES)
+            seats = (*_SEATS[first:], *_SEATS[:first])
+            color, pattern = next((seat for seat in seats if seat not in taken), _SEATS[0])
+            taken.add((color, pattern))
+        styles[name] = Style(
+            label=look.label or name,
+            color=color,
+            pattern=pattern,
+            dash=_PATTERNS[pattern],
+            marker=_marker(name, color, pattern),
+        )
+    return styles
 
 
-def _style(seat: int) -> Style:
-    turn, hue = divmod(seat, len(HUES))
-    pattern = list(_DASHES)[turn % len(_DASHES)]
-    return Style(
-        color=HUES[hue],
-        pattern=pattern,
-        dash=_DASHES[pattern],
-        marker=_MARKERS[(hue + turn) % len(_MARKERS)],
-    )
+def looks_of(results: Iterable[Any]) -> dict[str, Look]:
+    """The looks that results bring along, by optimizer.
+
+    Args:
+        results: Results with an ``optimizer`` and a ``look``; of several looks the first counts.
+    """
+    looks: dict[str, Look] = {}
+    for result in results:
+        if result.look is not None:
+            looks.setdefault(result.optimizer, result.look)
+    return looks
+
+
+def _marker(name: str, color: str, pattern: str) -> str:
+    """The marker that goes with a colour and a dash; for other colours one by the name."""
+    hue = HUES.index(color) if color in HUES else zlib.crc32(name.encode())
+    return MARKERS[(hue + DASHES.index(pattern)) % len(MARKERS)]
 
 
 def optimizer_of(label: str, optimizer: str = "") -> str:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kobai.plots.bands import by_optimizer, seed_band
 from kobai.plots.scales import accuracy_axis, contour_levels, percent, tick
-from kobai.plots.style import INK, MUTED, Style, dress, optimizer_styles, plain
+from kobai.plots.style import INK, MUTED, Style, dress, looks_of, optimizer_styles, plain
 from kobai.results import History
 
 _AXES = {"epoch": "epoch", "seconds": "training time (s)"}
@@ -39,7 +39,7 @@ def curves(histories: Sequence[History], *, styles: Mapping[str, Style] | None =
     if not any(np.isfinite(_any_column(history, "loss")).any() for history in histories):
         raise ValueError("there is no history with a finite loss; nothing to draw")
     groups = by_optimizer(histories)
-    looks = optimizer_styles(groups) if styles is None else styles
+    looks = optimizer_styles(groups, looks_of(histories)) if styles is None else styles
     rows = [
         quantity
         for quantity in ("loss", "accuracy")
@@ -164,8 +164,9 @@ def _legend(
     for name, runs in groups.items():
         lost = sum(run.status == "diverged" for run in runs)
         count = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
-        text = f"{name}  ({count}, {lost} diverged)" if lost else f"{name}  ({count})"
         style = looks[name]
+        lost_too = f", {lost} diverged" if lost else ""
+        text = f"{style.label}  ({count}{lost_too})"
         handles.append(
             Line2D(
                 [],

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kobai.plots import Style, by_optimizer, optimizer_of, optimizer_styles, optimizers_on
+from kobai.plots import (
+    Style,
+    by_optimizer,
+    looks_of,
+    optimizer_of,
+    optimizer_styles,
+    optimizers_on,
+)
 from kobai.results import (
     Check,
     Comparison,
@@ -73,7 +80,10 @@ class Contents:
     def styles(self) -> dict[str, Style]:
         """One style for each optimizer, used by every figure and table of the page."""
         on_planes = [name for plane in self.planes for name in optimizers_on(plane).values()]
-        return optimizer_styles([*self.optimizers, *on_planes])
+        looks = {name: look for plane in self.planes for name, look in plane.looks.items()}
+        rows = self.comparison.rows if self.comparison else ()
+        looks |= looks_of([*rows, *self.histories, *self.spectra])
+        return optimizer_styles([*self.optimizers, *on_planes], looks)
 
 
 def gather(folder: Path | str) -> Contents:

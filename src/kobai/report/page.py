@@ -29,6 +29,14 @@ from kobai.report.payload import as_json, payload
 from kobai.report.tables import check_rows, comparison_table, run_table, spectrum_table
 from kobai.results import atomic_write
 
+_SVG_DASHES = {
+    "solid": "none",
+    "dash": "5 2.5",
+    "dot": "1.5 2.5",
+    "dashdot": "5 2 1.5 2",
+    "longdash": "9 3",
+}
+
 
 def build(folder: Path | str) -> Path:
     """Write ``report.html`` from all results in a run folder.
@@ -93,7 +101,7 @@ def render(contents: Contents) -> str:
         ornament=_ornament(contents),
         spell=lambda value, digits=3: plots.spell(float(value), digits),
         styles=contents.styles,
-        svg_dashes={"solid": "none", "dash": "5 2.5", "dot": "1.5 2.5", "dashdot": "5 2 1.5 2"},
+        svg_dashes=_SVG_DASHES,
         data=Markup(as_json(payload(contents))),
         plotly=Markup(packed),
         script=Markup(script),

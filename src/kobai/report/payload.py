@@ -80,6 +80,7 @@ def as_json(value: Any) -> str:
 
 def _style(style: Style) -> dict[str, str]:
     return {
+        "label": style.label,
         "color": style.color,
         "dash": style.pattern,
         "symbol": _SYMBOLS.get(style.marker, "circle"),

@@ -104,7 +104,10 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(
         heads=[column.head for column in columns],
         hints=[column.hint for column in columns],
-        labels=[(row.optimizer, row.optimizer) for row in comparison.rows],
+        labels=[
+            (row.look.label if row.look else row.optimizer, row.optimizer)
+            for row in comparison.rows
+        ],
         rows=[[column[i] for column in cells] for i in range(len(comparison.rows))],
         **_shared([_state(row.seeds, row.statuses) for row in comparison.rows]),
     )

@@ -20,6 +20,7 @@ from kobai.results.landscape.minimum import CriticalPoint, CriticalPoints, Minim
 from kobai.results.landscape.plane import Check, Plane, Trajectory
 from kobai.results.landscape.shape import Connection, Ensemble, MovingFrame, Smoothness
 from kobai.results.landscape.volume import Volume
+from kobai.results.look import DASHES, Look
 from kobai.results.origin import Provenance, provenance
 from kobai.results.panels import Panel, Panels, Series
 from kobai.results.registry import register
@@ -41,6 +42,7 @@ from kobai.results.wide_networks.spectrum_panels import SpectrumPanels
 from kobai.results.wide_networks.width_scan import WidthScan
 
 __all__ = [
+    "DASHES",
     "UNITS",
     "Aggregate",
     "BudgetRun",
@@ -68,6 +70,7 @@ __all__ = [
     "Ladder",
     "LadderRung",
     "Line",
+    "Look",
     "MinimumProof",
     "MovingFrame",
     "Panel",

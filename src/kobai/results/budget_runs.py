@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kobai.results.fields import coerce_fields, one_of
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 UNITS = ("steps", "gradient evaluations", "CPU seconds")
@@ -64,6 +65,7 @@ class BudgetRuns:
         tuned: Factor of the tuned rate; 1 where there is nothing to tune.
         tried: Factor → loss at the end of the run that judged it, on a seed of its own; empty where
             there is nothing to tune.
+        look: Look of the method in figures, or None.
     """
 
     problem: str
@@ -71,6 +73,7 @@ class BudgetRuns:
     runs: tuple[BudgetRun, ...]
     tuned: float = 1.0
     tried: dict[str, float]
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(self, floats=("tuned",))

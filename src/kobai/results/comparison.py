@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kobai.results.fields import coerce_fields
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 
@@ -64,6 +65,7 @@ class ComparisonRow:
         steps_to_95: Steps until 95 % of the best test accuracy of the comparison.
         lambda_max: Largest Hessian eigenvalue at the end.
         trace: Hessian trace at the end.
+        look: Look of the optimizer in figures, or None.
     """
 
     optimizer: str
@@ -77,6 +79,7 @@ class ComparisonRow:
     steps_to_95: Aggregate
     lambda_max: Aggregate
     trace: Aggregate
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(self, integers=("seeds",))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from kobai.results.fields import coerce_fields, one_of
 from kobai.results.files import atomic_write
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 STATUSES = ("finished", "early-stopped", "diverged", "interrupted")
@@ -62,6 +63,7 @@ class History:
         learning_rate: (T,) learning rate in force.
         batch_size: (T,) examples a minibatch in force.
         step_loss: (S,) mini-batch loss of every step, before the step.
+        look: Look of the optimizer in figures, or None.
     """
 
     label: str
@@ -82,6 +84,7 @@ class History:
     learning_rate: Float[np.ndarray, "T"] = field(default_factory=_nothing)
     batch_size: Float[np.ndarray, "T"] = field(default_factory=_nothing)
     step_loss: Float[np.ndarray, "S"] = field(default_factory=_nothing)
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         records = np.size(self.step)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from kobai.results.fields import coerce_fields, frozen_array
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 TRIAL_STATES = ("finished", "diverged", "pruned", "failed")
@@ -37,6 +38,7 @@ class Trials:
         curve: (T, S, R) the metric there; NaN after a run ended.
         requeued: How many trials were queued again because their worker died or was stopped.
         note: Anything worth saying.
+        look: Look of the optimizer in figures, or None.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Trials:
     curve: Float[np.ndarray, "T S R"]
     requeued: int = 0
     note: str = ""
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(

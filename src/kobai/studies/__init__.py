@@ -25,7 +25,7 @@ from kobai.studies.scores import (
     time_to,
     top_k,
 )
-from kobai.studies.setting import Setting, StudyTraining
+from kobai.studies.setting import Setting, StudyTraining, look_of
 from kobai.studies.study import Study, StudyOptions
 from kobai.studies.suite import run_suite
 from kobai.studies.suite_claims import conclude, profiles
@@ -54,6 +54,7 @@ __all__ = [
     "expected_best",
     "head_of",
     "load_model",
+    "look_of",
     "measure_run",
     "performance_profile",
     "profiles",

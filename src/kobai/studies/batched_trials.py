@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kobai import seeds
+from kobai.optim import OPTIMIZERS
 from kobai.optim.domains import Value
 from kobai.problem import Problem
 from kobai.problem.examples import TensorExamples
@@ -34,8 +35,8 @@ def reason_not_to_batch(task: Task, searched: Sequence[str]) -> str:
         task: What the trials have in common.
         searched: Names of the hyperparameters they differ in.
     """
-    if task.optimizer not in ("sgd", "momentum", "kfac"):
-        return f"{task.optimizer} has no stacked form; sgd, momentum and kfac have"
+    if task.entry not in [OPTIMIZERS[name] for name in ("sgd", "momentum", "kfac")]:
+        return f"{task.entry.name} has no stacked form; sgd, momentum and kfac have"
     fixed = [name for name in searched if name.startswith("training.")]
     if fixed:
         return f"{fixed[0]} changes the steps themselves"
@@ -44,7 +45,7 @@ def reason_not_to_batch(task: Task, searched: Sequence[str]) -> str:
         return "gradients are clipped"
     if options.patience is not None:
         return "runs stop early by themselves"
-    if task.optimizer == "kfac":
+    if task.entry.name == "kfac":
         config = task.config
         automatic = [f for f in ("lr", "damping") if getattr(config, f) == "auto"]
         missing = [f for f in automatic if f not in searched]
@@ -156,7 +157,7 @@ def _train(
     configs = [config for config, _, _ in settings]
     rule: _Rule = (
         StackedKFAC(problem, configs, stack, seed)
-        if task.optimizer == "kfac"
+        if task.entry.name == "kfac"
         else _Momentum(configs, stack)
     )
     evaluations = Timetable(EpochCounter(lambda _: steps_per_epoch), every=options.evaluate_every)

@@ -21,7 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kobai import optim, seeds
+from kobai import seeds
+from kobai.optim.entry import OptimizerEntry
+from kobai.optim.registry import entry_of
 from kobai.problem import EmpiricalRisk, Objective, Problem, Surface
 from kobai.results import BudgetRun
 from kobai.studies.setting import Setting
@@ -67,27 +69,33 @@ class Method:
 
     Attributes:
         name: What tables call it.
-        optimizer: Its name in `kobai.optim.CONFIGS`.
+        optimizer: Its name in `kobai.optim.OPTIMIZERS`, or an entry of your own.
         config: Its settings; default: those of the name.
     """
 
     name: str
-    optimizer: str
+    optimizer: str | OptimizerEntry
     config: Any = None
+
+    @property
+    def entry(self) -> OptimizerEntry:
+        """The optimizer."""
+        return entry_of(self.optimizer)
 
     @property
     def on_all_data(self) -> bool:
         """Whether every step asks for all training data; else for minibatches."""
-        return optim.OPTIMIZERS[self.optimizer].on_all_data
+        return self.entry.on_all_data
 
     def make(
         self, module: torch.nn.Module, likelihood: Any, rate: float, *, seed: int
     ) -> torch.optim.Optimizer:
         """The optimizer at a factor on its learning rate."""
-        config = optim.CONFIGS[self.optimizer]() if self.config is None else self.config
+        config = self.entry.config() if self.config is None else self.config
         config = dataclasses.replace(config, lr=config.lr * rate) if rate != 1 else config
-        return optim.build(self.optimizer, module, likelihood, config,
-                           generator=seeds.generator(seed, "labels"))  # fmt: skip
+        return self.entry.build(
+            module, likelihood, config, generator=seeds.generator(seed, "labels")
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

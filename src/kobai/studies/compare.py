@@ -14,6 +14,8 @@ from torch import Tensor
 
 from kobai import landscape, seeds
 from kobai.curvature import measure
+from kobai.optim.entry import OptimizerEntry
+from kobai.optim.registry import entry_of
 from kobai.problem import Batch, EmpiricalRisk, Problem
 from kobai.problem.examples import TensorExamples
 from kobai.results import (
@@ -27,7 +29,7 @@ from kobai.results import (
     result_names,
     save,
 )
-from kobai.studies.setting import Setting, StudyTraining
+from kobai.studies.setting import Setting, StudyTraining, look_of
 from kobai.training import BatchSchedule, Checkpoint, Progress, Schedule, snapshots
 from kobai.training import load_model as load_trained
 
@@ -61,16 +63,21 @@ class LandscapeOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One run: an optimizer with its settings and a seed."""
+    """One run: an optimizer, by its name or an entry of your own, with its settings and a seed."""
 
-    optimizer: str
+    optimizer: str | OptimizerEntry
     config: Any
     seed: int
 
     @property
+    def entry(self) -> OptimizerEntry:
+        """The optimizer."""
+        return entry_of(self.optimizer)
+
+    @property
     def label(self) -> str:
         """Name of the run, such as "kfac-s0"."""
-        return f"{self.optimizer}-s{self.seed}"
+        return f"{self.entry.name}-s{self.seed}"
 
 
 class Interrupted(Exception):
@@ -166,10 +173,11 @@ def measure_run(
         trace_tolerance=options.trace_tolerance,
         max_products=options.max_products,
         label=spec.label,
-        optimizer=spec.optimizer,
+        optimizer=spec.entry.name,
         seed=spec.seed,
         generator=seeds.generator(spec.seed, "probes"),
     )
+    spectrum = dataclasses.replace(spectrum, look=look_of(spec.entry))
     save(spectrum, folder, name)
     return spectrum
 
@@ -230,6 +238,8 @@ def draw_planes(
         )
         if stop is not None and stop():
             raise Interrupted
+        looks = {spec.entry.name: look_of(spec.entry) for spec in specs}
+        plane = dataclasses.replace(plane, looks=looks)
         save(plane, folder, name)
         planes.append(plane)
     return planes
@@ -288,6 +298,7 @@ def tabulate(
                     float(s.eigenvalues[-1]) if len(s.eigenvalues) else float("nan") for s in found
                 ),
                 trace=aggregate(s.trace for s in found),
+                look=runs[0].look,
             )
         )
     parameters = next((s.dimension for s in spectra.values()), None)

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from kobai import data, models, optim, seeds
+from kobai import data, models, seeds
+from kobai.optim.entry import OptimizerEntry
+from kobai.optim.registry import entry_of
 from kobai.problem import Problem
-from kobai.results import History
+from kobai.results import History, Look
 from kobai.training import EarlyStopping, TrainingOptions, train
 
 
@@ -47,6 +49,16 @@ class StudyTraining:
             ),
             evaluate_train_limit=self.evaluate_train_limit,
         )
+
+
+def look_of(optimizer: str | OptimizerEntry) -> Look:
+    """Give an optimizer's look in figures, as results store it.
+
+    Raises:
+        ValueError: If the name is unknown, or the entry's colour or dash is none.
+    """
+    entry = entry_of(optimizer)
+    return Look(label=entry.label, color=entry.color, dash=entry.dash)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +112,7 @@ class Setting:
 
     def train(
         self,
-        optimizer: str,
+        optimizer: str | OptimizerEntry,
         config: Any,
         training: StudyTraining,
         *,
@@ -110,7 +122,7 @@ class Setting:
         """Train a freshly initialised model.
 
         Args:
-            optimizer: Name of the optimizer.
+            optimizer: Name of the optimizer, or an entry of your own.
             config: Its settings.
             training: How long and how; a batch size beyond the data set means all of it.
             seed: Draws parameters, labels and the order of the examples.
@@ -119,11 +131,12 @@ class Setting:
         Raises:
             ValueError: If model, data and settings do not fit each other.
         """
+        entry = entry_of(optimizer)
+        look = look_of(entry)
         problem = self.problem(seed)
-        return train(
+        history = train(
             problem,
-            optim.build(
-                optimizer,
+            entry.build(
                 problem.model,
                 problem.likelihood,
                 config,
@@ -132,10 +145,11 @@ class Setting:
             training.options(),
             generator=seeds.generator(seed, "shuffle"),
             batch_size=min(training.batch_size, problem.train.size),
-            name=optimizer,
+            name=entry.name,
             seed=seed,
             **changes,
         )
+        return dataclasses.replace(history, look=look)
 
     def _move(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = (

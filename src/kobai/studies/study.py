@@ -34,6 +34,7 @@ from kobai.studies.search import (
     make_sampler,
     suggest,
 )
+from kobai.studies.setting import look_of
 from kobai.studies.storage import close_storage, open_storage
 from kobai.studies.trial import MEASURES, Task, TrialOutcome, run_trial
 from kobai.studies.workers import WORKER, WorkerClaims, queue_again, was_requeued, worker_claims
@@ -103,7 +104,7 @@ class Study:
         unknown = sorted(set(space) - task.fields())
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)}: nothing of that name to search for {task.optimizer}; "
+                f"{', '.join(unknown)}: nothing of that name to search for {task.entry.name}; "
                 f"choose from {', '.join(sorted(task.fields()))}"
             )
         self.task, self.space, self.options, self.folder = task, dict(space), options, folder
@@ -390,7 +391,7 @@ def _identity(
         "data": f"{setting.splits.name}: {setting.splits.describe()}",
         "model": f"{setting.model} {setting.model_options!r}",
         "validation": str(setting.validation),
-        "optimizer": f"{task.optimizer} {task.config!r}",
+        "optimizer": f"{task.entry.name} {task.config!r}",
         "schedule": repr(task.schedule),
         "training": repr(task.training),
         "seeds": json.dumps(list(task.seeds)),
@@ -429,7 +430,8 @@ def tabulate_trials(
     value = [task.worst if trial.value is None else trial.value for trial in trials]
     return Trials(
         label=options.name,
-        optimizer=task.optimizer,
+        optimizer=task.entry.name,
+        look=look_of(task.entry),
         metric=task.metric,
         maximise=task.maximise,
         budget=options.trials,

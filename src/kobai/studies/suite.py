@@ -38,7 +38,7 @@ from kobai.studies.budgets import (
     start_surface,
 )
 from kobai.studies.compare import Interrupted
-from kobai.studies.setting import Setting
+from kobai.studies.setting import Setting, look_of
 
 FACTORS = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 """The grid: factors on a method's default learning rate."""
@@ -161,7 +161,7 @@ def run_method(
         for i in range(seeds)
     ]
     return BudgetRuns(problem=problem, method=method.name, runs=tuple(runs), tuned=float(best),
-                      tried=tried)  # fmt: skip
+                      tried=tried, look=look_of(method.entry))  # fmt: skip
 
 
 def run_suite(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from kobai.optim.domains import Value
+from kobai.optim.entry import OptimizerEntry
+from kobai.optim.registry import entry_of
 from kobai.results import History
 from kobai.studies.setting import Setting, StudyTraining
 from kobai.training import Schedule
@@ -28,7 +30,7 @@ class Task:
 
     Attributes:
         setting: Data and model.
-        optimizer: Name of the optimizer.
+        optimizer: Name of the optimizer, or an entry of your own.
         config: Its settings, of which a trial replaces those that are searched.
         schedule: Learning-rate schedule; its fields can be searched as ``schedule.FIELD``.
         training: How long and how to train; its fields can be searched as ``training.FIELD``.
@@ -37,12 +39,17 @@ class Task:
     """
 
     setting: Setting
-    optimizer: str
+    optimizer: str | OptimizerEntry
     config: Any
     schedule: Schedule | None
     training: StudyTraining
     seeds: tuple[int, ...] = (0,)
     metric: str = "train_accuracy"
+
+    @property
+    def entry(self) -> OptimizerEntry:
+        """The optimizer."""
+        return entry_of(self.optimizer)
 
     @property
     def maximise(self) -> bool:
@@ -74,7 +81,7 @@ class Task:
             owner, _, field = name.rpartition(".")
             if name not in self.fields():
                 raise ValueError(
-                    f"{name} is nothing to search for {self.optimizer}; choose from "
+                    f"{name} is nothing to search for {self.entry.name}; choose from "
                     f"{', '.join(sorted(self.fields()))}"
                 )
             parts[owner][field] = value
@@ -142,7 +149,7 @@ def run_trial(
         try:
             histories.append(
                 task.setting.train(
-                    task.optimizer,
+                    task.entry,
                     config,
                     options,
                     seed=seed,

@@ -17,7 +17,8 @@ from kobai.cli.problem import make_setting
 from kobai.cli.run_folder import SETTINGS
 from kobai.cli.saved_runs import open_run
 from kobai.problem import EmpiricalRisk, Problem
-from kobai.studies import RunSpec, Setting, checkpoint_folder, load_model
+from kobai.results import Look
+from kobai.studies import RunSpec, Setting, checkpoint_folder, load_model, look_of
 from kobai.training import snapshots
 
 
@@ -30,12 +31,14 @@ class StartingPoints:
         ends: Label to parameters, the first one the origin.
         paths: Label to the snapshots of the run, its end last; empty for checkpoints.
         buffers: Label to the model's buffers there.
+        looks: Optimizer to its look in figures.
     """
 
     problem: Problem
     ends: dict[str, Tensor]
     paths: dict[str, list[Tensor]]
     buffers: dict[str, dict[str, Tensor]]
+    looks: dict[str, Look] = dataclasses.field(default_factory=dict)
 
 
 def find_points(
@@ -97,7 +100,8 @@ def _of_runs(folders: Sequence[Path], label: str | None, options: Any) -> Starti
             f"kobai: {', '.join(lost)} diverged and is left out: there is no place to look from",
             file=sys.stderr,
         )
-    return StartingPoints(problem=first, ends=ends, paths=paths, buffers=buffers)
+    looks = {spec.entry.name: look_of(spec.entry) for *_, specs in chosen for spec in specs}
+    return StartingPoints(problem=first, ends=ends, paths=paths, buffers=buffers, looks=looks)
 
 
 def _require_same_data(folders: Sequence[Path]) -> None:

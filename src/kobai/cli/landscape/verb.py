@@ -207,6 +207,8 @@ class _Draw:
                 stop=self.stop,
                 announce=self._announce,
             )
+        if isinstance(found, Plane):
+            found = dataclasses.replace(found, looks=points.looks)
         if not self.stop() and self.rank == 0:
             save(found, folder, name)
         return found

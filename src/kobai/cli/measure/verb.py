@@ -1,5 +1,6 @@
 """`kobai measure`: curvature of a run's end, of a model file or of a fresh model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from kobai.results import (
     TangentSummary,
     save,
 )
-from kobai.studies import checkpoint_folder, head_of, load_model
+from kobai.studies import checkpoint_folder, head_of, load_model, look_of
 
 LADDER_ROWS = 2_000
 """Examples times outputs that the exactness ladder is measured on."""
@@ -210,7 +211,9 @@ def _measure_run(folder: Path, options: Any) -> list[Measured]:
     for spec in chosen:
         problem = load_model(setting, spec, folder)
         adam = adam_of_run(checkpoint_folder(folder, spec.label), ParameterSpace(problem.model))
-        found += _measure(
-            problem, options, label=spec.label, optimizer=spec.optimizer, seed=spec.seed, adam=adam
+        made = _measure(
+            problem, options, label=spec.label, optimizer=spec.entry.name, seed=spec.seed, adam=adam
         )
+        look = look_of(spec.entry)
+        found += [dataclasses.replace(m, look=look) if isinstance(m, Spectrum) else m for m in made]
     return found

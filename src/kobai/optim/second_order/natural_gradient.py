@@ -289,10 +289,10 @@ class NaturalModel(FisherModel):
 _LOOKS: dict[str, tuple[StructureName, str, Dash]] = {
     "ngd": ("full", "#be1e56", "dot"),
     "ngd-layer": ("layer", "#be1e56", "dashdot"),
-    "ngd-tridiagonal": ("tridiagonal", "#1fb39a", "dashdot"),
+    "ngd-tridiagonal": ("tridiagonal", "#1fb39a", "longdash"),
     "ngd-unit": ("unit", "#2b6cb8", "dashdot"),
-    "ngd-kronecker": ("kronecker", "#b09cf0", "dashdot"),
-    "ngd-ekfac": ("ekfac", "#eaa21a", "dashdot"),
+    "ngd-kronecker": ("kronecker", "#b09cf0", "longdash"),
+    "ngd-ekfac": ("ekfac", "#eaa21a", "longdash"),
     "ngd-diagonal": ("diagonal", "#d9601a", "dashdot"),
 }
 """Structure, colour and dash of each name."""

@@ -15,6 +15,7 @@ from kobai.plots.style import (
     Style,
     dress,
     halo,
+    looks_of,
     optimizer_of,
     optimizer_styles,
     plain,
@@ -45,7 +46,7 @@ def eigenvalues(
     if not spectra:
         raise ValueError("there is no spectrum with a finite eigenvalue; nothing to draw")
     names = [optimizer_of(spectrum.label, spectrum.optimizer) for spectrum in spectra]
-    looks = optimizer_styles(names) if styles is None else styles
+    looks = optimizer_styles(names, looks_of(spectra)) if styles is None else styles
     panels: dict[str, list[Spectrum]] = {}
     for spectrum in spectra:
         panels.setdefault(spectrum.matrix, []).append(spectrum)

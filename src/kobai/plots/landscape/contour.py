@@ -162,7 +162,7 @@ def optimizers_on(plane: Plane) -> dict[str, str]:
 
 def plane_styles(plane: Plane) -> dict[str, Style]:
     """Styles for the optimizers whose paths or points lie on the plane."""
-    return optimizer_styles(optimizers_on(plane).values())
+    return optimizer_styles(optimizers_on(plane).values(), plane.looks)
 
 
 def true_to_scale(plane: Plane) -> float | None:

@@ -144,7 +144,7 @@
       columns.forEach((column, i) => {
         const strong = i === 0;
         const split = words[column.split("_")[0]] || "";
-        const title = text(split ? `${name}, ${split}` : name);
+        const title = text(split ? `${style.label}, ${split}` : style.label);
         const band = (data.bands[name] || {})[column];
         if (band) {
           const mean = band.mean, x = band[along];

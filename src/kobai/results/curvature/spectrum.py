@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results.fields import coerce_fields
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 
@@ -29,6 +30,7 @@ class Spectrum:
         note: Anything worth saying.
         optimizer: Optimizer that led to the point; empty when none did.
         seed: Seed of that run, or None.
+        look: Look of the optimizer in figures, or None.
     """
 
     label: str
@@ -45,6 +47,7 @@ class Spectrum:
     note: str = ""
     optimizer: str = ""
     seed: int | None = None
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         coerce_fields(

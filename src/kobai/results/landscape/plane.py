@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kobai.results.fields import coerce_fields, frozen_array
+from kobai.results.look import Look
 from kobai.results.registry import register
 
 
@@ -76,6 +77,7 @@ class Plane:
         checks: Self-checks of this plane.
         seconds: Time it took, in seconds.
         note: Anything worth saying.
+        looks: Optimizer → its look in figures, of those that led to paths and points.
     """
 
     label: str
@@ -92,6 +94,7 @@ class Plane:
     checks: tuple[Check, ...] = ()
     seconds: float = float("nan")
     note: str = ""
+    looks: dict[str, Look] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         coerce_fields(
