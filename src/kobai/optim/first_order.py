@@ -234,7 +234,6 @@ ENTRIES = (
         config=SGDConfig,
         make=_make("sgd"),
         space={"lr": (1e-4, 10.0, "log")},
-        label="SGD",
         color="#2b6cb8",
     ),
     OptimizerEntry(
@@ -242,7 +241,6 @@ ENTRIES = (
         config=MomentumConfig,
         make=_make("momentum"),
         space={"lr": (1e-4, 1.0, "log"), "momentum": (0.0, 0.99)},
-        label="momentum",
         color="#1fb39a",
     ),
     OptimizerEntry(
@@ -250,7 +248,6 @@ ENTRIES = (
         config=NesterovConfig,
         make=_make("nesterov"),
         space={"lr": (1e-4, 1.0, "log"), "momentum": (0.1, 0.99)},
-        label="Nesterov",
         color="#1fb39a",
         dash="dash",
     ),
@@ -259,7 +256,6 @@ ENTRIES = (
         config=AdagradConfig,
         make=_make("adagrad"),
         space={"lr": (1e-4, 1.0, "log")},
-        label="Adagrad",
         color="#d9601a",
     ),
     OptimizerEntry(
@@ -267,7 +263,6 @@ ENTRIES = (
         config=RMSpropConfig,
         make=_make("rmsprop"),
         space={"lr": (1e-5, 1e-1, "log"), "decay": [0.9, 0.99, 0.999], "momentum": (0.0, 0.99)},
-        label="RMSprop",
         color="#b09cf0",
     ),
     OptimizerEntry(
@@ -275,7 +270,6 @@ ENTRIES = (
         config=AdadeltaConfig,
         make=_make("adadelta"),
         space={"lr": (1e-2, 10.0, "log"), "rho": (0.8, 0.99)},
-        label="Adadelta",
         color="#b09cf0",
         dash="dash",
     ),
@@ -284,7 +278,6 @@ ENTRIES = (
         config=AdamConfig,
         make=_make("adam"),
         space={"lr": (1e-5, 1e-1, "log"), "beta1": (0.5, 0.99), "beta2": [0.99, 0.999]},
-        label="Adam",
         color="#eaa21a",
     ),
     OptimizerEntry(
@@ -292,7 +285,6 @@ ENTRIES = (
         config=AdamWConfig,
         make=_make("adamw"),
         space={"lr": (1e-5, 1e-1, "log"), "beta1": (0.5, 0.99), "weight_decay": (1e-4, 1.0, "log")},
-        label="AdamW",
         color="#eaa21a",
         dash="dash",
     ),
@@ -301,7 +293,6 @@ ENTRIES = (
         config=MuonConfig,
         make=lambda model, likelihood, config, generator: MuonAdamW(model, **settings_of(config)),
         space={"lr": (1e-4, 1e-1, "log"), "momentum": (0.5, 0.99)},
-        label="Muon",
         color="#d9601a",
         dash="dash",
     ),

@@ -36,7 +36,7 @@ from kobai.plots.scales import (
     spell,
     tick,
 )
-from kobai.plots.style import Style, color_map, looks_of, optimizer_of, optimizer_styles
+from kobai.plots.style import Style, color_map, label_of, looks_of, optimizer_of, optimizer_styles
 from kobai.plots.training_curves import curves
 from kobai.plots.trials import (
     parallel_coordinates,
@@ -80,6 +80,7 @@ __all__ = [
     "input_response",
     "invariance_table",
     "isotropy_cost",
+    "label_of",
     "landscape_contour",
     "landscape_lines",
     "landscape_panels",

@@ -107,6 +107,11 @@ def looks_of(results: Iterable[Any]) -> dict[str, Look]:
     return looks
 
 
+def label_of(result: Any) -> str:
+    """Give the name of a result's optimizer in figures: its look's label, else its name."""
+    return (result.look.label if result.look else "") or result.optimizer
+
+
 def _marker(name: str, color: str, pattern: str) -> str:
     """The marker that goes with a colour and a dash; for other colours one by the name."""
     hue = HUES.index(color) if color in HUES else zlib.crc32(name.encode())

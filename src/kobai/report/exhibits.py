@@ -95,7 +95,7 @@ def _studies(results: Mapping[str, Any]) -> list[Exhibit]:
                 )
             if scores is not None:
                 shown[f"{name}_top", "Scores of the best trials"] = lambda t=trials, s=scores: (
-                    plots.top_distribution([(t.optimizer, t)], k=s.k)
+                    plots.top_distribution([(plots.label_of(t), t)], k=s.k)
                 )
         made.append(
             Exhibit(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kobai.plots import optimizer_of, spell
+from kobai.plots import label_of, optimizer_of, spell
 from kobai.results import Aggregate, Check, Comparison, History, Spectrum
 
 
@@ -104,10 +104,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(
         heads=[column.head for column in columns],
         hints=[column.hint for column in columns],
-        labels=[
-            (row.look.label if row.look else row.optimizer, row.optimizer)
-            for row in comparison.rows
-        ],
+        labels=[(label_of(row), row.optimizer) for row in comparison.rows],
         rows=[[column[i] for column in cells] for i in range(len(comparison.rows))],
         **_shared([_state(row.seeds, row.statuses) for row in comparison.rows]),
     )

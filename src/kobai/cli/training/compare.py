@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kobai import optim, report
+from kobai import report
 from kobai.cli.figures import write_figures
 from kobai.cli.options import CompareOptions, UsageError, optimizer_field, optimizer_names, parse
 from kobai.cli.problem import make_batch_schedule, make_schedule, make_setting
@@ -98,8 +98,8 @@ def rehearse(setting: Setting, specs: list[RunSpec], options: Any) -> None:
     """
     make_schedule(options)
     problem = setting.problem(specs[0].seed)
-    for spec in {spec.optimizer: spec for spec in specs}.values():
-        optim.build(spec.optimizer, problem.model, problem.likelihood, spec.config)
+    for spec in {spec.entry.name: spec for spec in specs}.values():
+        spec.entry.build(problem.model, problem.likelihood, spec.config)
     training = options.training
     for name in ("epochs", "batch_size", "evaluate_every"):
         if not getattr(training, name) > 0:

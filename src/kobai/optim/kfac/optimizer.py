@@ -573,10 +573,10 @@ def _make_ekfac(
 
 ENTRIES = (
     OptimizerEntry(
-        name="kfac", config=KFACSettings, make=_make, space=SPACE, label="K-FAC", color="#be1e56"
+        name="kfac", config=KFACSettings, make=_make, space=SPACE, color="#be1e56"
     ),
     OptimizerEntry(
-        name="ekfac", config=KFACSettings, make=_make_ekfac, space=SPACE, label="EKFAC",
+        name="ekfac", config=KFACSettings, make=_make_ekfac, space=SPACE,
         color="#be1e56", dash="dash",
     ),
 )  # fmt: skip

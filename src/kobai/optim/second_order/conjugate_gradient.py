@@ -185,7 +185,6 @@ ENTRY = OptimizerEntry(
     config=NonlinearCGConfig,
     make=lambda model, likelihood, config, generator: NonlinearCG(model, **settings_of(config)),
     space={"lr": (1e-3, 1.0, "log")},
-    label="nonlinear CG",
     color="#1fb39a",
     dash="dashdot",
     on_all_data=True,

@@ -316,7 +316,6 @@ ENTRY = OptimizerEntry(
         model, **settings_of(config), generator=generator
     ),
     space={"lr": (1e-3, 10.0, "log")},
-    label="coordinate descent",
     color="#b09cf0",
     dash="dashdot",
     needs_objective=True,

@@ -103,7 +103,6 @@ ENTRY = OptimizerEntry(
         model, likelihood, **settings_of(config)
     ),
     space={"lr": (0.1, 1.0)},
-    label="Gauss-Newton",
     color="#2b6cb8",
     dash="dot",
     needs_objective=True,

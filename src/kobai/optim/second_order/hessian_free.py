@@ -257,7 +257,6 @@ ENTRY = OptimizerEntry(
     config=HessianFreeConfig,
     make=_make,
     space={"lr": (0.1, 1.0), "max_iterations": (10, 100, "integer log")},
-    label="Hessian-free",
     color="#1fb39a",
     dash="dot",
     needs_objective=True,

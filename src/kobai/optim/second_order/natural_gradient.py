@@ -325,7 +325,6 @@ def _entry(name: str) -> OptimizerEntry:
             "damping": (1e-4, 1.0, "log"),
             "momentum": (0.0, 0.95),
         },
-        label="natural gradient" if structure == "full" else f"natural gradient, {structure}",
         color=color,
         dash=dash,
         needs_objective=True,

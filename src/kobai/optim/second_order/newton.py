@@ -192,7 +192,6 @@ ENTRY = OptimizerEntry(
     config=NewtonConfig,
     make=_make,
     space={"lr": (1e-2, 1.0, "log"), "damping": (1e-4, 1.0, "log")},
-    label="Newton",
     color="#d9601a",
     dash="dot",
     needs_objective=True,

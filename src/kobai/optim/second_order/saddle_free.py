@@ -192,7 +192,6 @@ ENTRY = OptimizerEntry(
         model, **settings_of(config)
     ),
     space={"lr": (1e-2, 1.0, "log"), "damping": (1e-4, 1.0, "log")},
-    label="saddle-free Newton",
     color="#b09cf0",
     dash="dot",
     needs_objective=True,

@@ -95,7 +95,6 @@ ENTRY = OptimizerEntry(
     config=SteepestDescentConfig,
     make=lambda model, likelihood, config, generator: SteepestDescent(model, **settings_of(config)),
     space={"lr": (1e-3, 10.0, "log")},
-    label="steepest descent",
     color="#2b6cb8",
     dash="dash",
     on_all_data=True,
