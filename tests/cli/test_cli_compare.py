@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch):
     """No static figures, which take longer than these runs."""
-    for verb in ("compare", "train", "measure"):
+    for verb in ("training.compare", "training.train", "measure.verb"):
         monkeypatch.setattr(f"kobai.cli.{verb}.write_figures", lambda folder: [])
 
 

@@ -21,7 +21,7 @@ SMALL = ["--data", "blobs", "--limit", "60", "--model.widths", "6", "--dtype", "
 @pytest.fixture
 def undrawn(monkeypatch):
     """No static figures, which take longer than the numbers."""
-    monkeypatch.setattr("kobai.cli.measure.write_figures", lambda folder: [])
+    monkeypatch.setattr("kobai.cli.measure.verb.write_figures", lambda folder: [])
 
 
 def measured(capsys, tmp_path, *flags: str) -> dict:
@@ -98,7 +98,7 @@ def adam_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adam") / "run"
     flags = ["--optimizer", "adam", "--epochs", "2", "--model.widths", "6", "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kobai.cli.train.write_figures", lambda folder: [])
+        patch.setattr("kobai.cli.training.train.write_figures", lambda folder: [])
         assert main(["train", *TINY, *flags]) == 0
     return folder
 
