@@ -149,13 +149,12 @@ class Fisher(SolvableOperator):
         )
         self._operator: SolvableOperator | None = None
         size = objective.space.dimension
-        definite = structure != "tridiagonal" and not isinstance(structure, TridiagonalStructure)
         super().__init__(
             (size, size),
             dtype=self.source.theta.dtype,
             device=self.source.theta.device,
             symmetric=True,
-            positive_semidefinite=definite,
+            positive_semidefinite=self.structure.definite,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from kobai.curvature.coverage import Coverage, Covered
 from kobai.curvature.rows import Joined, Rows
@@ -15,7 +16,12 @@ class Structure(ABC):
 
     A structure says what it will keep and cost, then builds the operator from gradient rows. The
     operator works on vectors in the order of θ.
+
+    Attributes:
+        definite: Whether what is built is positive semi-definite, as a Fisher matrix is.
     """
+
+    definite: ClassVar[bool] = True
 
     @abstractmethod
     def coverage(self, source: ScoreRows) -> Coverage:

@@ -6,7 +6,7 @@ damping near minus a negative eigenvalue makes it singular: solved by LU, with a
 In the wide limit its natural gradient acts in function space as ⌈L/3⌉ times the exact one.
 """
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -86,10 +86,12 @@ def neighbours(count: int, dtype: torch.dtype, device: torch.device) -> Float[Te
 
 @final
 class TridiagonalStructure(Structure):
-    """The zeroed-blocks matrix; keeps all rows."""
+    """The matrix with blocks beyond neighbouring layers zeroed; keeps all rows."""
+
+    definite: ClassVar[bool] = False
 
     def coverage(self, source: ScoreRows) -> Coverage:
-        """One line a layer."""
+        """See `Structure.coverage`: one line per layer."""
         return coupled_coverage(source, "tridiagonal", 0)
 
     def build(self, source: ScoreRows) -> SolvableOperator:
