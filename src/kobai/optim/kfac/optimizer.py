@@ -542,19 +542,21 @@ def _rebuild(
     return optimizer
 
 
-def _signature(kind: type[KFAC]) -> inspect.Signature:
+def _signature(kind: type[KFAC], structure: str) -> inspect.Signature:
     """Return the signature of a constructor with every setting by name, as `help` shows it."""
-    own = inspect.signature(kind.__init__)
+    own, other = inspect.signature(kind.__init__), {"structure": structure}
     known = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     fields = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=other.get(f.name, f.default)
+        )
         for f in dataclasses.fields(KFACSettings)
     ]
     return own.replace(parameters=[*known[1:], *fields])
 
 
-for _kind in (KFAC, EKFAC):
-    _kind.__signature__ = _signature(_kind)  # pyright: ignore[reportAttributeAccessIssue]
+for _kind, _structure in ((KFAC, "kronecker"), (EKFAC, "ekfac")):
+    _kind.__signature__ = _signature(_kind, _structure)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _make(
