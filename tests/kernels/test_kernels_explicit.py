@@ -92,7 +92,9 @@ def test_entries_are_isotropic_at_no_width(phi, widths):
     assert errors[-1] > 0.8 * errors[0]
 
 
-@pytest.mark.parametrize(("phi", "outputs"), [("erf", 2), ("relu", 1)])
+@pytest.mark.parametrize(
+    ("phi", "outputs"), [("erf", 2), pytest.param("relu", 1, marks=pytest.mark.slow)]
+)
 def test_units_become_isotropic_with_the_width(phi, outputs):
     """Theory's row 3b: α within 3 % at the largest width, and errors that fall.
 

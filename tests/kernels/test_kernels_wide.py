@@ -49,7 +49,8 @@ def test_wide_networks_are_isotropic(depth, phi):
 
 
 @pytest.mark.parametrize(
-    ("phi", "width", "alpha", "worst"), [("tanh", 64, 129, 1e-6), ("relu", 256, 257, 0.15)]
+    ("phi", "width", "alpha", "worst"),
+    [("tanh", 64, 129, 1e-6), pytest.param("relu", 256, 257, 0.15, marks=pytest.mark.slow)],
 )
 def test_units_of_one_output(phi, width, alpha, worst):
     # Smooth and unsaturated units: every one of them fits every example.

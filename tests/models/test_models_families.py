@@ -80,7 +80,10 @@ def test_outputs_dtype_and_determinism(name):
     assert make(SMALL[name], dtype=None)(x.float()).dtype == torch.get_default_dtype()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "resnet50" else n for n in SMALL],
+)
 def test_second_derivatives_exist_in_every_mode(name):
     """Hessian products by forward over reverse and twice reverse agree, and with dense ones."""
     model = make(SMALL[name]).eval()

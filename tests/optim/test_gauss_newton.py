@@ -209,7 +209,7 @@ def _deep(generator):
     return Problem(model, "gaussian", train=(x, y))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_hessian_free_beats_undamped_conjugate_gradients_at_equal_products(seed):
     """300 products with the Gauss-Newton matrix each, both with the line search."""
     ends = []

@@ -44,7 +44,7 @@ def train(net, optimizer, first, last, still=math.inf, batch=64):
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("kind", [KFAC, pytest.param(EKFAC, marks=pytest.mark.slow)])
 def test_what_changes_fast_and_then_stays_is_followed_and_then_left_alone(kind):
     net = network()
     optimizer = kind(net, **FIXED, **AUTOMATIC)
@@ -139,7 +139,7 @@ def test_numbers_are_intervals_as_they_are():
     assert refresh.diagnostics() == {}
 
 
-@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("kind", [KFAC, pytest.param(EKFAC, marks=pytest.mark.slow)])
 def test_a_resumed_run_keeps_intervals_and_sketches_to_the_bit(kind):
     settings = {**AUTOMATIC, "control_every": 3}
     whole = network()

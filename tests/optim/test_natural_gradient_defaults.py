@@ -12,11 +12,11 @@ from kobai.problem import Batch
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        ("ngd-unit", 0.15),
+        pytest.param("ngd-unit", 0.15, marks=pytest.mark.slow),
         ("ngd-kronecker", 0.15),
-        ("ngd-ekfac", 0.15),
-        ("ngd-diagonal", 0.4),
-        ("ngd-tridiagonal", 0.4),
+        pytest.param("ngd-ekfac", 0.15, marks=pytest.mark.slow),
+        pytest.param("ngd-diagonal", 0.4, marks=pytest.mark.slow),
+        pytest.param("ngd-tridiagonal", 0.4, marks=pytest.mark.slow),
         ("hessian-free", 0.2),
     ],
 )

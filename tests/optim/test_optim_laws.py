@@ -76,6 +76,9 @@ def test_law_for_kfac_on_every_kind_of_network(law, case):
 
 
 @pytest.mark.parametrize("labels", ["exact", "observed"])
-@pytest.mark.parametrize("case", ["mlp", "binary", "regression", "transformer", "norms"])
+@pytest.mark.parametrize(
+    "case",
+    ["mlp", "binary", "regression", pytest.param("transformer", marks=pytest.mark.slow), "norms"],
+)
 def test_kfac_descends_with_every_kind_of_labels(labels, case):
     laws.descends(lambda m, lik: KFAC(m, lik, labels=labels), cases.problem(case))
