@@ -92,6 +92,7 @@ class Recorder:
     def history(self, *, label: str, optimizer: str, seed: int, status: str, note: str) -> History:
         """Everything recorded so far as a result."""
         table = np.array(self._rows, dtype=np.float64).reshape(len(self._rows), len(COLUMNS))
+        columns: dict[str, Any] = {name: table[:, i] for i, name in enumerate(COLUMNS)}
         return History(
             label=label,
             optimizer=optimizer,
@@ -100,7 +101,7 @@ class Recorder:
             note=note,
             step=np.array(self._steps, dtype=np.int64),
             step_loss=np.array(self._losses, dtype=np.float64),
-            **{name: table[:, i] for i, name in enumerate(COLUMNS)},
+            **columns,
         )
 
     def state_dict(self) -> dict[str, Any]:
