@@ -37,8 +37,8 @@ def read_model_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         found: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise UsageError(
-            f"{path}: not a checkpoint of tensors ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); save a state_dict"
+            f"{path}: cannot be read, not a checkpoint of tensors ({type(error).__name__}); "
+            "save a state_dict"
         ) from None
     optimizer = None
     if isinstance(found, dict):
