@@ -150,9 +150,9 @@ class KFAC(torch.optim.Optimizer):
         super().__init__([p for p in model.parameters() if p.requires_grad], self.settings.group())
         self._refreshes = Refresh(self.settings)
         self._fixed = Fixed(self.settings, self._forget_momentum_where)
-        self._size: StepSize = self._fixed
+        self._step_size: StepSize = self._fixed
         if self.settings.lr == "auto" or isinstance(self.settings.rule, LevenbergMarquardt):
-            self._size = Measured(model, self.likelihood, self.settings, self._fixed)
+            self._step_size = Measured(model, self.likelihood, self.settings, self._fixed)
         # Rows of the gradient stand for products with inverses, and not for a look ahead.
         rows = self.settings.structure == "kronecker" and not self.settings.nesterov
         statistics = Statistics(
@@ -181,13 +181,13 @@ class KFAC(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         seen = self._observe()
-        if self._average(seen):
+        if self._average(seen):  # there were new statistics
             self._refresh()
         directions = self._precondition()
-        if directions is not None:
+        if directions is not None:  # there are gradients, and they are finite
             groups, inversions = self.param_groups, self._counts["inversions"]
-            move = self._size.move(self._steps, groups, directions, seen, inversions, closure)
-            if move is None:
+            move = self._step_size.move(self._steps, groups, directions, seen, inversions, closure)
+            if move is None:  # its size is not finite
                 self._start_afresh()
             else:
                 move.apply()
@@ -196,7 +196,10 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _observe(self) -> Observation:
-        """Take what the step's passes have shown; until the next step passes are not the loop's."""
+        """Take what the step's passes have shown, and what was computed beside them.
+
+        Passes from here to the end of the step are not those of the user's loop.
+        """
         self._refreshes.take_over()
         rule = self.settings.rule
         if callable(rule) and not isinstance(rule, LevenbergMarquardt):
@@ -277,7 +280,7 @@ class KFAC(torch.optim.Optimizer):
     def _finite_unread(self, gradients: list[Tensor]) -> Tensor | None:
         """Whether gradients are finite, unread, where the whole step is decided on a device."""
         unread = (
-            self._size is self._fixed
+            self._step_size is self._fixed
             and not self.settings.nesterov
             and waits(gradients[0])
             and len({g.device for g in gradients}) == 1
@@ -297,7 +300,7 @@ class KFAC(torch.optim.Optimizer):
     def _schedule(self) -> None:
         """Say what is wanted of the coming passes."""
         self._observer.gathers = self._waiting or self._refreshes.statistics_due(self._steps)
-        self._observer.keeps = self._size.keeps_passes(self._steps)
+        self._observer.keeps = self._step_size.keeps_passes(self._steps)
         self._observer.paused = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -393,7 +396,7 @@ class KFAC(torch.optim.Optimizer):
         """
         self._counts["inversions_failed"] += self._refreshes.failed()
         found: dict[str, Any] = {"steps": self._steps, **self._counts}
-        for name, value in self._size.diagnostics().items():
+        for name, value in self._step_size.diagnostics().items():
             found[name] = found.get(name, 0) + value if name in self._counts else value
         found |= self._refreshes.diagnostics()
         return found | {"damping": self.param_groups[0]["damping"]}
@@ -412,13 +415,13 @@ class KFAC(torch.optim.Optimizer):
         self._refreshes.take_over()
         found = self.diagnostics()
         entries = {id(p): (p, dict(entry)) for p, entry in self._made().saved()}
-        memory = self._size.memory()
+        memory = self._step_size.memory()
         for group in self.param_groups:
             for p in group["params"]:
                 if id(p) in memory:
                     entries.setdefault(id(p), (p, {}))[1]["last_update"] = memory[id(p)]
         return list(entries.values()), {
-            "control": self._size.export(),
+            "control": self._step_size.export(),
             "steps": self._steps,
             "refreshes": self._refreshes.export(),
             "turns": self._observer.statistics.turns,
@@ -438,11 +441,11 @@ class KFAC(torch.optim.Optimizer):
         self._demoted = frozenset(shared["demoted"])
         self._blocks = None
         self._replan()
-        self._size.restore(shared["control"])
+        self._step_size.restore(shared["control"])
         for parameter, entry in entries:
             if "last_update" in entry:
                 update = entry["last_update"].clone().to(parameter)
-                self._size.memory()[id(parameter)] = update
+                self._step_size.memory()[id(parameter)] = update
             if "updates" in entry:
                 self._made().restore(parameter, entry)
         self._steps = shared["steps"]
@@ -452,7 +455,7 @@ class KFAC(torch.optim.Optimizer):
         self._counts.update(shared["counts"])
         for name in self._fixed.counts:
             self._fixed.counts[name] = 0  # they are among the others already
-        self._size.last = dict(shared["last"])
+        self._step_size.last = dict(shared["last"])
         self.generator.set_state(shared["generator"].cpu())
         self._schedule()
 
