@@ -173,7 +173,7 @@ class KroneckerBlock(Block):
 
     @property
     def exact(self) -> bool:
-        """Whether products are plain ones in the precision of the matrices."""
+        """Say whether products are plain ones in the precision of the matrices."""
         split = self._may_split and bool(self.pieces[0])
         return not split and self.input_inverses.dtype == self.pieces.dtype
 

@@ -1,4 +1,4 @@
-"""What an optimizer sees of the user's loop: every forward pass that a backward pass goes through.
+"""An optimizer sees the user's loop: every forward pass that a backward pass goes through.
 
 One pair of hooks on the model notes, as far as somebody wants it,
 
@@ -60,7 +60,7 @@ class ForwardPass:
 
     @property
     def intact(self) -> bool:
-        """Whether the inputs are still what the model was called with."""
+        """Say whether the inputs are still what the model was called with."""
         return self.versions == _versions(self.arguments, self.named)
 
     def tensors(self) -> list[Tensor]:
@@ -71,7 +71,7 @@ class ForwardPass:
 @final
 @dataclasses.dataclass(slots=True, eq=False)
 class Observation:
-    """What a step's forward and backward passes have shown.
+    """Holds what a step's forward and backward passes have shown.
 
     Attributes:
         passes: Those that a backward pass has reached, as far as they were kept.

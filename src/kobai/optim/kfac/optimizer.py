@@ -42,7 +42,7 @@ COUNTS: tuple[str, ...] = (
     "products_from_rows",
     "changed_gradients",
 )
-"""What is counted over an optimizer's life; see `KFAC.diagnostics`."""
+"""Names of the counts over an optimizer's life; see `KFAC.diagnostics`."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -278,7 +278,7 @@ class KFAC(torch.optim.Optimizer):
         return found
 
     def _finite_unread(self, gradients: list[Tensor]) -> Tensor | None:
-        """Whether gradients are finite, unread, where the whole step is decided on a device."""
+        """Ask a device, unread, whether gradients are finite, where it decides about the step."""
         unread = (
             self._step_size is self._fixed
             and not self.settings.nesterov

@@ -1,7 +1,7 @@
-"""Which parameter gets which curvature block: decided once from the module tree, and shown.
+"""The plan of curvature blocks is made once from the module tree, and shown.
 
 Every trainable parameter gets a block: a Kronecker-factored one where a layer multiplies by it, a
-block a unit for scale and shift of normalisations, a diagonal one with the reason elsewhere.
+block per unit for scale and shift of normalisations, a diagonal one with the reason elsewhere.
 Nothing is left out.
 """
 
@@ -92,7 +92,7 @@ class DiagonalParameter:
 
 
 PlanEntry = KroneckerLayer | UnitLayer | DiagonalParameter
-"""What has a block of its own."""
+"""An entry of a plan, which has a block of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -73,11 +73,11 @@ class Preconditioner:
         return self._places[position][0].block
 
     def takes_factors(self, position: int) -> bool:
-        """Whether an entry's block is made of factors instead of gradients example by example."""
+        """Say whether an entry's block is made of factors, not of gradients example by example."""
         return isinstance(self.block(position), KroneckerBlock | EigenBlock | TableBlock)
 
     def fits(self) -> bool:
-        """Whether all parameters are still where, and of the kind, the blocks were made for."""
+        """Say whether all parameters are where, and of the kind, the blocks were made for."""
         return all(stack.fits() for stack in self.stacks)
 
     def average(
@@ -176,7 +176,7 @@ class Preconditioner:
                 stack.restore(span, entry)
 
     def takes(self, parameter: nn.Parameter, entry: dict[str, Any]) -> bool:
-        """Whether a saved entry is of the kind of block that the parameter has now."""
+        """Say whether a saved entry is of the kind of block that the parameter has now."""
         return any(
             span.tensors[0] is parameter and stack.names() <= set(entry)
             for stack, span in self._places.values()
@@ -184,7 +184,7 @@ class Preconditioner:
 
 
 def stands_alone(form: LayerForm, device: torch.device) -> bool:
-    """Whether a layer is better off in a stack of its own."""
+    """Say whether a layer is better off in a stack of its own."""
     return (
         form.groups == 1
         and min(form.outputs, form.inputs) > 1

@@ -60,7 +60,7 @@ class Span:
 
     @property
     def active(self) -> bool:
-        """Whether a parameter of it has a gradient."""
+        """Say whether a parameter of it has a gradient."""
         return any(p.grad is not None for p in self.tensors)
 
 
@@ -103,7 +103,7 @@ class Stack:
             self.spans.append(Span(position, entry, own, entry.tensors, momenta, directions))
 
     def fits(self) -> bool:
-        """Whether the parameters are still where, and of the kind, the stack was made for."""
+        """Say whether the parameters are where, and of the kind, the stack was made for."""
         weight = self.spans[0].tensors[0]
         return (weight.dtype, weight.device) == self._made_for
 

@@ -19,7 +19,7 @@ Directions = Sequence[tuple[dict[str, Any], Preconditioned]]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Move:
-    """How parameters are to move.
+    """Says how parameters are to move.
 
     Attributes:
         steps: Parameter groups with parameters and what is added to them, times a factor each.
@@ -84,7 +84,7 @@ class StepSize(ABC):
 
     @abstractmethod
     def keeps_passes(self, step: int) -> bool:
-        """Whether the passes of the coming step are needed."""
+        """Say whether the passes of the coming step are needed."""
 
     @abstractmethod
     def diagnostics(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class LineModel(LossModel):
 
     def operator(self) -> LinearOperator:
         """Refuse: optimizers of directions alone take no trust region."""
-        raise NotImplementedError
+        raise TypeError("a direction alone has no quadratic model; take a line search")
 
     def curvature(self, direction: Float[Tensor, " P"]) -> float:
         """Ask the objective's Hessian for pᵀHp."""
